@@ -1,0 +1,257 @@
+//! The settings as types: one struct for each table of the file.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be set, as `bulkhead.toml` spells it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The resident service itself.
+    pub sandboxer: Sandboxer,
+    /// The shim proxy.
+    pub shim: Shim,
+    /// What every VM boots.
+    pub guest: Guest,
+    /// The shape of every VM.
+    pub vm: Vm,
+    /// The QEMU driver.
+    pub qemu: Qemu,
+    /// The file server of the pod's share.
+    pub virtiofsd: Virtiofsd,
+    /// Host cgroups of the pods.
+    pub cgroup: Cgroup,
+}
+
+/// `[sandboxer]`: sockets, directories, logging.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sandboxer {
+    /// Unix socket of the Sandbox Controller, the `address` of containerd's `proxy_plugins` entry.
+    pub listen: PathBuf,
+    /// Runtime directory: one directory per pod below `s/`, and `control.sock`. On tmpfs; gone after a reboot.
+    pub run_dir: PathBuf,
+    /// Durable directory: records below `sandboxes/`, broken ones below `quarantine/`.
+    pub state_dir: PathBuf,
+    /// containerd's gRPC socket; its ttrpc socket for events is this path with `.ttrpc` behind it.
+    pub containerd_address: PathBuf,
+    /// Filter of the log, in the syntax of `tracing_subscriber::EnvFilter`.
+    pub log_level: String,
+    /// How log lines look on stderr.
+    pub log_format: LogFormat,
+    /// How long a running sandbox may be unknown to containerd before it is stopped, in seconds.
+    pub orphan_grace_secs: u32,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line for a person.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[shim]`: the shim proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shim {
+    /// The shim proxy's binary. containerd must find one of the same name in its PATH.
+    pub binary: PathBuf,
+}
+
+/// `[guest]`: what every VM boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guest {
+    /// Uncompressed, PVH-bootable kernel (ELF `vmlinux`).
+    pub kernel: PathBuf,
+    /// Initial root image with the agent in it.
+    pub image: PathBuf,
+    /// Added to the kernel command line.
+    pub kernel_params: String,
+    /// How long a guest may take from the VMM's start to its agent's announcement, in seconds.
+    pub boot_timeout_secs: NonZeroU32,
+    /// Level of the agent's log on the console: error, warn, info, debug or trace.
+    pub agent_log_level: String,
+}
+
+/// `[vm]`: the shape of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vm {
+    /// Which driver runs the VMs.
+    pub hypervisor: Hypervisor,
+    /// vCPUs of a VM whose pod names no CPU limit.
+    pub vcpus: NonZeroU32,
+    /// Memory of a VM whose pod names no memory limit, in MiB. A pod's own limit is added to it.
+    pub memory_mib: NonZeroU32,
+    /// Back guest memory by huge pages of the host.
+    pub hugepages: bool,
+    /// Where the guest's entropy device reads from.
+    pub entropy_source: PathBuf,
+    /// A shell on the guest's console, for looking into a broken guest. Never in production.
+    pub debug_console: bool,
+}
+
+/// A VMM driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hypervisor {
+    /// QEMU over QMP.
+    #[default]
+    Qemu,
+}
+
+/// `[qemu]`: the QEMU driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Qemu {
+    /// `qemu-system-x86_64`.
+    pub path: PathBuf,
+    /// The machine type.
+    pub machine: Machine,
+    /// KVM, TCG, or whichever works.
+    pub accelerator: Accelerator,
+    /// `vhost-device-vsock`, the host side of the guest's vsock.
+    pub vsock_path: PathBuf,
+    /// Arguments behind ours.
+    pub extra_args: Vec<String>,
+}
+
+/// A QEMU machine type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Machine {
+    /// PCI Express, hotplug.
+    Q35,
+    /// virtio-mmio only: boots faster, no hotplug.
+    #[default]
+    Microvm,
+}
+
+/// How guest instructions run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// Hardware virtualisation; an error where it does not work.
+    Kvm,
+    /// Emulation: slow, works everywhere.
+    Tcg,
+    /// KVM where a trial VM runs, else TCG with a warning.
+    #[default]
+    Auto,
+}
+
+/// `[virtiofsd]`: the file server of the pod's share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Virtiofsd {
+    /// `virtiofsd`.
+    pub path: PathBuf,
+    /// How much the guest may cache.
+    pub cache: CacheMode,
+    /// Worker threads; 0: requests are served by the queue's thread.
+    pub thread_pool_size: u32,
+    /// Arguments behind ours.
+    pub extra_args: Vec<String>,
+}
+
+/// virtiofsd's `--cache`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// Nothing is cached in the guest.
+    Never,
+    /// Metadata for a short time, data from open to close.
+    #[default]
+    Auto,
+    /// Everything: only for shares that nobody else writes.
+    Always,
+}
+
+/// `[cgroup]`: host cgroups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cgroup {
+    /// Parent of a pod's cgroup when the pod names none.
+    pub default_parent: String,
+}
+
+impl Default for Sandboxer {
+    fn default() -> Self {
+        Self {
+            listen: "/run/bulkhead/sandboxer.sock".into(),
+            run_dir: "/run/bulkhead".into(),
+            state_dir: "/var/lib/bulkhead".into(),
+            containerd_address: "/run/containerd/containerd.sock".into(),
+            log_level: "info".into(),
+            log_format: LogFormat::Text,
+            orphan_grace_secs: 60,
+        }
+    }
+}
+
+impl Default for Shim {
+    fn default() -> Self {
+        Self { binary: "/usr/bin/containerd-shim-bulkhead-v2".into() }
+    }
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            kernel: "/usr/share/bulkhead/vmlinux".into(),
+            image: "/usr/share/bulkhead/bulkhead-guest.cpio".into(),
+            kernel_params: String::new(),
+            boot_timeout_secs: NonZeroU32::new(45).unwrap_or(NonZeroU32::MIN),
+            agent_log_level: "info".into(),
+        }
+    }
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            hypervisor: Hypervisor::Qemu,
+            vcpus: NonZeroU32::MIN,
+            memory_mib: NonZeroU32::new(256).unwrap_or(NonZeroU32::MIN),
+            hugepages: false,
+            entropy_source: "/dev/urandom".into(),
+            debug_console: false,
+        }
+    }
+}
+
+impl Default for Qemu {
+    fn default() -> Self {
+        Self {
+            path: "/usr/bin/qemu-system-x86_64".into(),
+            machine: Machine::Microvm,
+            accelerator: Accelerator::Auto,
+            vsock_path: "/usr/bin/vhost-device-vsock".into(),
+            extra_args: Vec::new(),
+        }
+    }
+}
+
+impl Default for Virtiofsd {
+    fn default() -> Self {
+        Self {
+            path: "/usr/libexec/virtiofsd".into(),
+            cache: CacheMode::Auto,
+            thread_pool_size: 0,
+            extra_args: Vec::new(),
+        }
+    }
+}
+
+impl Default for Cgroup {
+    fn default() -> Self {
+        Self { default_parent: "/bulkhead".into() }
+    }
+}

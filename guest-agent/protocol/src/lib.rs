@@ -1,0 +1,30 @@
+//! The wire contract of guest agent, shim proxy and sandboxer.
+//!
+//! | link | transport | service |
+//! |---|---|---|
+//! | guest → host, once | vsock to CID 2, port [`ANNOUNCE_PORT`], one [frame](frame) | [`agent::Announce`] |
+//! | sandboxer → agent, shim → agent | vsock port [`AGENT_PORT`], ttrpc | [`agent_ttrpc::Agent`] |
+//! | shim → agent, one per stream | vsock port [`STREAM_PORT`], [frames](stream) | stdin, stdout, stderr |
+//! | shim → sandboxer | `control.sock`, ttrpc | [`pod_ttrpc::Pod`] |
+//! | sandboxer → shim | `shim.sock`, ttrpc | [`shim_ttrpc::Shim`] |
+//!
+//! Every session starts with Hello: each side names the range of versions it speaks, the newest common one holds.
+
+pub mod frame;
+pub mod stream;
+pub mod version;
+
+mod generated;
+pub use generated::{agent, agent_ttrpc, pod, pod_ttrpc, shim, shim_ttrpc};
+
+/// vsock port on the host (CID 2) that the guest dials once, to announce itself. With hybrid vsock the listener is
+/// the unix socket `<vsock socket>_1023`.
+pub const ANNOUNCE_PORT: u32 = 1023;
+/// vsock port of the guest on which the agent serves ttrpc.
+pub const AGENT_PORT: u32 = 1024;
+/// vsock port of the guest that takes one connection for each stdio stream.
+pub const STREAM_PORT: u32 = 1025;
+/// Where the guest mounts the pod's virtiofs share.
+pub const SHARE_DIR: &str = "/run/bulkhead/share";
+/// virtiofs tag of the pod's share.
+pub const SHARE_TAG: &str = "bulkhead";

@@ -1,0 +1,17 @@
+//! One stdio stream of one process, on a vsock connection of its own.
+//!
+//! The host connects to [`crate::STREAM_PORT`] and sends a [`crate::agent::StreamHeader`] as a message frame. From
+//! then on data travels one way only, guest to host for stdout and stderr, host to guest for stdin, as frames of at
+//! most [`MAX_CHUNK`] bytes. A frame of length 0 is the end of the stream; the receiver answers it by closing the
+//! connection, and the sender keeps its side open until then. vsock has no half-close, and a close may overtake
+//! data that a slow reader has not taken yet: this way the last byte cannot be lost. A connection that closes
+//! without the zero frame is a broken stream, never an end.
+//!
+//! Connections may come before or after the process exists; the agent keeps them until Start, and drops them when
+//! the process is deleted.
+
+/// Largest data frame, in bytes: one pipe buffer of Linux (pipe(7)).
+pub const MAX_CHUNK: u32 = 64 * 1024;
+
+/// The frame that ends a stream.
+pub const END: [u8; 4] = 0u32.to_le_bytes();
