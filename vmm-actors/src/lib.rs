@@ -1,4 +1,22 @@
 //! The actors that own virtual machines and what belongs to them.
+//!
+//! ```text
+//! Registry ── one for the process, the map of sandboxes
+//! └─ Sandbox ── one per pod: life cycle, durable record, its children
+//!    ├─ Cgroup      the pod's host cgroup
+//!    ├─ Network     taps and tc redirects in the pod's network namespace
+//!    ├─ Mounts      the tree exported to the guest
+//!    ├─ Virtiofsd   its file server
+//!    ├─ Vm          the VMM and its vsock helper, through a driver
+//!    ├─ Agent       the session to PID 1 of the guest
+//!    └─ Shim        the shim proxy
+//! ```
+
+pub mod ask;
+
+pub mod id;
+
+pub mod pod_dir;
 
 mod pod_spec;
 

@@ -1,0 +1,117 @@
+//! How actors are spoken to: commands that carry their own reply channel, sent with `try_send`.
+//!
+//! A caller that goes away cannot unsay a command that way, a full mailbox is an answer instead of unbounded memory,
+//! and a handler that panics shows as a channel that closed without a word.
+
+use actix::dev::ToEnvelope;
+use actix::{Actor, Addr, Handler, Message};
+use tokio::sync::oneshot;
+
+/// Where the answer to a command goes.
+pub type Reply<T, E> = oneshot::Sender<Result<T, E>>;
+
+/// Why a command has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError<E> {
+    /// The mailbox is full.
+    #[error("the {0} actor has too many requests waiting; try again")]
+    Busy(&'static str),
+    /// The actor has ended, or ended while it worked on this.
+    #[error("the {0} actor has ended")]
+    Gone(&'static str),
+    /// The actor did what was asked, and it failed.
+    #[error(transparent)]
+    Failed(E),
+}
+
+/// Sends a command and waits for its answer.
+///
+/// # Errors
+/// [`AskError::Busy`] when the mailbox is full, [`AskError::Gone`] when the actor has ended or ends before it
+/// answers, [`AskError::Failed`] with the actor's own error.
+pub async fn ask<A, M, T, E>(addr: &Addr<A>, command: impl FnOnce(Reply<T, E>) -> M) -> Result<T, AskError<E>>
+where
+    A: Actor + Handler<M>,
+    A::Context: ToEnvelope<A, M>,
+    M: Message<Result = ()> + Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    tell(addr, command(reply)).map_err(|refusal| match refusal {
+        TellError::Busy(actor) => AskError::Busy(actor),
+        TellError::Gone(actor) => AskError::Gone(actor),
+    })?;
+    match answer.await {
+        Ok(result) => result.map_err(AskError::Failed),
+        Err(_closed) => Err(AskError::Gone(actor_name::<A>())),
+    }
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TellError {
+    /// The mailbox is full.
+    #[error("the {0} actor has too many requests waiting")]
+    Busy(&'static str),
+    /// The actor has ended.
+    #[error("the {0} actor has ended")]
+    Gone(&'static str),
+}
+
+/// Sends a message that has no answer.
+///
+/// # Errors
+/// [`TellError`] when the mailbox is full or closed.
+pub fn tell<A, M>(addr: &Addr<A>, message: M) -> Result<(), TellError>
+where
+    A: Actor + Handler<M>,
+    A::Context: ToEnvelope<A, M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    addr.try_send(message).map_err(|error| match error {
+        actix::dev::SendError::Full(_) => TellError::Busy(actor_name::<A>()),
+        actix::dev::SendError::Closed(_) => TellError::Gone(actor_name::<A>()),
+    })
+}
+
+/// Last path segment of an actor's type, for messages.
+fn actor_name<A>() -> &'static str {
+    let path = std::any::type_name::<A>();
+    path.rsplit("::").next().unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix::Context;
+
+    struct Echo;
+    impl Actor for Echo {
+        type Context = Context<Self>;
+    }
+
+    #[derive(Message)]
+    #[rtype(result = "()")]
+    struct Say(Option<u32>, Reply<u32, String>);
+    impl Handler<Say> for Echo {
+        type Result = ();
+        fn handle(&mut self, Say(value, reply): Say, _: &mut Self::Context) {
+            match value {
+                Some(7) => drop(reply),
+                Some(value) => reply.send(Ok(value)).unwrap(),
+                None => reply.send(Err("nothing to say".into())).unwrap(),
+            }
+        }
+    }
+
+    #[actix::test]
+    async fn an_answer_an_error_and_silence_are_told_apart() {
+        let echo = Echo.start();
+        assert_eq!(ask(&echo, |reply| Say(Some(3), reply)).await, Ok(3));
+        assert_eq!(
+            ask(&echo, |reply| Say(None, reply)).await,
+            Err(AskError::Failed("nothing to say".into()))
+        );
+        assert_eq!(ask(&echo, |reply| Say(Some(7), reply)).await, Err(AskError::Gone("Echo")));
+    }
+}

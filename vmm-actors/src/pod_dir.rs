@@ -1,0 +1,58 @@
+//! Where everything of one pod lies below the runtime directory.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::SandboxId;
+
+/// The runtime directory of one pod, `<run_dir>/s/<id>/`, mode 0700. On tmpfs; gone after a reboot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodDir(PathBuf);
+
+macro_rules! entries {
+    ($($(#[$doc:meta])* $name:ident => $file:literal,)*) => {
+        $(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $name(&self) -> PathBuf {
+                self.0.join($file)
+            }
+        )*
+    };
+}
+
+impl PodDir {
+    /// The directory of `id` below `run_dir`. Nothing is created.
+    #[must_use]
+    pub fn new(run_dir: &Path, id: &SandboxId) -> Self {
+        Self(run_dir.join("s").join(id.as_str()))
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    entries! {
+        /// Task API for containerd, served by the shim proxy.
+        task_sock => "task.sock",
+        /// Sandboxer to shim proxy.
+        shim_sock => "shim.sock",
+        /// Hybrid vsock of the VM: "CONNECT <port>" opens a guest port.
+        vsock => "vsock.sock",
+        /// vhost-user socket between VMM and virtiofsd.
+        virtiofs_sock => "virtiofs.sock",
+        /// The VMM's API.
+        vmm_sock => "vmm.sock",
+        /// What the guest prints.
+        console => "console.log",
+        /// What virtiofsd prints.
+        virtiofsd_output => "virtiofsd.stderr",
+        /// What the shim proxy prints.
+        shim_output => "shim.stderr",
+        /// The tree that virtiofsd exports.
+        shared => "shared",
+    }
+}
