@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Brings the peers that Debian 12 has not, or has too old, into <repository>/.peers:
+#
+#   .peers/bin/{virtiofsd,vhost-device-vsock}      crate registry, or a link to the machine's own
+#   .peers/containerd-2.3/bin/{containerd,ctr}     Go module proxy, newest stable line
+#   .peers/containerd-2.1/bin/{containerd,ctr}     Go module proxy, oldest supported line
+#
+# Nothing is installed outside that folder. What is already there in the pinned version is kept,
+# so a second run takes a second.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+peers=$(cd "$here/../.." && pwd)/.peers
+# shellcheck source=versions.env
+. "$here/versions.env"
+
+say() { printf '  peers: %s\n' "$*"; }
+
+fail() {
+    printf '  peers: %s\n' "$*" >&2
+    exit 1
+}
+
+# version_of PROGRAM: the "1.2.3" in its --version answer, empty when it has none.
+version_of() {
+    "$1" --version 2>/dev/null | sed -n 's/.*[^0-9.]v\{0,1\}\([0-9]\+\.[0-9]\+\.[0-9]\+\).*/\1/p' | head -n 1
+}
+
+# at_least VERSION OLDEST
+at_least() {
+    [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]
+}
+
+# machines_own NAME OLDEST: the path of an installed program that is new enough.
+machines_own() {
+    local path version
+    for path in "/usr/libexec/$1" "/usr/bin/$1" "/usr/local/bin/$1"; do
+        [ -x "$path" ] || continue
+        # QEMU's C daemon counts in QEMU's versions (7.2.0), and says so.
+        "$path" --version 2>/dev/null | grep -qi 'using FUSE kernel interface' && continue
+        version=$(version_of "$path")
+        if [ -n "$version" ] && at_least "$version" "$2"; then
+            echo "$path"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# from_crates NAME PINNED OLDEST
+from_crates() {
+    local own
+    if [ "$(version_of "$peers/bin/$1")" = "$2" ]; then
+        say "$1 $2 is there"
+    elif own=$(machines_own "$1" "$3"); then
+        ln -sfn "$own" "$peers/bin/$1"
+        say "$1: using $own ($(version_of "$own"))"
+    else
+        say "building $1 $2 from the crate registry (about 2 minutes)"
+        # A target folder of its own, kept out of the workspace's and dropped afterwards.
+        CARGO_TARGET_DIR="$peers/build" \
+            cargo install --quiet --locked --force --root "$peers" "$1@$2"
+        [ "$(version_of "$peers/bin/$1")" = "$2" ] || fail "$peers/bin/$1 does not answer as $2"
+    fi
+}
+
+# containerd_line LINE: builds the version that containerd-LINE/go.mod names.
+containerd_line() {
+    local module="$here/containerd-$1" bin="$peers/containerd-$1/bin" version
+    version=$(sed -n 's|^.*github.com/containerd/containerd/v2 \(v[0-9.]*\).*$|\1|p' "$module/go.mod")
+    [ -n "$version" ] || fail "$module/go.mod names no containerd version"
+    if [ "v$(version_of "$bin/containerd")" = "$version" ] && [ "v$(version_of "$bin/ctr")" = "$version" ]; then
+        say "containerd $version is there"
+        return
+    fi
+    say "building containerd $version from the Go module proxy (about 2 minutes)"
+    mkdir -p "$bin"
+    # Without cgo no btrfs or SELinux headers are needed. The tool lines of go.mod say what is built.
+    (cd "$module" && CGO_ENABLED=0 go build -mod=readonly -trimpath -buildvcs=false \
+        -ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=$version" \
+        -o "$bin/" tool)
+    [ "v$(version_of "$bin/containerd")" = "$version" ] || fail "$bin/containerd does not answer as $version"
+}
+
+mkdir -p "$peers/bin"
+containerd_line 2.3
+containerd_line 2.1
+from_crates virtiofsd "$VIRTIOFSD_VERSION" "$VIRTIOFSD_OLDEST"
+from_crates vhost-device-vsock "$VHOST_DEVICE_VSOCK_VERSION" "$VHOST_DEVICE_VSOCK_OLDEST"
+rm -rf "$peers/build"
