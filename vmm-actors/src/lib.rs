@@ -14,6 +14,8 @@
 
 pub mod ask;
 
+pub mod host;
+
 pub mod id;
 
 pub mod pod_dir;
