@@ -20,6 +20,7 @@ pub mod id;
 
 pub mod pod_dir;
 
+pub mod guest_spec;
 mod pod_spec;
 
 pub use pod_spec::{PodSpec, PortMapping, Resources};
