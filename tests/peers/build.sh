@@ -2,8 +2,9 @@
 # Brings the peers that Debian 12 has not, or has too old, into <repository>/.peers:
 #
 #   .peers/bin/{virtiofsd,vhost-device-vsock}      crate registry, or a link to the machine's own
-#   .peers/containerd-2.3/bin/{containerd,ctr}     Go module proxy, newest stable line
-#   .peers/containerd-2.1/bin/{containerd,ctr}     Go module proxy, oldest supported line
+#   .peers/containerd-2.3/bin/{containerd,ctr,containerd-shim-runc-v2}
+#                                                     Go module proxy, newest stable line
+#   .peers/containerd-2.1/bin/…                    Go module proxy, oldest supported line
 #
 # Nothing is installed outside that folder. What is already there in the pinned version is kept,
 # so a second run takes a second.
@@ -69,7 +70,9 @@ containerd_line() {
     local module="$here/containerd-$1" bin="$peers/containerd-$1/bin" version
     version=$(sed -n 's|^.*github.com/containerd/containerd/v2 \(v[0-9.]*\).*$|\1|p' "$module/go.mod")
     [ -n "$version" ] || fail "$module/go.mod names no containerd version"
-    if [ "v$(version_of "$bin/containerd")" = "$version" ] && [ "v$(version_of "$bin/ctr")" = "$version" ]; then
+    # runc's shim is for the control test, which runs the same harness without Bulkhead.
+    if [ "v$(version_of "$bin/containerd")" = "$version" ] && [ "v$(version_of "$bin/ctr")" = "$version" ] &&
+        [ -x "$bin/containerd-shim-runc-v2" ]; then
         say "containerd $version is there"
         return
     fi

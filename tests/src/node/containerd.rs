@@ -1,0 +1,156 @@
+//! Unmodified containerd on a node: its configuration, start, restart.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::{Daemon, Node};
+use crate::{image, wait};
+
+impl Node {
+    pub(super) fn write_containerd_config(&self) {
+        let dir = self.dir.display();
+        let mut text = format!(
+            r#"version = 3
+root = "{dir}/root"
+state = "{dir}/state"
+
+[grpc]
+  address = "{dir}/c.sock"
+
+[debug]
+  level = "debug"
+
+[plugins.'io.containerd.internal.v1.opt']
+  path = "{dir}/opt"
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "overlayfs"
+
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = "{pause}"
+
+[plugins.'io.containerd.cri.v1.runtime']
+  disable_apparmor = true
+  enable_selinux = false
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+  {bin_key} = {bin_value}
+  conf_dir = "{dir}/cni"
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd]
+  default_runtime_name = "runc"
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+  SystemdCgroup = false
+"#,
+            pause = image::PAUSE,
+            bin_key = self.cni_bin_key(),
+            bin_value = self.cni_bin_value(),
+        );
+        if self.options.bulkhead {
+            write!(
+                text,
+                r#"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.bulkhead]
+  runtime_type = "io.containerd.bulkhead.v2"
+  sandboxer = "bulkhead"
+  privileged_without_host_devices = true
+
+[proxy_plugins.bulkhead]
+  type = "sandbox"
+  address = "{}"
+"#,
+                self.controller_socket().display()
+            )
+            .expect("write to a string");
+        }
+        std::fs::write(self.dir.join("containerd.toml"), text).expect("write containerd's configuration");
+        std::fs::write(self.dir.join("cni/10-bridge.conflist"), self.cni_config()).expect("write CNI's");
+    }
+
+    /// 2.1 knows one directory, 2.2 and later want the list.
+    const fn cni_bin_key(&self) -> &'static str {
+        match self.options.line {
+            crate::peers::Line::V21 => "bin_dir",
+            crate::peers::Line::V23 => "bin_dirs",
+        }
+    }
+
+    fn cni_bin_value(&self) -> String {
+        let path = self.base.cni.display();
+        match self.options.line {
+            crate::peers::Line::V21 => format!("\"{path}\""),
+            crate::peers::Line::V23 => format!("[\"{path}\"]"),
+        }
+    }
+
+    fn cni_config(&self) -> String {
+        format!(
+            r#"{{
+  "cniVersion": "1.0.0",
+  "name": "bulkhead-test",
+  "plugins": [
+    {{
+      "type": "bridge",
+      "bridge": "bh0",
+      "isGateway": true,
+      "ipMasq": false,
+      "mtu": 1450,
+      "ipam": {{
+        "type": "host-local",
+        "dataDir": "{}/leases",
+        "ranges": [[{{"subnet": "10.88.0.0/16"}}], [{{"subnet": "fd00:88::/64"}}]],
+        "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]
+      }}
+    }}
+  ]
+}}
+"#,
+            self.dir.display()
+        )
+    }
+
+    /// Starts containerd and waits until CRI and its network are ready.
+    pub async fn start_containerd(&mut self) {
+        let folder =
+            self.base.containerd.parent().expect("containerd lies in a folder").display().to_string();
+        let product =
+            self.product.as_ref().map_or_else(String::new, |found| format!("{}:", found.bin.display()));
+        let path = format!("{product}{folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        let program = self.base.containerd.display().to_string();
+        let config = self.dir.join("containerd.toml").display().to_string();
+        let log = self.dir.join("log/containerd.log");
+        let mut daemon = Daemon::start(&self.namespaces, &log, &path, &[&program, "--config", &config]).await;
+        let ready = wait::until(Duration::from_secs(60), async || {
+            if daemon.ended().is_some() {
+                return Some(false);
+            }
+            self.cri.network_ready().await.then_some(true)
+        })
+        .await;
+        self.containerd = Some(daemon);
+        if ready != Some(true) {
+            self.print_logs();
+            panic!("containerd did not become ready");
+        }
+    }
+
+    /// Ends containerd by `signal`; pods and their processes are not told.
+    pub async fn stop_containerd(&mut self, signal: Signal) {
+        let daemon = self.containerd.take().expect("containerd runs");
+        daemon.end(signal).await;
+    }
+
+    /// SIGTERM and a new start.
+    pub async fn restart_containerd(&mut self) {
+        self.stop_containerd(Signal::SIGTERM).await;
+        self.start_containerd().await;
+    }
+}

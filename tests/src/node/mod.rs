@@ -1,0 +1,319 @@
+//! A node of its own: containerd, CNI and the sandboxer in a private directory and private namespaces.
+//!
+//! Pid, mount and network namespace are new, `/run` and `/var/lib` are empty tmpfs, the boot id is the node's own.
+//! When the init process of the pid namespace ends, the kernel ends everything else, so that even a killed test
+//! run leaves no process, mount or link behind; cgroups and the directory are removed by [`Node`]'s drop.
+
+pub(crate) mod cgroups;
+mod containerd;
+mod daemon;
+mod namespaces;
+mod sandboxer;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub use daemon::Daemon;
+pub use sandboxer::Settings;
+
+use crate::cri::Cri;
+use crate::peers::{self, Base, Line, Product};
+use crate::{image, report};
+
+/// containerd's name for the runtime that is the control: runc.
+pub const RUNC: &str = "runc";
+/// The runtime under test.
+pub const BULKHEAD: &str = "bulkhead";
+
+/// How a node is made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which containerd.
+    pub line: Line,
+    /// Without: containerd and runc only.
+    pub bulkhead: bool,
+    /// Changes to the sandboxer's settings.
+    pub settings: Settings,
+    /// Do not start the sandboxer: the test does.
+    pub sandboxer_later: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { line: Line::V23, bulkhead: true, settings: Settings::default(), sandboxer_later: false }
+    }
+}
+
+impl Options {
+    /// containerd and runc, to judge the harness itself by.
+    #[must_use]
+    pub fn control() -> Self {
+        Self { bulkhead: false, ..Self::default() }
+    }
+
+    /// The oldest supported containerd.
+    #[must_use]
+    pub fn old_containerd() -> Self {
+        Self { line: Line::V21, ..Self::default() }
+    }
+
+    /// With one setting changed; `value` as TOML spells it.
+    #[must_use]
+    pub fn with(mut self, table: &str, key: &str, value: impl Into<String>) -> Self {
+        self.settings.set(table, key, value);
+        self
+    }
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    dir: PathBuf,
+    options: Options,
+    base: Base,
+    product: Option<Product>,
+    namespaces: namespaces::Namespaces,
+    containerd: Option<Daemon>,
+    sandboxer: Option<Daemon>,
+    cri: Cri,
+}
+
+impl Node {
+    /// Starts a node, or says why this machine cannot.
+    pub async fn start(options: Options) -> Result<Self, String> {
+        let base = peers::base(options.line)?;
+        let product = if options.bulkhead { Some(peers::product()?) } else { None };
+        sweep();
+        let (name, dir) = private_directory();
+        for folder in ["r", "v", "pods", "log", "cni", "leases"] {
+            std::fs::create_dir(dir.join(folder)).expect("make a folder of the node");
+        }
+        cgroups::create(&cgroup_parent(&name));
+        let namespaces = namespaces::Namespaces::start(&dir).await;
+        let handler = if options.bulkhead { BULKHEAD } else { RUNC };
+        let cri = Cri::new(&dir, handler, &cgroup_parent(&name));
+        let mut node =
+            Self { name, dir, options, base, product, namespaces, containerd: None, sandboxer: None, cri };
+        node.write_containerd_config();
+        if node.options.bulkhead && !node.options.sandboxer_later {
+            node.start_sandboxer().await;
+        }
+        node.start_containerd().await;
+        image::import(&node).await;
+        Ok(node)
+    }
+
+    /// The node's directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `run_dir` of the sandboxer.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("r")
+    }
+
+    /// `state_dir` of the sandboxer.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("v")
+    }
+
+    /// Directory of one pod below the sandboxer's `run_dir`.
+    #[must_use]
+    pub fn pod_dir(&self, sandbox: &str) -> PathBuf {
+        self.run_dir().join("s").join(sandbox)
+    }
+
+    /// The CRI client.
+    #[must_use]
+    pub fn cri(&self) -> &Cri {
+        &self.cri
+    }
+
+    /// containerd's gRPC socket.
+    #[must_use]
+    pub fn containerd_socket(&self) -> PathBuf {
+        self.dir.join("c.sock")
+    }
+
+    /// The sandboxer's Controller socket.
+    #[must_use]
+    pub fn controller_socket(&self) -> PathBuf {
+        self.run_dir().join("sandboxer.sock")
+    }
+
+    /// Init process of the node's pid namespace, as pid on this machine.
+    #[must_use]
+    pub fn init(&self) -> i32 {
+        self.namespaces.init()
+    }
+
+    /// `ctr` and containerd of this node's line.
+    #[must_use]
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// The product under test; panics on a control node.
+    #[must_use]
+    pub fn product(&self) -> &Product {
+        self.product.as_ref().expect("this node runs without Bulkhead")
+    }
+
+    /// Parent of every cgroup of this node, with a leading slash.
+    #[must_use]
+    pub fn cgroup_parent(&self) -> String {
+        cgroup_parent(&self.name)
+    }
+
+    /// containerd's pid on this machine while it runs.
+    #[must_use]
+    pub fn containerd_pid(&self) -> Option<i32> {
+        self.containerd.as_ref().and_then(Daemon::pid)
+    }
+
+    /// The sandboxer's pid on this machine while it runs.
+    #[must_use]
+    pub fn sandboxer_pid(&self) -> Option<i32> {
+        self.sandboxer.as_ref().and_then(Daemon::pid)
+    }
+
+    /// A file of the node as its own processes see it, for what lies on its private `/run` and `/var/lib`.
+    #[must_use]
+    pub fn inside(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.init()))
+    }
+
+    /// Runs a command inside the node's namespaces and returns its stdout; panics when it fails.
+    pub async fn run(&self, args: &[&str]) -> String {
+        self.namespaces.run(args).await
+    }
+
+    /// A TCP connection out of the node's network namespace.
+    pub fn connect(
+        &self,
+        address: std::net::SocketAddr,
+        limit: Duration,
+    ) -> std::io::Result<std::net::TcpStream> {
+        self.namespaces.connect(address, limit)
+    }
+
+    /// HTTP GET of `http://address/path` out of the node's network namespace; the body.
+    pub async fn http_get(&self, address: std::net::SocketAddr, path: &str, limit: Duration) -> String {
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+        let start = Instant::now();
+        crate::wait::expect(&format!("HTTP answer of {address}{path}"), limit, async || {
+            let left = limit.saturating_sub(start.elapsed()).max(Duration::from_millis(100));
+            let mut stream = self.connect(address, left).ok()?;
+            let request = request.clone();
+            tokio::task::spawn_blocking(move || {
+                use std::io::{Read, Write};
+                stream.set_read_timeout(Some(left)).ok()?;
+                stream.write_all(request.as_bytes()).ok()?;
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).ok()?;
+                let (head, body) = answer.split_once("\r\n\r\n")?;
+                head.starts_with("HTTP/1.0 200")
+                    .then(|| body.to_owned())
+                    .or_else(|| head.starts_with("HTTP/1.1 200").then(|| body.to_owned()))
+            })
+            .await
+            .ok()?
+        })
+        .await
+    }
+
+    /// Everything ends at once as in a power cut: processes, mounts, links, `/run`. Then a new boot: sandboxer and
+    /// containerd come up again on what was on disk, under a new boot id.
+    pub async fn reboot(&mut self) {
+        self.sandboxer = None;
+        self.containerd = None;
+        self.namespaces.end();
+        cgroups::remove(&self.cgroup_parent());
+        cgroups::create(&self.cgroup_parent());
+        for volatile in ["r", "state"] {
+            let folder = self.dir.join(volatile);
+            std::fs::remove_dir_all(&folder).expect("empty a volatile folder");
+            std::fs::create_dir(&folder).expect("make a volatile folder");
+        }
+        self.namespaces = namespaces::Namespaces::start(&self.dir).await;
+        if self.options.bulkhead {
+            self.start_sandboxer().await;
+        }
+        self.start_containerd().await;
+    }
+
+    fn print_logs(&self) {
+        eprintln!("==== node {} failed, its logs:", self.dir.display());
+        report::tail(&self.dir.join("log/containerd.log"), 60);
+        report::tail(&self.dir.join("log/sandboxer.log"), 120);
+        for pod in std::fs::read_dir(self.run_dir().join("s")).into_iter().flatten().flatten() {
+            for file in std::fs::read_dir(pod.path()).into_iter().flatten().flatten() {
+                let name = file.file_name().to_string_lossy().into_owned();
+                if name == "console.log" || name.ends_with(".stderr") {
+                    report::tail(&file.path(), 60);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_logs();
+        }
+        self.namespaces.end();
+        self.sandboxer = None;
+        self.containerd = None;
+        cgroups::remove(&self.cgroup_parent());
+        let keep = std::env::var_os("BULKHEAD_KEEP_NODES").is_some() && std::thread::panicking();
+        if keep {
+            eprintln!("kept: {}", self.dir.display());
+        } else if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            report::aloud(&format!("cannot remove {}: {error}\n", self.dir.display()));
+        }
+    }
+}
+
+fn cgroup_parent(name: &str) -> String {
+    format!("/{name}")
+}
+
+/// A short name: unix socket paths below end at 107 bytes.
+fn private_directory() -> (String, PathBuf) {
+    loop {
+        let mut random = [0_u8; 3];
+        let mut source = std::fs::File::open("/dev/urandom").expect("open /dev/urandom");
+        std::io::Read::read_exact(&mut source, &mut random).expect("read /dev/urandom");
+        let name = format!("bh-{:02x}{:02x}{:02x}", random[0], random[1], random[2]);
+        let dir = Path::new("/tmp").join(&name);
+        if std::fs::create_dir(&dir).is_ok() {
+            std::fs::write(dir.join("owner"), std::process::id().to_string()).expect("name the owner");
+            return (name, dir);
+        }
+    }
+}
+
+/// Removes the directories and cgroups of nodes whose test run was killed. Their processes are gone already.
+fn sweep() {
+    for entry in std::fs::read_dir("/tmp").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with("bh-") {
+            continue;
+        }
+        let Ok(owner) = std::fs::read_to_string(entry.path().join("owner")) else { continue };
+        let alive = Path::new("/proc").join(owner.trim()).exists();
+        if owner.trim().is_empty() || alive {
+            continue;
+        }
+        cgroups::remove(&cgroup_parent(&name));
+        if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+            report::aloud(&format!("cannot remove stale {}: {error}\n", entry.path().display()));
+        }
+    }
+}

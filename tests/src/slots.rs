@@ -1,0 +1,22 @@
+//! VMs are expensive where there is no KVM: no more of them at once than half the cores.
+
+use std::sync::OnceLock;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+static SLOTS: OnceLock<Semaphore> = OnceLock::new();
+
+/// How many tests may have VMs at a time: half the cores, at least one. `BULKHEAD_VM_SLOTS` overrides it.
+#[must_use]
+pub fn count() -> usize {
+    if let Some(wanted) = std::env::var("BULKHEAD_VM_SLOTS").ok().and_then(|text| text.parse().ok()) {
+        return wanted;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cores / 2).max(1)
+}
+
+/// Waits for its turn; the slot is free again when the permit is dropped.
+pub async fn take() -> SemaphorePermit<'static> {
+    SLOTS.get_or_init(|| Semaphore::new(count())).acquire().await.expect("the semaphore is never closed")
+}
