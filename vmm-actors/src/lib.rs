@@ -18,6 +18,8 @@ pub mod host;
 
 pub mod id;
 
+pub mod network;
+
 pub mod pod_dir;
 
 pub mod guest_spec;

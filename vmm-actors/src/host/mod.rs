@@ -4,4 +4,6 @@
 //! guard is disarmed and the object belongs to the durable record; each kind can then be released by name, as often
 //! as one likes.
 
+pub mod netns;
 pub mod process;
+pub mod tap;

@@ -1,0 +1,87 @@
+//! What the network actor hears.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use actix::Message;
+
+use super::{NetworkError, NetworkRecord, PodNetwork};
+use crate::ask::Reply;
+
+/// Puts a tap beside every link of the namespace and leads traffic both ways. What an earlier attempt left is
+/// replaced. Undoes itself on error.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Prepare {
+    /// The pod's network namespace as CNI left it.
+    pub netns: PathBuf,
+    /// What the VM and its guest need.
+    pub reply: Reply<Prepared, NetworkError>,
+}
+
+/// Removes taps and redirects. As often as one likes; a namespace that is gone has been released.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Release {
+    /// From [`plan`](super::plan) or [`Prepared`].
+    pub record: NetworkRecord,
+    /// Nothing of ours is left in the namespace, nor does it still have an open descriptor here.
+    pub reply: Reply<(), NetworkError>,
+}
+
+/// Reads the counters of the pod's links.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Stats {
+    /// From [`Prepared`].
+    pub record: NetworkRecord,
+    /// One entry a link.
+    pub reply: Reply<Vec<LinkStats>, NetworkError>,
+}
+
+/// A pod's network, ready for its VM.
+#[derive(Debug)]
+pub struct Prepared {
+    /// One network device each, in the order of their interface indices.
+    pub links: Vec<PreparedLink>,
+    /// What the agent sets up in the guest.
+    pub description: PodNetwork,
+    /// For the durable record.
+    pub record: NetworkRecord,
+}
+
+/// One network device of the VM.
+#[derive(Debug)]
+pub struct PreparedLink {
+    /// For the VMM: one queue, frames behind a `virtio_net_hdr`. The tap goes with its last copy.
+    pub tap: OwnedFd,
+    /// MAC address of the guest's device: the same as that of the link.
+    pub mac: [u8; 6],
+    /// Bytes.
+    pub mtu: u32,
+    /// What the guest calls the device: the same name as the link.
+    pub guest_name: String,
+}
+
+/// Counters of one link since it was made, as the pod sees it: what it receives is `rx`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LinkStats {
+    /// The link's name, in the namespace and in the guest.
+    pub name: String,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Receive errors.
+    pub rx_errors: u64,
+    /// Received packets that were dropped.
+    pub rx_dropped: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Send errors.
+    pub tx_errors: u64,
+    /// Packets dropped instead of being sent.
+    pub tx_dropped: u64,
+}
