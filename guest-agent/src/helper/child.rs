@@ -1,0 +1,99 @@
+//! Inside a helper process.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, Signal};
+
+use super::{Job, Report, STATE_DIR, encode};
+use crate::status;
+
+/// File descriptor of the report pipe, beside stdin, stdout and stderr. Given as the first argument.
+const REPORT_ARGUMENT: &str = "--report=";
+
+/// The argument that names the report pipe.
+pub(super) fn report_argument(fd: i32) -> String {
+    format!("{REPORT_ARGUMENT}{fd}")
+}
+
+/// Does the job that the command line names. Nothing when it names none.
+pub(crate) fn run(args: &[String]) -> Option<ExitCode> {
+    let (first, rest) = args.split_first()?;
+    if Job::from_args(args) == Some(Job::Pause) {
+        return Some(pause());
+    }
+    let fd = first.strip_prefix(REPORT_ARGUMENT)?;
+    let job = Job::from_args(rest)?;
+    let cmdline = std::fs::read_to_string(crate::cmdline::PATH).unwrap_or_default();
+    crate::log::init(crate::cmdline::log_level(&cmdline));
+    let report = std::panic::catch_unwind(|| perform(&job)).unwrap_or_else(|_| {
+        Err(format!("the helper crashed doing {job:?}, the guest's console has the details"))
+    });
+    let pipe = File::options().write(true).open(format!("/proc/self/fd/{fd}"));
+    let sent = pipe.and_then(|mut pipe| pipe.write_all(&encode(&report)));
+    Some(if sent.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn perform(job: &Job) -> Report {
+    match job {
+        Job::CreateContainer { id, bundle, console } => {
+            create(id, bundle, console.as_deref()).map_err(|error| explain(&error))
+        }
+        Job::Exec { id, process, console } => {
+            exec(id, process, console.as_deref()).map_err(|error| explain(&error))
+        }
+        Job::PidNamespace => pid_namespace().map_err(|error| status::chain(&error)),
+        Job::Pause => Err("pause is no job of a helper".to_owned()),
+    }
+}
+
+fn explain(error: &dyn Error) -> String {
+    status::chain(error)
+}
+
+fn builder(id: &str, console: Option<&Path>) -> Result<ContainerBuilder, LibcontainerError> {
+    ContainerBuilder::new(id.to_owned(), SyscallType::default())
+        .with_root_path(STATE_DIR)?
+        .with_console_socket(console)
+        .validate_id()
+}
+
+fn create(id: &str, bundle: &Path, console: Option<&Path>) -> Result<u32, LibcontainerError> {
+    let container = builder(id, console)?.as_init(bundle).with_systemd(false).with_detach(true).build()?;
+    Ok(container.pid().map_or(0, |pid| pid.as_raw().unsigned_abs()))
+}
+
+fn exec(id: &str, process: &Path, console: Option<&Path>) -> Result<u32, LibcontainerError> {
+    let pid = builder(id, console)?.as_tenant().with_process(Some(process)).with_detach(true).build()?;
+    Ok(pid.as_raw().unsigned_abs())
+}
+
+/// The next child after the unshare is the init process of the new namespace.
+fn pid_namespace() -> std::io::Result<u32> {
+    unshare(CloneFlags::CLONE_NEWPID)?;
+    let child = Command::new("/proc/self/exe").arg0("pause").args(Job::Pause.args()).spawn()?;
+    Ok(child.id())
+}
+
+/// Reaps what is orphaned in its namespace, for ever.
+fn pause() -> ExitCode {
+    let mut children = SigSet::empty();
+    children.add(Signal::SIGCHLD);
+    if children.thread_block().is_err() {
+        return ExitCode::FAILURE;
+    }
+    loop {
+        while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+        if children.wait().is_err() {
+            return ExitCode::FAILURE;
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The pod's network: what CNI made on the host, made again in the guest by rtnetlink(7).
+
+use std::net::IpAddr;
+
+use bulkhead_protocol::agent::{Interface, Neighbour, Route, SetupRequest};
+use futures::TryStreamExt;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+
+/// The loopback device is the first of every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// What keeps the network from coming up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    #[error("{value:?} is no MAC address")]
+    BadMac { value: String },
+    #[error("{value:?} is no address")]
+    BadAddress { value: String },
+    #[error("{value:?} is no network in CIDR notation")]
+    BadCidr { value: String },
+    #[error("route to {destination} mixes address families, or names none")]
+    BadFamily { destination: String },
+    #[error("the guest has no device {device:?}; it has {seen:?}")]
+    NoDevice { device: String, seen: Vec<String> },
+    #[error("open a netlink socket")]
+    OpenNetlink(#[source] std::io::Error),
+    #[error("list the guest's network devices")]
+    ListLinks(#[source] rtnetlink::Error),
+    #[error("bring up {device}")]
+    SetLink { device: String, source: rtnetlink::Error },
+    #[error("add address {address} to {device}")]
+    AddAddress { address: String, device: String, source: rtnetlink::Error },
+    #[error("add route {route} on {device}")]
+    AddRoute { route: String, device: String, source: rtnetlink::Error },
+    #[error("add neighbour {address} on {device}")]
+    AddNeighbour { address: String, device: String, source: rtnetlink::Error },
+}
+
+impl NetworkError {
+    /// The request cannot be right, on any guest.
+    pub(crate) fn is_callers_fault(&self) -> bool {
+        match self {
+            NetworkError::BadMac { .. }
+            | NetworkError::BadAddress { .. }
+            | NetworkError::BadCidr { .. }
+            | NetworkError::BadFamily { .. } => true,
+            NetworkError::NoDevice { .. }
+            | NetworkError::OpenNetlink(_)
+            | NetworkError::ListLinks(_)
+            | NetworkError::SetLink { .. }
+            | NetworkError::AddAddress { .. }
+            | NetworkError::AddRoute { .. }
+            | NetworkError::AddNeighbour { .. } => false,
+        }
+    }
+}
+
+/// A network device of the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Device {
+    index: u32,
+    name: String,
+    mac: Vec<u8>,
+}
+
+/// Loopback up, then devices, addresses, routes and neighbours as Setup says.
+pub(crate) async fn apply(request: &SetupRequest) -> Result<(), NetworkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::OpenNetlink)?;
+    let connection = tokio::spawn(connection);
+    let result = apply_with(&handle, request).await;
+    connection.abort();
+    result
+}
+
+async fn apply_with(handle: &Handle, request: &SetupRequest) -> Result<(), NetworkError> {
+    let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
+    set_link(handle, "lo", up).await?;
+    if request.interfaces.is_empty() {
+        return Ok(());
+    }
+    let found = devices(handle).await?;
+    let mut named = Vec::new();
+    for interface in &request.interfaces {
+        let device = find_by_mac(&found, interface)?;
+        bring_up(handle, &device, interface).await?;
+        named.push(device);
+    }
+    for route in in_order(&request.routes) {
+        add_route(handle, &named, route).await?;
+    }
+    for neighbour in &request.neighbours {
+        add_neighbour(handle, &named, neighbour).await?;
+    }
+    Ok(())
+}
+
+async fn devices(handle: &Handle) -> Result<Vec<Device>, NetworkError> {
+    let links =
+        handle.link().get().execute().try_collect::<Vec<_>>().await.map_err(NetworkError::ListLinks)?;
+    Ok(links.iter().map(device).collect())
+}
+
+fn device(link: &LinkMessage) -> Device {
+    let mut device = Device { index: link.header.index, name: String::new(), mac: Vec::new() };
+    for attribute in &link.attributes {
+        if let LinkAttribute::IfName(name) = attribute {
+            device.name.clone_from(name);
+        } else if let LinkAttribute::Address(mac) = attribute {
+            device.mac.clone_from(mac);
+        }
+    }
+    device
+}
+
+/// The device of an interface, under the name that it will have.
+fn find_by_mac(found: &[Device], interface: &Interface) -> Result<Device, NetworkError> {
+    let mac = mac(&interface.mac)?;
+    let device = found.iter().find(|device| device.mac == mac);
+    let device = device.ok_or_else(|| NetworkError::NoDevice {
+        device: interface.mac.clone(),
+        seen: found.iter().map(|device| device.name.clone()).collect(),
+    })?;
+    Ok(Device { name: interface.name.clone(), ..device.clone() })
+}
+
+fn find_by_name<'a>(named: &'a [Device], name: &str) -> Result<&'a Device, NetworkError> {
+    named.iter().find(|device| device.name == name).ok_or_else(|| NetworkError::NoDevice {
+        device: name.to_owned(),
+        seen: named.iter().map(|device| device.name.clone()).collect(),
+    })
+}
+
+async fn set_link(handle: &Handle, device: &str, message: LinkMessage) -> Result<(), NetworkError> {
+    let fail = |source| NetworkError::SetLink { device: device.to_owned(), source };
+    handle.link().set(message).execute().await.map_err(fail)
+}
+
+async fn bring_up(handle: &Handle, device: &Device, interface: &Interface) -> Result<(), NetworkError> {
+    // A device is renamed while it is down, so name and MTU go first.
+    let mut message: LinkMessageBuilder<LinkUnspec> =
+        LinkUnspec::new_with_index(device.index).name(interface.name.clone());
+    if interface.mtu != 0 {
+        message = message.mtu(interface.mtu);
+    }
+    set_link(handle, &interface.name, message.build()).await?;
+    let up = LinkUnspec::new_with_index(device.index).up().build();
+    set_link(handle, &interface.name, up).await?;
+    for address in &interface.addresses {
+        add_address(handle, device, address).await?;
+    }
+    Ok(())
+}
+
+async fn add_address(handle: &Handle, device: &Device, address: &str) -> Result<(), NetworkError> {
+    let (ip, prefix) = cidr(address)?;
+    let mut request = handle.address().add(device.index, ip, prefix).replace();
+    if ip.is_ipv6() {
+        // CNI has checked it on the host: the guest must not spend a second on finding out again.
+        request.message_mut().header.flags.insert(AddressHeaderFlags::Nodad);
+    }
+    let fail = |source| NetworkError::AddAddress {
+        address: address.to_owned(),
+        device: device.name.clone(),
+        source,
+    };
+    request.execute().await.map_err(fail)
+}
+
+/// Routes without a gateway first: the gateways of the others are reached through them.
+fn in_order(routes: &[Route]) -> Vec<&Route> {
+    let mut ordered: Vec<&Route> = routes.iter().collect();
+    ordered.sort_by_key(|route| !route.gateway.is_empty());
+    ordered
+}
+
+async fn add_route(handle: &Handle, named: &[Device], route: &Route) -> Result<(), NetworkError> {
+    let device = find_by_name(named, &route.device)?;
+    let message = route_message(device.index, route)?;
+    let fail = |source| NetworkError::AddRoute {
+        route: format!("{} via {:?}", destination_name(route), route.gateway),
+        device: route.device.clone(),
+        source,
+    };
+    handle.route().add(message.build()).replace().execute().await.map_err(fail)
+}
+
+fn route_message(index: u32, route: &Route) -> Result<RouteMessageBuilder<IpAddr>, NetworkError> {
+    let mixed = || NetworkError::BadFamily { destination: destination_name(route) };
+    let (ip, prefix) = destination(route)?;
+    let mut message = RouteMessageBuilder::<IpAddr>::new()
+        .output_interface(index)
+        .scope(RouteScope::from(u8::try_from(route.scope).unwrap_or(0)))
+        .destination_prefix(ip, prefix)
+        .ok()
+        .ok_or_else(mixed)?;
+    if !route.gateway.is_empty() {
+        message = message.gateway(address(&route.gateway)?).ok().ok_or_else(mixed)?;
+    }
+    if !route.source.is_empty() {
+        message = message.pref_source(address(&route.source)?).ok().ok_or_else(mixed)?;
+    }
+    if route.metric != 0 {
+        message = message.priority(route.metric);
+    }
+    if route.onlink {
+        message = message.onlink();
+    }
+    if route.mtu != 0 {
+        message.get_mut().attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
+    }
+    Ok(message)
+}
+
+/// A route's network, with the default route of its family written out.
+fn destination(route: &Route) -> Result<(IpAddr, u8), NetworkError> {
+    match (route.destination.as_str(), route.family) {
+        ("", 4) => Ok((IpAddr::from([0u8; 4]), 0)),
+        ("", 6) => Ok((IpAddr::from([0u8; 16]), 0)),
+        ("", _) => Err(NetworkError::BadFamily { destination: destination_name(route) }),
+        (network, _) => cidr(network),
+    }
+}
+
+fn destination_name(route: &Route) -> String {
+    if route.destination.is_empty() { "default".to_owned() } else { route.destination.clone() }
+}
+
+async fn add_neighbour(handle: &Handle, named: &[Device], neighbour: &Neighbour) -> Result<(), NetworkError> {
+    let device = find_by_name(named, &neighbour.device)?;
+    let request = handle
+        .neighbours()
+        .add(device.index, address(&neighbour.address)?)
+        .link_layer_address(&mac(&neighbour.mac)?)
+        .replace();
+    let fail = |source| NetworkError::AddNeighbour {
+        address: neighbour.address.clone(),
+        device: neighbour.device.clone(),
+        source,
+    };
+    request.execute().await.map_err(fail)
+}
+
+fn address(value: &str) -> Result<IpAddr, NetworkError> {
+    value.parse().ok().ok_or_else(|| NetworkError::BadAddress { value: value.to_owned() })
+}
+
+fn cidr(value: &str) -> Result<(IpAddr, u8), NetworkError> {
+    let bad = || NetworkError::BadCidr { value: value.to_owned() };
+    let (ip, prefix) = value.split_once('/').ok_or_else(bad)?;
+    let ip: IpAddr = ip.parse().ok().ok_or_else(bad)?;
+    let longest = if ip.is_ipv4() { 32 } else { 128 };
+    let prefix: u8 = prefix.parse().ok().filter(|prefix| *prefix <= longest).ok_or_else(bad)?;
+    Ok((ip, prefix))
+}
+
+fn mac(value: &str) -> Result<Vec<u8>, NetworkError> {
+    let byte = |part: &str| {
+        // A sign would be taken for part of a number.
+        let digits = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if digits { u8::from_str_radix(part, 16).ok() } else { None }
+    };
+    let bytes: Option<Vec<u8>> = value.split(':').map(byte).collect();
+    bytes.filter(|bytes| bytes.len() == 6).ok_or_else(|| NetworkError::BadMac { value: value.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked_before_the_kernel_sees_them() {
+        assert_eq!(cidr("10.88.0.4/16").unwrap(), ("10.88.0.4".parse().unwrap(), 16));
+        assert_eq!(cidr("fd00::4/64").unwrap(), ("fd00::4".parse().unwrap(), 64));
+        for bad in ["10.88.0.4", "10.88.0.4/33", "fd00::4/129", "/8", "x/8", "10.0.0.0/-1"] {
+            assert!(cidr(bad).unwrap_err().is_callers_fault(), "{bad}");
+        }
+        assert_eq!(mac("aa:bb:cc:dd:ee:0f").unwrap(), [0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0x0f]);
+        for bad in [
+            "",
+            "aa:bb:cc:dd:ee",
+            "aa:bb:cc:dd:ee:ff:00",
+            "aa:bb:cc:dd:ee:f",
+            "aabbccddeeff",
+            "+a:bb:cc:dd:ee:ff",
+        ] {
+            assert!(mac(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn default_routes_are_of_a_family() {
+        let route = |family| Route { family, ..Default::default() };
+        assert_eq!(destination(&route(4)).unwrap(), ("0.0.0.0".parse().unwrap(), 0));
+        assert_eq!(destination(&route(6)).unwrap(), ("::".parse().unwrap(), 0));
+        assert!(destination(&route(0)).is_err());
+    }
+
+    #[test]
+    fn a_gateway_is_used_only_once_it_can_be_reached() {
+        let by = |gateway: &str, metric| Route { gateway: gateway.into(), metric, ..Default::default() };
+        let routes = [by("10.0.0.1", 1), by("", 2), by("10.0.0.2", 3), by("", 4)];
+        let order: Vec<u32> = in_order(&routes).iter().map(|route| route.metric).collect();
+        assert_eq!(order, [2, 4, 1, 3]);
+    }
+
+    #[test]
+    fn a_gateway_of_another_family_is_refused() {
+        let route = Route { family: 6, gateway: "10.0.0.1".into(), ..Default::default() };
+        assert!(route_message(2, &route).unwrap_err().is_callers_fault());
+    }
+
+    #[test]
+    fn a_missing_device_is_named_with_those_there_are() {
+        let found = [Device { index: 1, name: "lo".into(), mac: vec![0; 6] }];
+        let wanted = Interface { mac: "aa:bb:cc:dd:ee:ff".into(), name: "eth0".into(), ..Default::default() };
+        let error = find_by_mac(&found, &wanted).unwrap_err().to_string();
+        assert!(error.contains("aa:bb:cc:dd:ee:ff") && error.contains("lo"), "{error}");
+    }
+}

@@ -1,0 +1,202 @@
+//! Setup: the guest becomes one pod.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bulkhead_protocol::SHARE_DIR;
+use bulkhead_protocol::agent::SetupRequest;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+
+use crate::boot::RUN_DIR;
+use crate::clock::{self, SetClock};
+use crate::network::{self, NetworkError};
+use crate::reaper::Reaper;
+use crate::sysctl::{self, SysctlError};
+
+/// Files bound into containers that mount none of their own.
+pub(crate) const ETC_DIR: &str = "/run/bulkhead/etc";
+/// The pod's shared memory, bound at `/dev/shm` of its containers.
+pub(crate) const SHM_DIR: &str = "/run/bulkhead/shm";
+/// The pod's shared pid namespace. A container asks for it with this path in its spec.
+pub(crate) const PID_NAMESPACE: &str = "/run/bulkhead/ns/pid";
+/// Size of the shared memory when Setup names none, in bytes: what containers have everywhere else.
+const DEFAULT_SHM_BYTES: u64 = 64 << 20;
+
+/// What keeps the guest from becoming a pod.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    #[error("this guest is sandbox {is} already, set up with another content")]
+    Different { is: String },
+    #[error("set the host name {name:?}")]
+    Hostname { name: String, source: Errno },
+    #[error("write {path}")]
+    WriteFile { path: String, source: io::Error },
+    #[error("mount {what} at {target}")]
+    Mount { what: String, target: &'static str, source: io::Error },
+    #[error("make the pod's pid namespace")]
+    PidNamespace { source: crate::pidns::PidNamespaceError },
+    #[error(transparent)]
+    Network(NetworkError),
+    #[error(transparent)]
+    Sysctl(SysctlError),
+    #[error(transparent)]
+    Clock(SetClock),
+}
+
+/// The one pod of this guest.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    reaper: Arc<Reaper>,
+    done: tokio::sync::Mutex<Option<SetupRequest>>,
+}
+
+impl Pod {
+    /// A guest that is no pod yet.
+    pub(crate) fn new(reaper: Arc<Reaper>) -> Self {
+        Self { reaper, done: tokio::sync::Mutex::new(None) }
+    }
+
+    /// Does what Setup asks. The same content again is harmless, and completes what failed before.
+    pub(crate) async fn set_up(self: Arc<Self>, request: SetupRequest) -> Result<(), SetupError> {
+        let mut done = self.done.lock().await;
+        if request.host_time_nanos != 0 {
+            let stepped = clock::step_to(request.host_time_nanos).map_err(SetupError::Clock)?;
+            tracing::debug!(stepped, "clock compared with the host's");
+        }
+        match done.as_ref() {
+            Some(earlier) if same(earlier, &request) => return Ok(()),
+            Some(earlier) => return Err(SetupError::Different { is: earlier.sandbox_id.clone() }),
+            None => {}
+        }
+        apply(&self.reaper, &request).await?;
+        tracing::info!(sandbox = request.sandbox_id, "the guest is a pod");
+        *done = Some(request);
+        Ok(())
+    }
+}
+
+/// Everything but the time, which differs in every repeat.
+fn same(earlier: &SetupRequest, request: &SetupRequest) -> bool {
+    SetupRequest { host_time_nanos: 0, ..earlier.clone() }
+        == SetupRequest { host_time_nanos: 0, ..request.clone() }
+}
+
+async fn apply(reaper: &Reaper, request: &SetupRequest) -> Result<(), SetupError> {
+    if !request.hostname.is_empty() {
+        rustix::system::sethostname(request.hostname.as_bytes())
+            .map_err(|source| SetupError::Hostname { name: request.hostname.clone(), source })?;
+    }
+    write_files(request)?;
+    if !request.share_tag.is_empty() {
+        attach(&request.share_tag, SHARE_DIR, "virtiofs", "")?;
+    }
+    attach("shm", SHM_DIR, "tmpfs", &format!("mode=1777,size={}", shm_bytes(request)))?;
+    network::apply(request).await.map_err(SetupError::Network)?;
+    for (name, value) in &request.sysctls {
+        sysctl::set(name, value).map_err(SetupError::Sysctl)?;
+    }
+    if request.shared_pid_namespace {
+        crate::pidns::make(reaper, Path::new(PID_NAMESPACE))
+            .await
+            .map_err(|source| SetupError::PidNamespace { source })?;
+    }
+    Ok(())
+}
+
+fn shm_bytes(request: &SetupRequest) -> u64 {
+    if request.shm_bytes == 0 { DEFAULT_SHM_BYTES } else { request.shm_bytes }
+}
+
+/// The injected files of a pod: name below [`ETC_DIR`] and content. An empty content injects none.
+fn files(request: &SetupRequest) -> [(&'static str, String); 3] {
+    let hostname =
+        if request.hostname.is_empty() { String::new() } else { format!("{}\n", request.hostname) };
+    [("hostname", hostname), ("resolv.conf", request.resolv_conf.clone()), ("hosts", request.hosts.clone())]
+}
+
+fn write_files(request: &SetupRequest) -> Result<(), SetupError> {
+    let fail = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| SetupError::WriteFile { path, source }
+    };
+    let dir = Path::new(ETC_DIR);
+    std::fs::create_dir_all(dir).map_err(fail(dir))?;
+    for (name, content) in files(request) {
+        if !content.is_empty() {
+            let path = dir.join(name);
+            std::fs::write(&path, content).map_err(fail(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn attach(what: &str, target: &'static str, fs: &str, data: &str) -> Result<(), SetupError> {
+    let fail = |source| SetupError::Mount { what: what.to_owned(), target, source };
+    std::fs::create_dir_all(target).map_err(fail)?;
+    if is_mounted(target) {
+        return Ok(());
+    }
+    let data = std::ffi::CString::new(data).unwrap_or_default();
+    mount(what, target, fs, MountFlags::NOSUID, Some(data.as_c_str())).map_err(|errno| fail(errno.into()))
+}
+
+/// A mount point is on another device than its parent.
+fn is_mounted(path: &str) -> bool {
+    let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev).ok();
+    Path::new(path).parent().is_some_and(|parent| device(Path::new(path)) != device(parent))
+}
+
+/// Unmounts the share, so that virtiofsd lets go of everything.
+pub(crate) fn leave_share() {
+    if is_mounted(SHARE_DIR) {
+        let detached = rustix::mount::unmount(SHARE_DIR, rustix::mount::UnmountFlags::DETACH);
+        if let Err(error) = detached {
+            tracing::warn!(%error, "the share stays mounted");
+        }
+    }
+    debug_assert!(SHARE_DIR.starts_with(RUN_DIR), "the share is one of the pod's directories");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> SetupRequest {
+        SetupRequest {
+            sandbox_id: "a".into(),
+            hostname: "web-0".into(),
+            resolv_conf: "nameserver 10.96.0.10\n".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_time_alone_makes_no_other_pod() {
+        let later = SetupRequest { host_time_nanos: 7, ..request() };
+        assert!(same(&request(), &later));
+        let other = SetupRequest { hostname: "web-1".into(), ..request() };
+        assert!(!same(&request(), &other));
+    }
+
+    #[test]
+    fn files_without_content_are_not_written() {
+        let [hostname, resolv, hosts] = files(&request());
+        assert_eq!(hostname, ("hostname", "web-0\n".into()));
+        assert_eq!(resolv.1, "nameserver 10.96.0.10\n");
+        assert_eq!(hosts.1, "");
+    }
+
+    #[test]
+    fn shared_memory_has_a_default_size() {
+        assert_eq!(shm_bytes(&request()), 64 << 20);
+        assert_eq!(shm_bytes(&SetupRequest { shm_bytes: 4096, ..request() }), 4096);
+    }
+
+    #[test]
+    fn proc_is_a_mount_point_and_its_status_file_is_none() {
+        assert!(is_mounted("/proc"));
+        assert!(!is_mounted("/proc/self"));
+    }
+}

@@ -1,0 +1,123 @@
+//! The life of the agent: boot, announce, serve.
+
+use std::convert::Infallible;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_protocol::{AGENT_PORT, agent_ttrpc};
+use tokio::sync::watch;
+use ttrpc::r#async::Server;
+use ttrpc::r#async::transport::Listener;
+
+use crate::boot::{self, BootError};
+use crate::listen::{self, ListenError};
+use crate::modules::{self, ModuleError, Stages};
+use crate::pod::Pod;
+use crate::reaper::Reaper;
+use crate::service::AgentService;
+use crate::{announce, clock, cmdline, helper, log, shutdown, status};
+
+/// oom_score_adj of a process that the kernel must not choose, proc(5).
+const NEVER: &str = "-1000";
+
+/// How far the guest is, beyond being able to announce itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Readiness {
+    /// It has announced itself.
+    Announced,
+    /// Mounts and modules for Setup are there.
+    Setup,
+    /// Everything is.
+    All,
+}
+
+/// What ends the agent.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error(transparent)]
+    Modules(#[from] ModuleError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("start the runtime")]
+    StartRuntime(#[source] io::Error),
+    #[error("start the reaper")]
+    StartReaper(#[source] io::Error),
+    #[error("start the ttrpc server")]
+    StartServer(#[source] ttrpc::Error),
+}
+
+/// Does what the command line says: a helper's job, or being PID 1.
+pub(crate) fn run() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = helper::run(&args) {
+        return code;
+    }
+    if std::process::id() != 1 {
+        eprintln!("bulkhead-agent is the init process of a guest and does nothing elsewhere");
+        return ExitCode::from(2);
+    }
+    // PID 1 must not return: the kernel would panic, and the host see a crash instead of an end.
+    match std::panic::catch_unwind(AssertUnwindSafe(live)) {
+        Ok(Ok(never)) => match never {},
+        Ok(Err(error)) => tracing::error!(error = %status::chain(&error), "the guest cannot serve"),
+        Err(_) => tracing::error!("the agent crashed"),
+    }
+    shutdown::power_off();
+    ExitCode::FAILURE
+}
+
+fn live() -> Result<Infallible, ServeError> {
+    let entered = clock::boot_nanos();
+    let mounted = boot::first();
+    let cmdline = std::fs::read_to_string(cmdline::PATH).unwrap_or_default();
+    log::init(cmdline::log_level(&cmdline));
+    mounted?;
+    tracing::debug!(entered_millis = entered / 1_000_000, "mounted");
+    let stages = modules::plan()?;
+    modules::load_all(&stages.announce);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ServeError::StartRuntime)?;
+    runtime.block_on(serve(stages))
+}
+
+async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
+    let rpc = listen::bind(AGENT_PORT)?;
+    let reaper = Reaper::start().map_err(ServeError::StartReaper)?;
+    let (ready, readiness) = watch::channel(Readiness::Announced);
+    let pod = Arc::new(Pod::new(reaper));
+    let service = AgentService::new(pod, readiness);
+    let mut server = Server::new()
+        .add_listener(Listener::new(listen::from_host(rpc)))
+        .register_service(agent_ttrpc::create_agent(Arc::new(service)));
+    server.start().await.map_err(ServeError::StartServer)?;
+    if let Err(error) = announce::once().await {
+        tokio::spawn(announce::retry(error));
+    }
+    // A thread: loading modules blocks for long, and the host calls already.
+    std::thread::spawn(move || finish_boot(&stages, &ready));
+    loop {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
+}
+
+/// What the announcement did not wait for.
+fn finish_boot(stages: &Stages, ready: &watch::Sender<Readiness>) {
+    if let Err(error) = boot::second() {
+        tracing::error!(error = %status::chain(&error), "a mount is missing");
+    }
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", NEVER) {
+        tracing::warn!(%error, "the kernel may choose the agent when memory runs out");
+    }
+    modules::load_all(&stages.setup);
+    ready.send_replace(Readiness::Setup);
+    modules::load_all(&stages.rest);
+    ready.send_replace(Readiness::All);
+    tracing::debug!("boot finished");
+}

@@ -1,0 +1,89 @@
+//! Which error is which RPC code: the only place that decides it.
+
+use std::error::Error;
+use std::fmt::Write;
+
+use bulkhead_protocol::version::NoCommonVersion;
+use ttrpc::Code;
+
+use crate::pod::SetupError;
+
+/// What a call can end with.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error(transparent)]
+    Version(#[from] NoCommonVersion),
+    #[error("set up the pod")]
+    Setup(#[from] SetupError),
+    #[error("the agent crashed in this call, its console has the details")]
+    Crashed(#[source] tokio::task::JoinError),
+}
+
+impl CallError {
+    fn code(&self) -> Code {
+        match self {
+            CallError::Version(_) => Code::FAILED_PRECONDITION,
+            CallError::Setup(error) => setup_code(error),
+            CallError::Crashed(_) => Code::INTERNAL,
+        }
+    }
+}
+
+impl From<CallError> for ttrpc::Error {
+    fn from(error: CallError) -> Self {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), chain(&error)))
+    }
+}
+
+fn setup_code(error: &SetupError) -> Code {
+    match error {
+        SetupError::Different { .. } => Code::FAILED_PRECONDITION,
+        SetupError::Network(error) if error.is_callers_fault() => Code::INVALID_ARGUMENT,
+        SetupError::Sysctl(_) => Code::INVALID_ARGUMENT,
+        SetupError::Network(_)
+        | SetupError::Clock(_)
+        | SetupError::Hostname { .. }
+        | SetupError::WriteFile { .. }
+        | SetupError::Mount { .. }
+        | SetupError::PidNamespace { .. } => Code::INTERNAL,
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !text.ends_with(&part) && write!(text, ": {part}").is_err() {
+            break;
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] Inner);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("inner")]
+    struct Inner;
+
+    #[test]
+    fn causes_are_said_once() {
+        assert_eq!(chain(&Outer(Inner)), "outer: inner");
+    }
+
+    #[test]
+    fn a_version_that_does_not_fit_is_a_precondition() {
+        let error = CallError::from(NoCommonVersion { peer_min: 7, peer_max: 9 });
+        assert_eq!(error.code(), Code::FAILED_PRECONDITION);
+    }
+}
