@@ -1,9 +1,20 @@
 //! Typed, validated settings of Bulkhead.
 //!
-//! [`Settings`] is the one TOML file of the node, every key with its default. Loading reports every fault at once.
+//! [`Settings`] is the one TOML file of the node, every key with its default. [`Settings::load`] reports every fault
+//! at once: unknown keys, wrong types, impossible values, and what the host lacks.
 
+mod check;
+mod fault;
+mod host;
+mod load;
+mod nearest;
 mod settings;
+#[cfg(test)]
+mod tests;
 
+pub use check::{MAX_RUN_DIR, MAX_SOCKET_PATH};
+pub use fault::{Fault, Faults};
+pub use load::Scope;
 pub use settings::{
     Accelerator, CacheMode, Cgroup, Guest, Hypervisor, LogFormat, Machine, Qemu, Sandboxer, Settings, Shim,
     Virtiofsd, Vm,

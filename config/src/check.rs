@@ -1,0 +1,190 @@
+//! Which values are impossible, whatever the host. Pure.
+
+use std::path::{Component, Path};
+
+use tracing_subscriber::EnvFilter;
+
+use crate::Settings;
+
+/// Longest path of a unix socket, in bytes: `sun_path` holds 108 with the final NUL (unix(7)).
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// A sandbox id of CRI, in bytes: 64 hex digits.
+const ID_LENGTH: usize = 64;
+
+/// The longest name of a socket in a pod's directory: the guest's announcement (vsock port 1023).
+const LONGEST_SOCKET: &str = "vsock.sock_1023";
+
+/// Longest `run_dir`, in bytes, that leaves room for `/s/<id>/<socket>`.
+pub const MAX_RUN_DIR: usize = MAX_SOCKET_PATH - "/s/".len() - ID_LENGTH - "/".len() - LONGEST_SOCKET.len();
+
+/// Below this a guest with its image in memory does not come up.
+const MIN_MEMORY_MIB: u32 = 64;
+
+/// QEMU's limit for one VM without an IOMMU in the guest (x2APIC ids above 254).
+const MAX_VCPUS: u32 = 255;
+
+/// The kernel's limit for a command line is 2048 bytes on x86-64 (`COMMAND_LINE_SIZE`); we add to it ourselves.
+const MAX_KERNEL_PARAMS: usize = 1024;
+
+/// kubelet gives up long before.
+const MAX_BOOT_TIMEOUT_SECS: u32 = 3600;
+
+/// Levels of the agent's log.
+const AGENT_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+/// A value that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) key: String,
+    pub(crate) value: String,
+    pub(crate) wrong: String,
+    pub(crate) right: String,
+}
+
+/// Collects findings about keys.
+#[derive(Debug, Default)]
+pub(crate) struct Findings(pub(crate) Vec<Finding>);
+
+impl Findings {
+    pub(crate) fn add(
+        &mut self,
+        key: &str,
+        value: String,
+        wrong: impl Into<String>,
+        right: impl Into<String>,
+    ) {
+        self.0.push(Finding { key: key.to_owned(), value, wrong: wrong.into(), right: right.into() });
+    }
+
+    fn unless(&mut self, good: bool, key: &str, value: String, (wrong, right): (&str, &str)) {
+        if !good {
+            self.add(key, value, wrong, right);
+        }
+    }
+}
+
+/// Every path among the settings, by key.
+pub(crate) fn paths(settings: &Settings) -> [(&'static str, &Path); 11] {
+    let Settings { sandboxer, shim, guest, vm, qemu, virtiofsd, cgroup: _ } = settings;
+    [
+        ("sandboxer.listen", &sandboxer.listen),
+        ("sandboxer.run_dir", &sandboxer.run_dir),
+        ("sandboxer.state_dir", &sandboxer.state_dir),
+        ("sandboxer.containerd_address", &sandboxer.containerd_address),
+        ("shim.binary", &shim.binary),
+        ("guest.kernel", &guest.kernel),
+        ("guest.image", &guest.image),
+        ("vm.entropy_source", &vm.entropy_source),
+        ("qemu.path", &qemu.path),
+        ("qemu.vsock_path", &qemu.vsock_path),
+        ("virtiofsd.path", &virtiofsd.path),
+    ]
+}
+
+/// Every impossible value.
+pub(crate) fn values(settings: &Settings) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    for (key, path) in paths(settings) {
+        if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+            findings.add(key, quoted(path), "not an absolute path without ..", "begin it with /");
+        }
+    }
+    directories(settings, &mut findings);
+    logs(settings, &mut findings);
+    numbers(settings, &mut findings);
+    arguments(settings, &mut findings);
+    findings.0
+}
+
+fn directories(settings: &Settings, findings: &mut Findings) {
+    let sandboxer = &settings.sandboxer;
+    for (key, path) in [
+        ("sandboxer.listen", &sandboxer.listen),
+        ("sandboxer.containerd_address", &sandboxer.containerd_address),
+    ] {
+        let length = path.as_os_str().len();
+        if length > MAX_SOCKET_PATH {
+            let wrong = format!("{length} bytes, too long for a unix socket");
+            findings.add(key, quoted(path), wrong, format!("at most {MAX_SOCKET_PATH} bytes"));
+        }
+    }
+    let (run_dir, length) = (&sandboxer.run_dir, sandboxer.run_dir.as_os_str().len());
+    if length > MAX_RUN_DIR {
+        let wrong = format!(
+            "{length} bytes, too long: with /s/<id of {ID_LENGTH}>/{LONGEST_SOCKET} a socket path would have {}",
+            length + MAX_SOCKET_PATH - MAX_RUN_DIR
+        );
+        let right =
+            format!("at most {MAX_RUN_DIR} bytes, so that socket paths stay within {MAX_SOCKET_PATH}");
+        findings.add("sandboxer.run_dir", quoted(run_dir), wrong, right);
+    }
+    let apart = (
+        "lies in run_dir, which is gone after a reboot",
+        "a directory on disk, for example /var/lib/bulkhead",
+    );
+    let state_dir = &sandboxer.state_dir;
+    findings.unless(!state_dir.starts_with(run_dir), "sandboxer.state_dir", quoted(state_dir), apart);
+    let parent = Path::new(&settings.cgroup.default_parent);
+    let usable = parent.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+        && parent.components().any(|part| matches!(part, Component::Normal(_)))
+        && (parent.is_absolute() || settings.cgroup.default_parent.ends_with(".slice"));
+    let example = (
+        "not the name of a cgroup",
+        "an absolute path below the root (/bulkhead) or a slice (bulkhead.slice)",
+    );
+    findings.unless(usable, "cgroup.default_parent", quoted(parent), example);
+}
+
+fn logs(settings: &Settings, findings: &mut Findings) {
+    let level = &settings.sandboxer.log_level;
+    if let Err(error) = EnvFilter::try_new(level) {
+        let right = "for example info, or warn,bulkhead_sandboxer=debug";
+        findings.add("sandboxer.log_level", format!("{level:?}"), error.to_string(), right);
+    }
+    let level = settings.guest.agent_log_level.as_str();
+    let known = ("no log level", "one of error, warn, info, debug, trace");
+    findings.unless(AGENT_LEVELS.contains(&level), "guest.agent_log_level", format!("{level:?}"), known);
+}
+
+fn numbers(settings: &Settings, findings: &mut Findings) {
+    let Settings { guest, vm, virtiofsd, .. } = settings;
+    let (vcpus, memory) = (vm.vcpus.get(), vm.memory_mib.get());
+    findings.unless(
+        vcpus <= MAX_VCPUS,
+        "vm.vcpus",
+        vcpus.to_string(),
+        ("more than a VM can have", "1 to 255"),
+    );
+    let boots = ("too little for a guest to come up", "at least 64");
+    findings.unless(memory >= MIN_MEMORY_MIB, "vm.memory_mib", memory.to_string(), boots);
+    let whole = ("not a whole number of huge pages", "an even number, huge pages have 2 MiB");
+    findings.unless(!vm.hugepages || memory % 2 == 0, "vm.memory_mib", memory.to_string(), whole);
+    let timeout = guest.boot_timeout_secs.get();
+    let sane = ("longer than anybody waits", "1 to 3600");
+    findings.unless(timeout <= MAX_BOOT_TIMEOUT_SECS, "guest.boot_timeout_secs", timeout.to_string(), sane);
+    let threads = virtiofsd.thread_pool_size;
+    let few = ("more threads than a file server can use", "0 to 1024");
+    findings.unless(threads <= 1024, "virtiofsd.thread_pool_size", threads.to_string(), few);
+}
+
+fn arguments(settings: &Settings, findings: &mut Findings) {
+    let params = &settings.guest.kernel_params;
+    let printable = params.len() <= MAX_KERNEL_PARAMS && !params.chars().any(char::is_control);
+    let line = ("not one line of at most 1024 bytes", "parameters with blanks between them");
+    findings.unless(printable, "guest.kernel_params", format!("{params:?}"), line);
+    let extra = [
+        ("qemu.extra_args", &settings.qemu.extra_args),
+        ("virtiofsd.extra_args", &settings.virtiofsd.extra_args),
+    ];
+    for (key, arguments) in extra {
+        let usable = arguments.iter().all(|argument| !argument.is_empty() && !argument.contains('\0'));
+        let words = ("holds an empty argument or a NUL byte", "one non-empty word for each argument");
+        findings.unless(usable, key, format!("{arguments:?}"), words);
+    }
+}
+
+/// A path as TOML spells it.
+pub(crate) fn quoted(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}

@@ -1,0 +1,236 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::*;
+
+fn faults(text: &str) -> Vec<Fault> {
+    Settings::parse(text, Scope::Values).expect_err("the text was taken")
+}
+
+/// The one fault of a text, as a person reads it.
+fn fault(text: &str) -> String {
+    match faults(text).as_slice() {
+        [fault] => fault.to_string(),
+        many => panic!("{text}: {many:?}"),
+    }
+}
+
+#[test]
+fn nothing_set_is_the_default() {
+    assert_eq!(Settings::parse("", Scope::Values), Ok(Settings::default()));
+}
+
+#[test]
+fn the_shipped_file_is_the_default_and_names_every_key() {
+    let shipped = include_str!("../bulkhead.toml");
+    assert_eq!(Settings::parse(shipped, Scope::Values), Ok(Settings::default()));
+    let shipped: toml::Table = toml::from_str(shipped).unwrap();
+    assert_eq!(shipped, toml::Table::try_from(Settings::default()).unwrap());
+}
+
+#[test]
+fn what_is_printed_reads_back() {
+    let mut settings = Settings::default();
+    settings.vm.vcpus = 3.try_into().unwrap();
+    settings.qemu.extra_args = vec!["-name".into(), "a \"quoted\" one".into()];
+    settings.guest.kernel_params = "quiet loglevel=3".into();
+    let printed = settings.to_toml().unwrap();
+    assert_eq!(Settings::parse(&printed, Scope::Values), Ok(settings));
+}
+
+#[test]
+fn each_slip_is_named_with_what_would_be_right() {
+    let cases = [
+        ("[vm]\nvcpu = 2", "vm.vcpu = 2: unknown key; did you mean vcpus?"),
+        ("[vm]\nkernel = \"/k\"", "vm.kernel = \"/k\": unknown key; kernel belongs into [guest]"),
+        ("[vn]\nvcpus = 2", "vn: unknown table; did you mean [vm]?"),
+        ("vm = 2", "vm = 2: integer where a table belongs; write [vm]"),
+        ("[vm]\nvcpus = \"two\"", "vm.vcpus = \"two\": invalid type: string \"two\", expected a nonzero u32"),
+        ("[vm]\nvcpus = 0", "vm.vcpus = 0: invalid value: integer `0`, expected a nonzero u32"),
+        ("[vm]\nvcpus = -1", "vm.vcpus = -1: invalid value: integer `-1`, expected a nonzero u32"),
+        ("[vm]\nvcpus = 256", "vm.vcpus = 256: more than a VM can have; 1 to 255"),
+        ("[vm]\nmemory_mib = 16", "vm.memory_mib = 16: too little for a guest to come up; at least 64"),
+        (
+            "[vm]\nmemory_mib = 129\nhugepages = true",
+            "vm.memory_mib = 129: not a whole number of huge pages; an even number, huge pages have 2 MiB",
+        ),
+        (
+            "[qemu]\naccelerator = \"kvmm\"",
+            "qemu.accelerator = \"kvmm\": unknown variant `kvmm`, expected one of `kvm`, `tcg`, `auto`",
+        ),
+        ("[qemu]\npath = \"qemu\"", "qemu.path = \"qemu\": not an absolute path without ..; begin it with /"),
+        (
+            "[virtiofsd]\nextra_args = [\"\"]",
+            "virtiofsd.extra_args = [\"\"]: holds an empty argument or a NUL byte; one non-empty word for each argument",
+        ),
+        (
+            "[guest]\nkernel_params = \"a\\nb\"",
+            "guest.kernel_params = \"a\\nb\": not one line of at most 1024 bytes; parameters with blanks between them",
+        ),
+        (
+            "[guest]\nagent_log_level = \"loud\"",
+            "guest.agent_log_level = \"loud\": no log level; one of error, warn, info, debug, trace",
+        ),
+        (
+            "[cgroup]\ndefault_parent = \"/\"",
+            "cgroup.default_parent = \"/\": not the name of a cgroup; an absolute path below the root (/bulkhead) \
+             or a slice (bulkhead.slice)",
+        ),
+        (
+            "[sandboxer]\nstate_dir = \"/run/bulkhead/state\"",
+            "sandboxer.state_dir = \"/run/bulkhead/state\": lies in run_dir, which is gone after a reboot; \
+             a directory on disk, for example /var/lib/bulkhead",
+        ),
+    ];
+    for (text, says) in cases {
+        assert_eq!(fault(text), says, "{text}");
+    }
+}
+
+#[test]
+fn a_bad_log_filter_is_named() {
+    let says = fault("[sandboxer]\nlog_level = \"bulkhead=loudly\"");
+    assert!(says.starts_with("sandboxer.log_level = \"bulkhead=loudly\": "), "{says}");
+    assert!(says.ends_with("; for example info, or warn,bulkhead_sandboxer=debug"), "{says}");
+}
+
+#[test]
+fn run_dir_leaves_room_for_socket_paths() {
+    let with = |length: usize| format!("[sandboxer]\nrun_dir = \"/{}\"", "r".repeat(length - 1));
+    assert!(Settings::parse(&with(MAX_RUN_DIR), Scope::Values).is_ok());
+    let says = fault(&with(MAX_RUN_DIR + 1));
+    for part in ["25 bytes, too long", "would have 108", "at most 24 bytes", "within 107"] {
+        assert!(says.contains(part), "{part:?} is not in {says}");
+    }
+    let longest = format!("/{}/s/{}/vsock.sock_1023", "r".repeat(MAX_RUN_DIR - 1), "f".repeat(64));
+    assert_eq!(longest.len(), MAX_SOCKET_PATH, "the arithmetic is that of the directories");
+}
+
+#[test]
+fn a_listen_path_too_long_for_a_socket_is_named() {
+    let says = fault(&format!("[sandboxer]\nlisten = \"/{}\"", "l".repeat(MAX_SOCKET_PATH)));
+    assert!(says.contains("108 bytes, too long for a unix socket; at most 107 bytes"), "{says}");
+}
+
+#[test]
+fn every_fault_is_said_at_once_with_its_line() {
+    let text = "[vm]\nvcpu = 2\nmemory_mib = \"much\"\n\n[qemu]\npath = \"qemu\"\nmachine = 7\n\n[colour]\nred = 1\n";
+    let lines: Vec<_> = faults(text).into_iter().map(|fault| (fault.line, fault.key)).collect();
+    let expected =
+        [(2, "vm.vcpu"), (3, "vm.memory_mib"), (6, "qemu.path"), (7, "qemu.machine"), (9, "colour")];
+    assert_eq!(lines, expected.map(|(line, key)| (Some(line), key.to_owned())));
+}
+
+#[test]
+fn every_syntax_error_is_said_with_its_line() {
+    let found = faults("[vm]\nvcpus = \n\n[qemu\npath = \"/q\"\n[vm]\n");
+    assert!(found.len() >= 2, "{found:?}");
+    assert_eq!(found.iter().map(|fault| fault.line).next(), Some(Some(2)));
+    assert!(found.iter().all(|fault| fault.wrong.starts_with("not TOML: ")), "{found:?}");
+    assert!(fault("[vm]\nvcpus = 1\nvcpus = 2").contains("duplicate key"));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_fault_of_its_own() {
+    let faults = Settings::load(Path::new("/nowhere/bulkhead.toml"), Scope::Values).unwrap_err();
+    let says = faults.to_string();
+    assert!(says.starts_with("/nowhere/bulkhead.toml: cannot be read: No such file"), "{says}");
+}
+
+/// A host with everything the settings name, in one directory, and the text that names it.
+fn good_host(dir: &Path) -> Vec<(&'static str, &'static str, std::path::PathBuf)> {
+    let program = |name: &str| {
+        let path = dir.join(name);
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    };
+    let file = |name: &str, content: &[u8]| {
+        let path = dir.join(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    vec![
+        ("shim", "binary", program("shim")),
+        ("qemu", "path", program("qemu")),
+        ("qemu", "vsock_path", program("vsock")),
+        ("virtiofsd", "path", program("virtiofsd")),
+        ("guest", "kernel", file("vmlinux", b"\x7fELF and more")),
+        ("guest", "image", file("image", b"070701")),
+        ("sandboxer", "listen", dir.join("sandboxer.sock")),
+    ]
+}
+
+fn text_of(entries: &[(&'static str, &'static str, std::path::PathBuf)]) -> String {
+    let mut tables = toml::Table::new();
+    for (section, key, path) in entries {
+        let table = tables.entry(*section).or_insert_with(|| toml::Table::new().into());
+        table.as_table_mut().unwrap().insert((*key).to_owned(), path.display().to_string().into());
+    }
+    toml::to_string(&tables).unwrap()
+}
+
+#[test]
+fn what_the_host_has_is_no_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text_of(&good_host(dir.path()));
+    let settings = Settings::parse(&text, Scope::Host).unwrap();
+    assert_eq!(settings.shim.binary, dir.path().join("shim"));
+}
+
+#[test]
+fn everything_the_host_lacks_is_said_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = good_host(dir.path());
+    let path = |name: &str| dir.path().join(name);
+    fs::remove_file(path("shim")).unwrap();
+    fs::set_permissions(path("qemu"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::remove_file(path("vsock")).unwrap();
+    fs::create_dir(path("vsock")).unwrap();
+    fs::write(path("vmlinux"), "MZ bzImage").unwrap();
+    fs::write(path("image"), "").unwrap();
+    fs::write(path("sandboxer.sock"), "not a socket").unwrap();
+    let found = Settings::parse(&text_of(&host), Scope::Host).unwrap_err();
+    let says: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let expected = [
+        ("shim.binary", "no such file; install containerd-shim-bulkhead-v2"),
+        ("qemu.path", "not executable; chmod +x"),
+        ("qemu.vsock_path", "not a file; install vhost-device-vsock"),
+        ("guest.kernel", "not an ELF file; an uncompressed ELF vmlinux"),
+        ("guest.image", "an empty file; build it"),
+        ("sandboxer.listen", "something that is no socket is in the way; remove it"),
+    ];
+    for (key, part) in expected {
+        let said = says.iter().any(|line| line.starts_with(key) && line.contains(part));
+        assert!(said, "{key}: {part} is not in {says:#?}");
+    }
+    assert_eq!(found.len(), expected.len(), "{says:#?}");
+    assert!(found.iter().all(|fault| fault.line.is_some()), "{found:#?}");
+}
+
+#[test]
+fn a_default_that_the_host_lacks_is_called_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = good_host(dir.path());
+    host.retain(|(section, ..)| *section != "shim");
+    let Err(found) = Settings::parse(&text_of(&host), Scope::Host) else {
+        println!("skipped: this machine has the default shim installed");
+        return;
+    };
+    let [fault] = found.as_slice() else { panic!("{found:?}") };
+    let says = fault.to_string();
+    let expected = "shim.binary = \"/usr/bin/containerd-shim-bulkhead-v2\" (the default): no such file";
+    assert!(says.starts_with(expected), "{says}");
+}
+
+#[test]
+fn a_key_that_cannot_be_read_is_not_looked_for_on_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = good_host(dir.path());
+    host.retain(|(section, ..)| *section != "shim");
+    let text = format!("{}\n[shim]\nbinary = 7\n", text_of(&host));
+    let found = Settings::parse(&text, Scope::Host).unwrap_err();
+    let [fault] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((fault.key.as_str(), fault.value.as_str()), ("shim.binary", "7"));
+}
