@@ -1,4 +1,7 @@
 //! Black-box tests: the built binaries under real containerd, seen as kubelet and an operator see them.
+//!
+//! `BULKHEAD_TEST_CONTROL=1` runs what does not depend on a VM against containerd's own runc instead: a test that
+//! fails there is wrong itself.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,4 +11,16 @@
     reason = "tests: a step that fails panics"
 )]
 
+mod stage;
+
+mod bad_calls;
+mod bad_containers;
+mod bad_peers;
+mod bad_settings;
+mod containers;
+mod deaths;
 mod harness;
+mod old_containerd;
+mod pods;
+mod restarts;
+mod stdio;

@@ -1,4 +1,6 @@
-//! Attach and exec streams: the WebSocket remote-command protocol of Kubernetes, version 5, as far as tests need it.
+//! Attach and exec streams: the WebSocket remote-command protocol of Kubernetes, version 4, as far as tests need it.
+//!
+//! Version 4 cannot end standard input alone: hanging up ends it, and everything else of the session.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -6,13 +8,12 @@ use std::time::Duration;
 
 use crate::node::Node;
 
-/// Channels of `v5.channel.k8s.io`.
+/// Channels of `v4.channel.k8s.io`.
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
 
 /// RFC 6455 opcodes.
 const BINARY: u8 = 2;
@@ -47,9 +48,9 @@ impl Session {
             node.connect(address, Duration::from_secs(10)).expect("connect to the streaming server");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set a timeout");
         let request = format!(
-            "GET /{path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            "GET /{path} HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YnVsa2hlYWQtYnVsa2hlYQ==\r\n\
-             Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
+             Sec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).expect("ask for the session");
         let mut head = Vec::new();
@@ -70,11 +71,6 @@ impl Session {
         }
     }
 
-    /// Ends standard input.
-    pub fn close_stdin(&mut self) {
-        self.send(CLOSE, &[STDIN]);
-    }
-
     /// Tells the terminal's size.
     pub fn resize(&mut self, width: u16, height: u16) {
         self.send(RESIZE, format!(r#"{{"Width":{width},"Height":{height}}}"#).as_bytes());
@@ -85,6 +81,14 @@ impl Session {
         while !String::from_utf8_lossy(&self.output.stdout).contains(wanted) {
             assert!(self.receive(), "the session ended before {wanted:?}: {:?}", self.output);
         }
+    }
+
+    /// Ends the session, and with it standard input.
+    pub fn hang_up(mut self) -> Output {
+        let end = [0x80 | END, 0x80, 0, 0, 0, 0];
+        self.stream.write_all(&end).expect("end the session");
+        while self.receive() {}
+        self.output
     }
 
     /// Reads to the end of the session.

@@ -1,0 +1,102 @@
+//! What every test begins and ends with: a slot, a node, a look before and a look after.
+
+use bulkhead_tests::audit::Snapshot;
+use bulkhead_tests::cri::{Cri, Pod};
+use bulkhead_tests::node::{Node, Options};
+use bulkhead_tests::processes::{self, Process};
+use bulkhead_tests::{report, slots};
+use tokio::sync::SemaphorePermit;
+
+/// A node under test.
+pub(crate) struct Stage {
+    pub(crate) node: Node,
+    before: Snapshot,
+    _slot: SemaphorePermit<'static>,
+}
+
+/// Name of the running test.
+fn test_name() -> String {
+    std::thread::current().name().unwrap_or("a test").to_owned()
+}
+
+fn control_run() -> bool {
+    std::env::var_os("BULKHEAD_TEST_CONTROL").is_some_and(|value| value == "1")
+}
+
+impl Stage {
+    /// A node for what any runtime must do; `None` after saying why there is none.
+    pub(crate) async fn any(options: Options) -> Option<Self> {
+        let bulkhead = options.bulkhead && !control_run();
+        Self::set(Options { bulkhead, ..options }).await
+    }
+
+    /// A node for what only pods in VMs do.
+    pub(crate) async fn vm(options: Options) -> Option<Self> {
+        if control_run() {
+            report::skipped(&test_name(), "needs VMs, and this is the control run");
+            return None;
+        }
+        Self::set(options).await
+    }
+
+    async fn set(options: Options) -> Option<Self> {
+        let slot = slots::take().await;
+        match Node::start(options).await {
+            Ok(node) => {
+                let before = Snapshot::take(&node).await;
+                Some(Self { node, before, _slot: slot })
+            }
+            Err(why) => {
+                report::skipped(&test_name(), &why);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn cri(&self) -> &Cri {
+        self.node.cri()
+    }
+
+    /// Takes the look before anew, for tests that change what the node has on purpose.
+    pub(crate) async fn look_again(&mut self) {
+        self.before = Snapshot::take(&self.node).await;
+    }
+
+    /// Nothing may be left, and the node stays for more.
+    pub(crate) async fn expect_clean(&self) {
+        self.before.expect_nothing_left(&self.node).await;
+    }
+
+    /// Stops and removes the pod; nothing may be left.
+    pub(crate) async fn end(&self, pod: &Pod) {
+        self.cri().end_pod(pod).await;
+        self.expect_clean().await;
+    }
+
+    /// Every process of the node that runs `program`.
+    pub(crate) fn running(&self, program: &str) -> Vec<Process> {
+        let all = processes::of_node(self.node.init());
+        all.into_iter().filter(|process| process.state != 'Z' && process.program() == program).collect()
+    }
+
+    /// The one process of the node that runs `program`.
+    pub(crate) fn the_one(&self, program: &str) -> Process {
+        let mut found = self.running(program);
+        assert_eq!(found.len(), 1, "processes running {program}: {found:?}");
+        found.remove(0)
+    }
+}
+
+/// Ends the test quietly when there is no stage: why was said aloud.
+macro_rules! stage {
+    ($made:expr) => {
+        match $made.await {
+            Some(stage) => stage,
+            None => return,
+        }
+    };
+}
+pub(crate) use stage;
+
+/// Name of the VMM's program.
+pub(crate) const VMM: &str = "qemu-system-x86_64";
