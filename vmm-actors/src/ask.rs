@@ -4,7 +4,7 @@
 //! and a handler that panics shows as a channel that closed without a word.
 
 use actix::dev::ToEnvelope;
-use actix::{Actor, Addr, Handler, Message};
+use actix::{Actor, Addr, Handler, Message, Recipient};
 use tokio::sync::oneshot;
 
 /// Where the answer to a command goes.
@@ -74,7 +74,24 @@ where
     })
 }
 
-/// Last path segment of an actor's type, for messages.
+/// Answers a command. An asker that has gone away needs no answer.
+pub fn answer<T, E>(reply: Reply<T, E>, result: Result<T, E>) {
+    if reply.send(result).is_err() {
+        tracing::debug!("nobody waits for an answer any more");
+    }
+}
+
+/// Tells a parent what happened to its child, waiting for room in its mailbox: such news must not be lost.
+pub async fn report<M>(parent: Recipient<M>, news: M)
+where
+    M: Message<Result = ()> + Send + 'static,
+{
+    if parent.send(news).await.is_err() {
+        tracing::debug!(news = actor_name::<M>(), "the parent has ended before its child's news");
+    }
+}
+
+/// Last path segment of a type's name, for messages.
 fn actor_name<A>() -> &'static str {
     let path = std::any::type_name::<A>();
     path.rsplit("::").next().unwrap_or(path)

@@ -22,6 +22,10 @@ pub mod network;
 
 pub mod pod_dir;
 
+pub mod virtiofsd;
+
+pub mod vm;
+
 pub mod guest_spec;
 mod pod_spec;
 

@@ -46,6 +46,12 @@ impl PodDir {
         virtiofs_sock => "virtiofs.sock",
         /// The VMM's API.
         vmm_sock => "vmm.sock",
+        /// vhost-user socket between VMM and vsock helper.
+        vhost_vsock_sock => "vhost.sock",
+        /// What the VMM prints.
+        vmm_output => "vmm.stderr",
+        /// What the vsock helper prints.
+        vsock_output => "vsock.stderr",
         /// What the guest prints.
         console => "console.log",
         /// What virtiofsd prints.

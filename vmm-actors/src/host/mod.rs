@@ -6,4 +6,7 @@
 
 pub mod netns;
 pub mod process;
+pub mod socket;
 pub mod tap;
+pub mod tsc;
+pub mod watch_dir;

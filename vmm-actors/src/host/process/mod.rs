@@ -21,6 +21,7 @@ pub use identity::ProcessIdentity;
 pub use output::last_lines;
 pub use owned::OwnedProcess;
 pub use rustix::process::Signal;
+pub(super) use watch::readable as watch_readable;
 
 /// What to start, and how.
 #[derive(Debug)]

@@ -1,0 +1,232 @@
+//! The Virtiofsd actor.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
+use bulkhead_config::{CacheMode, Virtiofsd as Settings};
+
+use super::{
+    EndCause, Keep, Kill, Observe, Spawn, VirtiofsdError, VirtiofsdExited, VirtiofsdRecord, VirtiofsdView,
+};
+use crate::ask::{Reply, answer, report};
+use crate::host::process::{self, CgroupProcs, Exit, OwnedProcess, last_lines};
+use crate::host::socket;
+use crate::pod_dir::PodDir;
+
+/// How long the daemon may take to end by SIGTERM. Its namespace's first process does not hear it, so this is the
+/// time that the request costs: short.
+const TERM_GRACE: Duration = Duration::from_millis(100);
+/// How long the news of a daemon that ended with its VMM is held back, so that the VMM's own end is heard first.
+const VMM_FIRST: Duration = Duration::from_millis(500);
+/// The listening socket's number in the daemon.
+const SOCKET_FD: i32 = 3;
+/// What the daemon prints when its VMM has gone.
+const DISCONNECTED: &str = "Client disconnected";
+
+/// Owns one virtiofsd. See the [module](super).
+#[derive(Debug)]
+pub struct Virtiofsd {
+    dir: PodDir,
+    parent: Recipient<VirtiofsdExited>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Cold(Settings),
+    Failed,
+    Up(Arc<OwnedProcess>),
+    Ending { process: Arc<OwnedProcess>, waiters: Vec<Reply<Exit, VirtiofsdError>> },
+    Gone(VirtiofsdExited),
+}
+
+impl State {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Cold(_) => "cold",
+            Self::Failed => "failed",
+            Self::Up(_) => "up",
+            Self::Ending { .. } => "ending",
+            Self::Gone(_) => "gone",
+        }
+    }
+}
+
+impl Virtiofsd {
+    /// A daemon that has not been started, for the pod with this directory: [`PodDir::shared`] is served on
+    /// [`PodDir::virtiofs_sock`]. `parent` is told of its end.
+    #[must_use]
+    pub fn new(dir: PodDir, settings: Settings, parent: Recipient<VirtiofsdExited>) -> Self {
+        Self { dir, parent, state: State::Cold(settings) }
+    }
+
+    /// Takes over a daemon that an earlier instance of this service started and kept. `None` when it is gone. Must be
+    /// called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`VirtiofsdError::Adopt`] when the kernel does not let us find out.
+    pub fn adopt(
+        record: &VirtiofsdRecord,
+        parent: Recipient<VirtiofsdExited>,
+    ) -> Result<Option<Self>, VirtiofsdError> {
+        let VirtiofsdRecord { process: identity, dir } = record;
+        let pid = identity.pid;
+        let adopted =
+            OwnedProcess::adopt(identity).map_err(|source| VirtiofsdError::Adopt { pid, source })?;
+        Ok(adopted.map(|process| {
+            process.keep();
+            Self { dir: dir.clone(), parent, state: State::Up(Arc::new(process)) }
+        }))
+    }
+
+    fn watch(&self, ctx: &mut Context<Self>) {
+        let State::Up(process) = &self.state else { return };
+        let (process, output) = (Arc::clone(process), self.dir.virtiofsd_output());
+        let ended = async move {
+            let exit = process.wait().await;
+            (exit, last_lines(&output, 8, 4096))
+        };
+        ctx.spawn(ended.into_actor(self).map(|(exit, last_words), daemon, ctx| {
+            daemon.ended(exit, last_words, ctx);
+        }));
+    }
+
+    fn ended(&mut self, exit: Exit, last_words: String, ctx: &mut Context<Self>) {
+        let mut exited = VirtiofsdExited { exit, cause: cause(exit, &last_words), last_words };
+        if let State::Ending { waiters, .. } = std::mem::replace(&mut self.state, State::Failed) {
+            exited.cause = EndCause::Asked;
+            for waiter in waiters {
+                answer(waiter, Ok(exit));
+            }
+        }
+        self.state = State::Gone(exited.clone());
+        let parent = self.parent.clone();
+        let told = async move {
+            if exited.cause == EndCause::VmmDisconnected {
+                tokio::time::sleep(VMM_FIRST).await;
+            }
+            report(parent, exited).await;
+        };
+        ctx.spawn(told.into_actor(self));
+    }
+}
+
+/// A daemon whose VMM goes ends by itself with 0, and says so for those who are not told the code.
+fn cause(exit: Exit, last_words: &str) -> EndCause {
+    match exit {
+        Exit::Code(0) => EndCause::VmmDisconnected,
+        Exit::Unknown if last_words.contains(DISCONNECTED) => EndCause::VmmDisconnected,
+        Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => EndCause::Crashed,
+    }
+}
+
+fn start(
+    dir: &PodDir,
+    settings: &Settings,
+    cgroup: Option<CgroupProcs>,
+) -> Result<OwnedProcess, VirtiofsdError> {
+    let path = dir.virtiofs_sock();
+    let listener = socket::listen(&path).map_err(|source| VirtiofsdError::Listen { path, source })?;
+    let start = process::Spawn {
+        program: settings.path.clone(),
+        args: args(dir, settings),
+        output: dir.virtiofsd_output(),
+        fds: vec![(listener.into(), SOCKET_FD)],
+        cgroup,
+        env: Vec::new(),
+    };
+    OwnedProcess::spawn(start).map_err(|source| VirtiofsdError::Start { source })
+}
+
+fn args(dir: &PodDir, settings: &Settings) -> Vec<OsString> {
+    let cache = match settings.cache {
+        CacheMode::Never => "never",
+        CacheMode::Auto => "auto",
+        CacheMode::Always => "always",
+    };
+    let mut args: Vec<OsString> = vec!["--shared-dir".into(), dir.shared().into()];
+    // File capabilities are extended attributes; the guest must see where one host file system ends and another
+    // begins, or inode numbers would clash.
+    args.extend(["--sandbox=namespace", "--announce-submounts", "--xattr"].map(OsString::from));
+    args.push(format!("--fd={SOCKET_FD}").into());
+    args.push(format!("--cache={cache}").into());
+    args.push(format!("--thread-pool-size={}", settings.thread_pool_size).into());
+    args.extend(settings.extra_args.iter().map(OsString::from));
+    args
+}
+
+impl Actor for Virtiofsd {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // Something runs already only where it was adopted.
+        self.watch(ctx);
+    }
+}
+
+impl Handler<Spawn> for Virtiofsd {
+    type Result = ();
+    fn handle(&mut self, Spawn { cgroup, reply }: Spawn, ctx: &mut Self::Context) {
+        let State::Cold(settings) = &self.state else {
+            answer(reply, Err(VirtiofsdError::Refused { state: self.state.name() }));
+            return;
+        };
+        let started = start(&self.dir, settings, cgroup);
+        self.state = State::Failed;
+        let started = started.map(|process| {
+            let record = VirtiofsdRecord { process: process.identity().clone(), dir: self.dir.clone() };
+            self.state = State::Up(Arc::new(process));
+            self.watch(ctx);
+            record
+        });
+        answer(reply, started);
+    }
+}
+
+impl Handler<Keep> for Virtiofsd {
+    type Result = ();
+    fn handle(&mut self, Keep: Keep, _: &mut Self::Context) {
+        if let State::Up(process) = &self.state {
+            process.keep();
+        }
+    }
+}
+
+impl Handler<Kill> for Virtiofsd {
+    type Result = ();
+    fn handle(&mut self, Kill { reply }: Kill, ctx: &mut Self::Context) {
+        match std::mem::replace(&mut self.state, State::Failed) {
+            State::Cold(_) | State::Failed => answer(reply, Ok(Exit::Unknown)),
+            State::Up(process) => {
+                let ending = Arc::clone(&process);
+                ctx.spawn(async move { ending.end(TERM_GRACE).await }.into_actor(self).map(|_, _, _| ()));
+                self.state = State::Ending { process, waiters: vec![reply] };
+            }
+            State::Ending { process, mut waiters } => {
+                waiters.push(reply);
+                self.state = State::Ending { process, waiters };
+            }
+            State::Gone(exited) => {
+                answer(reply, Ok(exited.exit));
+                self.state = State::Gone(exited);
+            }
+        }
+    }
+}
+
+impl Handler<Observe> for Virtiofsd {
+    type Result = ();
+    fn handle(&mut self, Observe { reply }: Observe, _: &mut Self::Context) {
+        let (pid, exited) = match &self.state {
+            State::Cold(_) | State::Failed => (None, None),
+            State::Up(process) | State::Ending { process, .. } => (Some(process.identity().pid), None),
+            State::Gone(exited) => (None, Some(exited.clone())),
+        };
+        answer(reply, Ok(VirtiofsdView { state: self.state.name(), pid, exited }));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! What the Vm actor hears and tells.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use actix::Message;
+use serde::{Deserialize, Serialize};
+
+use super::{Acceleration, Device, GuestState, LaunchSpec, VmError, VmRecord};
+use crate::ask::Reply;
+use crate::host::process::Exit;
+
+/// Starts the VM. Legal once, before anything else.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Boot {
+    /// What to start.
+    pub spec: Box<LaunchSpec>,
+    /// Answered when the processes run.
+    pub reply: Reply<Booted, VmError>,
+}
+
+/// The processes run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Booted {
+    /// To be made durable before [`Keep`].
+    pub record: VmRecord,
+}
+
+impl Booted {
+    /// How the guest runs, for Status.
+    #[must_use]
+    pub fn acceleration(&self) -> Acceleration {
+        self.record.acceleration
+    }
+}
+
+/// The record is durable: the processes outlive this actor from now on. Without effect before [`Boot`] has answered.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Keep;
+
+/// Lets the guest end by itself within `grace` (the agent has been told), then ends the VMM with SIGTERM and at last
+/// with SIGKILL. A repeat joins; an ended VM answers at once.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Shutdown {
+    /// How long the guest may take.
+    pub grace: Duration,
+    /// Answered when every process of the VM is gone.
+    pub reply: Reply<Exit, VmError>,
+}
+
+/// Ends the VM at once, also one that is being started.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Kill {
+    /// Answered when every process of the VM is gone.
+    pub reply: Reply<Exit, VmError>,
+}
+
+/// Plugs a device into the running VM.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct AddDevice {
+    /// The device.
+    pub device: Device,
+    /// Answered when the guest can see it.
+    pub reply: Reply<(), VmError>,
+}
+
+/// Unplugs a device that was added.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct RemoveDevice {
+    /// The id it was added with.
+    pub id: String,
+    /// Answered when the guest has let go of it.
+    pub reply: Reply<(), VmError>,
+}
+
+/// Changes the shape of the running VM.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Resize {
+    /// Virtual processors.
+    pub vcpus: NonZeroU32,
+    /// Memory in MiB.
+    pub memory_mib: NonZeroU32,
+    /// Answered when the guest has been told.
+    pub reply: Reply<(), VmError>,
+}
+
+/// Asks what the actor knows and what the VMM says.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Observe {
+    /// Never an error of its own: what is not known is missing.
+    pub reply: Reply<VmView, VmError>,
+}
+
+/// A VM as its actor sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmView {
+    /// cold, booting, up, ending or gone.
+    pub state: &'static str,
+    /// The driver and its machine type.
+    pub driver: String,
+    /// The VMM's pid while it runs.
+    pub vmm_pid: Option<u32>,
+    /// How the guest runs.
+    pub acceleration: Option<Acceleration>,
+    /// What the VMM says of the guest; none when it was not or could not be asked.
+    pub guest: Option<GuestState>,
+    /// How the VM ended.
+    pub exited: Option<VmmExited>,
+}
+
+/// The VM has ended: none of its processes is left. Told once, whether it was asked to end or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Message)]
+#[rtype(result = "()")]
+pub struct VmmExited {
+    /// How the VMM ended; unknown for one that an earlier instance had started.
+    pub exit: Exit,
+    /// Why.
+    pub cause: EndCause,
+    /// The last lines that the process at fault printed; may be empty.
+    pub last_words: String,
+    /// The last lines of the guest's console; may be empty.
+    pub console_tail: String,
+}
+
+/// Why a VM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndCause {
+    /// We were asked to end it.
+    Asked,
+    /// The VMM went: the guest powered off or crashed, or the VMM was killed.
+    VmmEnded,
+    /// The vsock helper went, so the VMM was killed.
+    VsockHelperEnded(Exit),
+}
+
+impl fmt::Display for VmmExited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause {
+            EndCause::Asked => write!(f, "the VM was ended")?,
+            EndCause::VmmEnded => write!(f, "the VMM ended ({})", self.exit)?,
+            EndCause::VsockHelperEnded(exit) => {
+                write!(f, "the VM was ended because its vsock helper ended ({exit})")?;
+            }
+        }
+        for (what, text) in [("last words", &self.last_words), ("console", &self.console_tail)] {
+            if !text.is_empty() {
+                write!(f, "; {what}: {text}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,31 @@
+//! The virtual machine of one pod.
+//!
+//! | | |
+//! |---|---|
+//! | Owns | the VMM process, the vsock helper beside it, the way to the VMM's API |
+//! | Hears | [`Boot`], [`Keep`], [`Shutdown`], [`Kill`], [`AddDevice`], [`RemoveDevice`], [`Resize`], [`Observe`] |
+//! | Tells | [`VmmExited`], once, to its parent |
+//! | Ends when | its parent drops the address; it answers for an ended VM until then |
+//! | Queue | 16: one parent that has at most a few commands under way |
+//!
+//! [`Boot`] answers when the processes run, not when the guest does: that is the agent's announcement to tell. Until
+//! [`Keep`] the end of this actor is the end of the VM; from then on the processes belong to the durable record.
+//! The death of the vsock helper is the end of the VM: nothing can talk to the guest any more.
+
+mod actor;
+mod driver;
+mod error;
+mod launch;
+mod messages;
+pub mod qemu;
+mod record;
+mod running;
+
+pub use actor::Vm;
+pub use driver::{Access, Device, Driver, GuestState, Launched};
+pub use error::VmError;
+pub use launch::{LaunchSpec, Nic, Share};
+pub use messages::{
+    AddDevice, Boot, Booted, EndCause, Keep, Kill, Observe, RemoveDevice, Resize, Shutdown, VmView, VmmExited,
+};
+pub use record::{Acceleration, VmRecord};

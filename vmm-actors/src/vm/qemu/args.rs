@@ -1,0 +1,189 @@
+//! QEMU's command line, as a pure function of the VM.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use bulkhead_config::Machine;
+use bulkhead_protocol::SHARE_TAG;
+
+use super::super::{Acceleration, LaunchSpec, Nic, Share};
+
+/// PCI Express slots of q35 that are left free for hotplug.
+const FREE_SLOTS: u8 = 4;
+
+/// Numbers of the descriptors that the VMM inherits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Descriptors {
+    /// Listening socket for QMP.
+    pub(super) api: RawFd,
+    /// Connection to the vsock helper.
+    pub(super) vsock: RawFd,
+    /// One for each network device.
+    pub(super) taps: Vec<RawFd>,
+}
+
+/// Everything that decides the command line.
+#[derive(Debug)]
+pub(super) struct CommandLine<'a> {
+    pub(super) machine: Machine,
+    pub(super) acceleration: Acceleration,
+    /// Frequency of the guest's time stamp counter, when it is known and the guest could not find out itself.
+    pub(super) tsc_khz: Option<u32>,
+    pub(super) spec: &'a LaunchSpec,
+    pub(super) descriptors: &'a Descriptors,
+    pub(super) extra_args: &'a [String],
+}
+
+/// Arguments under construction.
+#[derive(Debug, Default)]
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn flag(&mut self, name: &str) {
+        self.0.push(name.into());
+    }
+
+    fn option(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.0.push(name.into());
+        self.0.push(value.as_ref().to_owned());
+    }
+
+    /// An option whose value ends in a path: QEMU's option parser reads a doubled comma as one.
+    fn path(&mut self, name: &str, before: &str, path: &Path) {
+        let mut value = OsString::from(before);
+        value.push(path.to_string_lossy().replace(',', ",,"));
+        self.option(name, value);
+    }
+}
+
+impl CommandLine<'_> {
+    /// The arguments behind the program's name.
+    pub(super) fn args(&self) -> Vec<OsString> {
+        let mut args = Args::default();
+        self.frame(&mut args);
+        self.machine(&mut args);
+        self.boot(&mut args);
+        self.console_and_api(&mut args);
+        self.devices(&mut args);
+        args.0.extend(self.extra_args.iter().map(OsString::from));
+        args.0
+    }
+
+    /// What QEMU leaves out and what it may not do.
+    fn frame(&self, args: &mut Args) {
+        if let Some(id) = self.spec.dir.path().file_name() {
+            args.option("-name", id);
+        }
+        for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+            args.flag(flag);
+        }
+        args.option("-display", "none");
+        args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    }
+
+    fn machine(&self, args: &mut Args) {
+        let accel = self.acceleration;
+        args.option(
+            "-machine",
+            match self.machine {
+                // The distribution kernel finds virtio-mmio devices by ACPI only.
+                Machine::Microvm => format!(
+                    "microvm,accel={accel},acpi=on,isa-serial=on,rtc=on,auto-kernel-cmdline=off,memory-backend=ram"
+                ),
+                Machine::Q35 => format!(
+                    "q35,accel={accel},smbus=off,sata=off,usb=off,i8042=off,vmport=off,memory-backend=ram"
+                ),
+            },
+        );
+        if self.machine == Machine::Microvm {
+            // virtiofs needs virtio 1.0.
+            args.option("-global", "virtio-mmio.force-legacy=false");
+        }
+        args.option(
+            "-cpu",
+            match self.acceleration {
+                Acceleration::Kvm => "host",
+                Acceleration::Tcg => "max",
+            },
+        );
+        args.option("-smp", self.spec.vcpus.to_string());
+        args.option("-m", format!("{}M", self.spec.memory_mib));
+        let pages = if self.spec.hugepages { ",hugetlb=on" } else { "" };
+        // Shared, because vhost-user devices work in the guest's memory.
+        args.option(
+            "-object",
+            format!("memory-backend-memfd,id=ram,size={}M,share=on{pages}", self.spec.memory_mib),
+        );
+    }
+
+    fn boot(&self, args: &mut Args) {
+        args.option("-kernel", &self.spec.kernel);
+        args.option("-initrd", &self.spec.image);
+        args.option("-append", self.kernel_cmdline());
+    }
+
+    /// Ours first: of a parameter given twice the kernel takes the last.
+    fn kernel_cmdline(&self) -> String {
+        let mut words = vec![
+            "console=ttyS0".to_owned(),
+            "quiet".to_owned(),
+            // Triple fault instead of trying what these machines do not have; a panic ends the VM at once.
+            "reboot=t".to_owned(),
+            "panic=-1".to_owned(),
+            "no_timer_check".to_owned(),
+        ];
+        words.extend(self.tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+        words.push(self.spec.cmdline.clone());
+        words.join(" ")
+    }
+
+    fn console_and_api(&self, args: &mut Args) {
+        // Appending, so that the file can be emptied while it is written.
+        args.path("-chardev", "file,id=console,append=on,path=", &self.spec.dir.console());
+        args.option("-serial", "chardev:console");
+        args.option("-chardev", format!("socket,id=api,fd={},server=on,wait=off", self.descriptors.api));
+        args.option("-mon", "chardev=api,mode=control");
+    }
+
+    fn devices(&self, args: &mut Args) {
+        args.path("-object", "rng-random,id=entropy,filename=", &self.spec.entropy_source);
+        args.option("-device", format!("{},rng=entropy", self.device("virtio-rng")));
+        args.option("-chardev", format!("socket,id=vsock,fd={}", self.descriptors.vsock));
+        args.option("-device", format!("{},chardev=vsock", self.device("vhost-user-vsock")));
+        if self.spec.share == Share::Exported {
+            args.path("-chardev", "socket,id=share,path=", &self.spec.dir.virtiofs_sock());
+            args.option("-device", format!("{},chardev=share,tag={SHARE_TAG}", self.device("vhost-user-fs")));
+        }
+        for (index, (nic, fd)) in self.spec.nics.iter().zip(&self.descriptors.taps).enumerate() {
+            args.option("-netdev", format!("tap,id=net{index},fd={fd},vhost=off"));
+            args.option("-device", self.nic(index, nic));
+        }
+        if self.machine == Machine::Q35 {
+            for slot in 0..FREE_SLOTS {
+                args.option("-device", format!("pcie-root-port,id=slot{slot},chassis={}", slot + 1));
+            }
+        }
+    }
+
+    fn nic(&self, index: usize, nic: &Nic) -> String {
+        let device = self.device("virtio-net");
+        // No boot ROM: nothing boots from the network.
+        let rom = match self.machine {
+            Machine::Microvm => "",
+            Machine::Q35 => ",romfile=",
+        };
+        format!("{device},netdev=net{index},mac={},host_mtu={}{rom}", nic.mac, nic.mtu)
+    }
+
+    /// A virtio device in the form that plugs into this machine's bus.
+    fn device(&self, name: &str) -> String {
+        match self.machine {
+            Machine::Microvm => format!("{name}-device"),
+            Machine::Q35 => format!("{name}-pci"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

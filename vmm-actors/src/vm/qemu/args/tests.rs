@@ -1,0 +1,108 @@
+use std::num::NonZeroU32;
+
+use bulkhead_config::Settings;
+
+use super::*;
+use crate::id::SandboxId;
+use crate::pod_dir::PodDir;
+
+fn spec(nics: usize) -> LaunchSpec {
+    let dir = PodDir::new(Path::new("/run/b"), &SandboxId::new("pod1").unwrap());
+    let mut spec = LaunchSpec::new(dir, &Settings::default());
+    spec.nics = (0..nics)
+        .map(|n| Nic {
+            tap: std::fs::File::open("/dev/null").unwrap().into(),
+            mac: format!("02:00:00:00:00:0{n}"),
+            mtu: 1450,
+        })
+        .collect();
+    spec
+}
+
+fn line(machine: Machine, acceleration: Acceleration, spec: &LaunchSpec) -> String {
+    let descriptors = Descriptors { api: 3, vsock: 4, taps: vec![5, 6] };
+    let extra_args = ["-d".to_owned(), "guest_errors".to_owned()];
+    let tsc_khz = Some(2_000_000);
+    let line = CommandLine {
+        machine,
+        acceleration,
+        tsc_khz,
+        spec,
+        descriptors: &descriptors,
+        extra_args: &extra_args,
+    };
+    line.args().iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn microvm_has_devices_on_its_own_bus() {
+    let line = line(Machine::Microvm, Acceleration::Tcg, &spec(2));
+    for part in [
+        "-machine microvm,accel=tcg,acpi=on,",
+        "-global virtio-mmio.force-legacy=false",
+        "-device vhost-user-fs-device,chardev=share,tag=bulkhead",
+        "-device vhost-user-vsock-device,chardev=vsock",
+        "-chardev socket,id=vsock,fd=4",
+        "-netdev tap,id=net1,fd=6,vhost=off",
+        "-device virtio-net-device,netdev=net1,mac=02:00:00:00:00:01,host_mtu=1450",
+        "-chardev socket,id=api,fd=3,server=on,wait=off",
+        "-cpu max",
+        "tsc_early_khz=2000000",
+    ] {
+        assert!(line.contains(part), "{part:?} is missing in {line}");
+    }
+    assert!(!line.contains("pci"), "{line}");
+    assert!(line.ends_with("-d guest_errors"), "{line}");
+}
+
+#[test]
+fn q35_has_pci_devices_and_room_for_more() {
+    let line = line(Machine::Q35, Acceleration::Kvm, &spec(1));
+    for part in [
+        "-machine q35,accel=kvm,",
+        "-cpu host",
+        "-device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:00,host_mtu=1450,romfile=",
+        "-device vhost-user-vsock-pci,chardev=vsock",
+        "-device pcie-root-port,id=slot3,chassis=4",
+    ] {
+        assert!(line.contains(part), "{part:?} is missing in {line}");
+    }
+    assert!(!line.contains("mmio"), "{line}");
+}
+
+#[test]
+fn guest_memory_is_shared_and_of_the_asked_size() {
+    let mut spec = spec(0);
+    spec.memory_mib = NonZeroU32::new(512).unwrap();
+    spec.hugepages = true;
+    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    assert!(
+        line.contains("-m 512M -object memory-backend-memfd,id=ram,size=512M,share=on,hugetlb=on"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_vm_without_a_share_has_no_device_for_it() {
+    let mut spec = spec(0);
+    spec.share = Share::Absent;
+    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    assert!(!line.contains("vhost-user-fs"), "{line}");
+}
+
+#[test]
+fn a_comma_in_a_path_is_not_an_option() {
+    let mut spec = spec(0);
+    spec.entropy_source = "/dev/hw,rng=x".into();
+    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    assert!(line.contains("filename=/dev/hw,,rng=x "), "{line}");
+}
+
+#[test]
+fn the_administrators_parameters_are_the_last_on_the_kernels_command_line() {
+    let mut spec = spec(0);
+    spec.cmdline = "bulkhead.log=info panic=5".into();
+    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    let (_, behind) = line.split_once("-append ").unwrap();
+    assert!(behind.contains("panic=-1") && behind.contains("bulkhead.log=info panic=5 -chardev"), "{behind}");
+}

@@ -1,0 +1,78 @@
+//! `vhost-device-vsock`: the host's side of the guest's vsock.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::super::{LaunchSpec, VmError};
+use crate::host::process::{Exit, OwnedProcess, Spawn, last_lines};
+use crate::host::watch_dir::DirWatch;
+
+/// Key of the helper's program in the settings.
+const SETTING: &str = "[qemu] vsock_path";
+/// The guest's context id. Each helper serves one VM, so all may have the same; below 3 they are reserved
+/// (vsock(7)).
+const GUEST_CID: u32 = 3;
+/// How long the helper may take to listen. It takes 2 ms on an idle machine.
+const LISTENS_WITHIN: Duration = Duration::from_secs(10);
+/// Pause between two tries in the moment between bind(2) and listen(2) of the helper.
+const RETRY: Duration = Duration::from_micros(200);
+
+/// Starts the helper and connects to its vhost-user socket. The connection is for the VMM: if it dialled itself, it
+/// would have to be started late enough.
+pub(super) async fn start(program: &Path, spec: &LaunchSpec) -> Result<(OwnedProcess, OwnedFd), VmError> {
+    let dir = &spec.dir;
+    let socket = dir.vhost_vsock_sock();
+    let failed = |act| {
+        let path = socket.clone();
+        move |source| VmError::Socket { act, path, source }
+    };
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the old")(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let watch = DirWatch::new(dir.path()).map_err(failed("watch for"))?;
+    let mut device = OsString::from(format!("guest-cid={GUEST_CID},uds-path="));
+    device.push(dir.vsock());
+    device.push(",socket=");
+    device.push(&socket);
+    let start = Spawn {
+        program: program.to_owned(),
+        args: vec!["--vm".into(), device],
+        output: dir.vsock_output(),
+        fds: Vec::new(),
+        cgroup: spec.cgroup.clone(),
+        env: vec![("RUST_LOG".into(), "warn".into())],
+    };
+    let helper =
+        OwnedProcess::spawn(start).map_err(|source| VmError::StartHelper { setting: SETTING, source })?;
+    let last_words = || last_lines(&dir.vsock_output(), 8, 4096);
+    let connected = tokio::select! {
+        biased;
+        connected = connect(&socket, &watch) => connected.map_err(failed("connect to"))?,
+        exit = helper.wait() => return Err(ended(program, exit, last_words())),
+        () = tokio::time::sleep(LISTENS_WITHIN) => {
+            return Err(VmError::HelperSilent { socket, waited: LISTENS_WITHIN, last_words: last_words() });
+        }
+    };
+    Ok((helper, connected))
+}
+
+fn ended(program: &Path, exit: Exit, last_words: String) -> VmError {
+    VmError::HelperEnded { program: program.to_owned(), exit, last_words }
+}
+
+/// Connects as soon as the socket is there.
+async fn connect(socket: &Path, watch: &DirWatch) -> io::Result<OwnedFd> {
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return Ok(stream.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => watch.changed().await?,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => tokio::time::sleep(RETRY).await,
+            Err(error) => return Err(error),
+        }
+    }
+}
