@@ -14,6 +14,7 @@
 
 pub mod ask;
 
+pub mod cgroup;
 pub mod host;
 
 pub mod id;
