@@ -23,6 +23,10 @@ pub mod network;
 
 pub mod pod_dir;
 
+pub mod agent;
+
+pub mod shim;
+
 pub mod virtiofsd;
 
 pub mod vm;

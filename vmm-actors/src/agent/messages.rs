@@ -1,0 +1,202 @@
+//! What the Agent actor hears and tells.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use actix::Message;
+use bulkhead_protocol::agent::SetupRequest;
+use bulkhead_protocol::version::NoCommonVersion;
+use serde::Serialize;
+
+use crate::ask::Reply;
+
+/// Listens for the guest's announcement. To be answered before the VMM starts: a guest that finds nobody loses two
+/// seconds.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Listen {
+    /// Answered when the socket listens.
+    pub reply: Reply<(), AgentError>,
+}
+
+/// Waits until the guest has announced itself and answers, from now for as long as a boot may take. Legal after
+/// [`Listen`]; at once when the guest already answers.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct AwaitGuest {
+    /// Who it is.
+    pub reply: Reply<Guest, AgentError>,
+}
+
+/// Makes the guest a pod.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Setup {
+    /// What it becomes.
+    pub request: Box<SetupRequest>,
+    /// Answered when it is ready for containers.
+    pub reply: Reply<(), AgentError>,
+}
+
+/// Asks for a sign of life.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Ping {
+    /// How long the answer took.
+    pub reply: Reply<Duration, AgentError>,
+}
+
+/// Asks the guest to end its containers and power off.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Shutdown {
+    /// How long its containers may take to end by SIGTERM.
+    pub grace: Duration,
+    /// Answered when the guest has heard it; its end is the VMM's.
+    pub reply: Reply<(), AgentError>,
+}
+
+/// Asks what the actor knows.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Observe {
+    /// Answered at once.
+    pub reply: Reply<AgentView, AgentError>,
+}
+
+/// A guest that answers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Guest {
+    /// Protocol version of the session.
+    pub version: u32,
+    /// Build of the agent.
+    pub agent_build: String,
+    /// Its kernel.
+    pub kernel_release: String,
+    /// What it can do beyond the protocol's version.
+    pub features: Vec<String>,
+    /// From the start of its kernel to its announcement, by its own clock; unknown after a take-over.
+    pub booted_in: Option<Duration>,
+}
+
+/// The session as its actor sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AgentView {
+    /// cold, listening, opening, up, lost, silent or failed.
+    pub state: &'static str,
+    /// Who answers, or answered last.
+    pub guest: Option<Guest>,
+    /// Heartbeats missed in a row.
+    pub missed: u32,
+}
+
+/// The guest does not answer any more. Told once; told again only after it has answered in between.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct AgentSilent {
+    /// Heartbeats missed in a row.
+    pub missed: u32,
+    /// What the last of them met.
+    pub error: AgentError,
+}
+
+impl fmt::Display for AgentSilent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the guest has missed {} heartbeats: {}", self.missed, self.error)
+    }
+}
+
+/// Why the guest cannot be spoken to.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The command does not fit the state.
+    #[error("the agent's session is {state} and cannot {command}")]
+    Refused {
+        /// What was asked.
+        command: &'static str,
+        /// What the session was.
+        state: &'static str,
+    },
+    /// The socket for the announcement could not be made.
+    #[error("cannot listen for the guest on {}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The guest booted too slowly, or not at all, or without its agent.
+    #[error("the guest did not announce itself within {after:?}; the end of its console: {console_tail}")]
+    NoAnnouncement {
+        /// How long it had.
+        after: Duration,
+        /// What its console shows.
+        console_tail: String,
+    },
+    /// The guest announced itself, but does not answer.
+    #[error(
+        "the guest announced itself but did not answer within {after:?}; the end of its console: {console_tail}"
+    )]
+    NoAnswer {
+        /// How long it had, its boot included.
+        after: Duration,
+        /// What its console shows.
+        console_tail: String,
+    },
+    /// What the guest sent as its announcement is none.
+    #[error("the guest sent no valid announcement")]
+    Announcement {
+        /// What was wrong with it.
+        source: io::Error,
+    },
+    /// The guest's agent is too old or too new for this build.
+    #[error("the guest's agent {agent_build:?} does not fit; use the guest image of this release")]
+    Version {
+        /// Build of the agent.
+        agent_build: String,
+        /// The two ranges.
+        source: NoCommonVersion,
+    },
+    /// The guest could not be dialled.
+    #[error("cannot reach the guest through {}", socket.display())]
+    Dial {
+        /// The vsock socket.
+        socket: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The guest did not do what it was asked.
+    #[error("the guest did not carry out {call}")]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// What it or the connection said.
+        source: ttrpc::Error,
+    },
+}
+
+impl AgentError {
+    /// Whether time ran out, so that the guest may only have been slow.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::NoAnnouncement { .. } | Self::NoAnswer { .. } => true,
+            Self::Dial { source, .. } => source.kind() == io::ErrorKind::TimedOut,
+            Self::Call { source: ttrpc::Error::RpcStatus(status), .. } => {
+                status.code() == ttrpc::Code::DEADLINE_EXCEEDED
+            }
+            Self::Refused { .. }
+            | Self::Listen { .. }
+            | Self::Announcement { .. }
+            | Self::Version { .. }
+            | Self::Call { .. } => false,
+        }
+    }
+
+    /// Whether the connection is at fault rather than the guest's answer.
+    pub(super) fn is_broken_connection(&self) -> bool {
+        matches!(self, Self::Call { source, .. } if !matches!(source, ttrpc::Error::RpcStatus(_)))
+    }
+}
