@@ -27,7 +27,8 @@ async fn output_and_exit_codes() {
         assert!(status.started_at > 0 && ran > -1_000_000_000, "{name}: {status:?}");
         let log = container.log();
         let words = script.split(';').next().unwrap().trim_start_matches("echo ").trim();
-        assert_eq!((log.stdout.trim(), log.stderr.trim()), (words, "warn"), "{name}");
+        assert_eq!(log.stdout.trim(), words, "{name}");
+        assert!(log.stderr.starts_with("warn\n"), "{name}: {log:?}");
         cri.remove(&container.id).await;
     }
     stage.end(&pod).await;

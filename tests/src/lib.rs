@@ -23,4 +23,5 @@ pub mod processes;
 pub mod remote_command;
 pub mod report;
 pub mod slots;
+pub mod task;
 pub mod wait;

@@ -8,6 +8,7 @@ pub(crate) mod cgroups;
 mod containerd;
 mod daemon;
 mod namespaces;
+mod pod_netns;
 mod sandboxer;
 
 use std::path::{Path, PathBuf};
