@@ -1,0 +1,142 @@
+//! What was measured: series with medians, single values, and how both are printed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// A thing measured several times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Series {
+    BareBoot,
+    RunPod,
+    Cni,
+    FirstByte,
+    Exec,
+    StopPod,
+}
+
+impl Series {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::BareBoot => "bare boot (same VMM command, until the agent announces itself)",
+            Self::RunPod => "RunPodSandbox, CNI included",
+            Self::Cni => "CNI's part of it (containerd's log)",
+            Self::FirstByte => "StartContainer to first byte in the log",
+            Self::Exec => "exec round trip (true)",
+            Self::StopPod => "StopPodSandbox with a running container",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Figures {
+    machine: BTreeMap<&'static str, String>,
+    series: BTreeMap<Series, Vec<f64>>,
+    values: Vec<(String, f64, &'static str)>,
+}
+
+impl Figures {
+    pub(crate) const fn new(machine: BTreeMap<&'static str, String>) -> Self {
+        Self { machine, series: BTreeMap::new(), values: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, series: Series, took: Duration) {
+        self.series.entry(series).or_default().push(took.as_secs_f64() * 1e3);
+    }
+
+    pub(crate) fn set(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
+        self.values.push((name.into(), value, unit));
+    }
+
+    pub(crate) fn slowest_of_many(&mut self, slowest: Duration) {
+        let millis = slowest.as_secs_f64() * 1e3;
+        self.set("10 pods at once: slowest RunPodSandbox", millis, "ms");
+        self.set("10 pods at once: slowest ÷ bare boot", millis / self.median(Series::BareBoot), "");
+    }
+
+    fn median(&self, series: Series) -> f64 {
+        median(self.series.get(&series).map_or(&[], Vec::as_slice))
+    }
+
+    /// What follows from the series.
+    fn derived(&self) -> Vec<(String, f64, &'static str)> {
+        let (bare, run) = (self.median(Series::BareBoot), self.median(Series::RunPod));
+        let own = run - bare - self.median(Series::Cni);
+        vec![
+            ("RunPodSandbox ÷ bare boot".into(), run / bare, ""),
+            ("RunPodSandbox − bare boot − CNI".into(), own, "ms"),
+        ]
+    }
+
+    pub(crate) fn machine(&self) -> String {
+        self.machine.iter().fold(String::new(), |mut text, (key, value)| {
+            writeln!(text, "{key:<12} {value}").expect("write to a string");
+            text
+        })
+    }
+
+    /// As Markdown, fit for `docs/performance.md`.
+    pub(crate) fn table(&self) -> String {
+        let mut text = String::from("\n| what | median | min | max | n |\n|---|---:|---:|---:|---:|\n");
+        for (series, values) in &self.series {
+            let (low, high) = range(values);
+            let (name, mid, count) = (series.name(), median(values), values.len());
+            writeln!(text, "| {name} | {mid:.1} ms | {low:.1} | {high:.1} | {count} |")
+                .expect("write to a string");
+        }
+        for (name, value, unit) in self.derived().iter().chain(&self.values) {
+            let digits = if unit.is_empty() { 2 } else { 1 };
+            writeln!(text, "| {name} | {value:.digits$} {unit} | | | |").expect("write to a string");
+        }
+        text
+    }
+
+    pub(crate) fn json(&self) -> String {
+        let series: serde_json::Map<String, serde_json::Value> = self
+            .series
+            .iter()
+            .map(|(series, values)| {
+                (
+                    series.name().to_owned(),
+                    serde_json::json!({ "median_ms": median(values), "all_ms": values }),
+                )
+            })
+            .collect();
+        let derived = self.derived();
+        let values: serde_json::Map<String, serde_json::Value> = derived
+            .iter()
+            .chain(&self.values)
+            .map(|(name, value, unit)| (name.clone(), serde_json::json!({ "value": value, "unit": unit })))
+            .collect();
+        let all = serde_json::json!({ "machine": self.machine, "series": series, "values": values });
+        serde_json::to_string_pretty(&all).expect("figures are JSON")
+    }
+}
+
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[odd / 2],
+        even => f64::midpoint(sorted[even / 2 - 1], sorted[even / 2]),
+    }
+}
+
+fn range(values: &[f64]) -> (f64, f64) {
+    values
+        .iter()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(*value), high.max(*value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_middle_of_odd_and_even_counts() {
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
+        assert!(median(&[]).is_nan());
+    }
+}
