@@ -1,0 +1,75 @@
+# Bulkhead: build, install, test. `make help` lists what there is.
+#
+# Whatever is made inside the tree uses the profile "fast" (target/fast, out/), which builds quickly;
+# `make install` and `make bench` use "release" (target/release, out/release). PROFILE= overrides both.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+
+DESTDIR ?=
+PREFIX ?= /usr
+SYSCONFDIR ?= /etc
+# The guest's kernel: "pinned" (images/kernel.env) or "newest" (what apt offers now).
+KERNEL ?= pinned
+# Whether `install` brings virtiofsd and vhost-device-vsock along, which Debian 12 has not.
+HELPERS ?= yes
+
+profile = $(or $(PROFILE),fast)
+release_profile = $(or $(PROFILE),release)
+guest_dir = $(if $(filter fast,$(1)),out,out/$(1))
+
+# What the black-box programs look for: binaries, guest, peers.
+places = BULKHEAD_BIN_DIR=target/$(1) BULKHEAD_GUEST_DIR=$(call guest_dir,$(1)) BULKHEAD_PEERS=.peers
+
+.PHONY: help setup build image install demo test bench clean fmt lint deny
+
+help: ## this list
+	@printf 'Bulkhead: every Kubernetes pod in its own microVM.\n\n'
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | \
+	    while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@printf '\nA newcomer types `make demo`. Everything made lies in target/, out/ and .peers/.\n'
+
+setup: ## what the machine lacks: Debian packages, pinned containerd and helper programs in .peers/
+	@.ci/setup
+
+build: ## the programs for the host (PROFILE=fast or release; default fast)
+	@echo "== build ($(profile))"
+	cargo build --locked --profile $(profile) --package bulkhead-sandboxer --package containerd-shim-bulkhead-v2
+
+image: ## the guest's kernel and image, into out/ (KERNEL=pinned or newest)
+	@echo "== image ($(profile))"
+	@agent=$$(images/agent.sh $(profile)); \
+	images/build.sh --agent "$$agent" --out $(call guest_dir,$(profile)) --cache .peers/kernel --kernel $(KERNEL)
+
+install: ## into DESTDIR= PREFIX=/usr; brings virtiofsd and its like unless HELPERS=no
+	@$(MAKE) build image PROFILE=$(release_profile)
+	@.ci/install '$(DESTDIR)' '$(PREFIX)' '$(SYSCONFDIR)' \
+	    target/$(release_profile) $(call guest_dir,$(release_profile)) '$(HELPERS)'
+
+demo: setup build image ## starts a pod in a VM through containerd and shows it
+	@$(call places,$(profile)) \
+	    cargo run --locked --quiet --profile $(profile) --package bulkhead-tests --bin demo
+
+test: ## everything that is checked, set-up included; the last line counts
+	@.ci/test
+
+bench: setup ## the measurements: a table and a JSON file
+	@$(MAKE) build image PROFILE=$(release_profile)
+	@$(call places,$(release_profile)) \
+	    cargo run --locked --quiet --profile $(release_profile) --package bulkhead-tests --bin bench
+
+fmt: ## formats the code
+	cargo fmt --all
+
+lint: ## formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --profile $(profile) -- --deny warnings
+
+deny: ## licences, sources and bans of all dependencies; advisories where their database can be had
+	@.ci/deny
+
+clean: ## removes target/ and out/; .peers/ stays (rm -rf .peers removes it)
+	rm -rf target out
