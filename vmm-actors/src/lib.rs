@@ -21,6 +21,8 @@ pub mod id;
 
 pub mod network;
 
+pub mod orphan;
+
 pub mod pod_dir;
 
 pub mod agent;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::ask::{Reply, answer, report};
 use crate::host::process::last_lines;
+use crate::orphan::EndWhenOrphaned;
 use crate::pod_dir::PodDir;
 
 /// Pause between the end of a heartbeat and the next.
@@ -238,6 +239,7 @@ impl Actor for Agent {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.spawn(EndWhenOrphaned);
         // Without effect but for a guest that is taken over.
         self.beat(ctx);
     }

@@ -17,6 +17,7 @@ use super::{
 use crate::ask::{Reply, answer, report};
 use crate::host::process::{self, CgroupProcs, Exit, OwnedProcess, last_lines};
 use crate::host::socket;
+use crate::orphan::EndWhenOrphaned;
 use crate::pod_dir::PodDir;
 
 /// How long the proxy may take to end once it was asked to.
@@ -196,6 +197,7 @@ impl Actor for Shim {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.spawn(EndWhenOrphaned);
         // Something runs already only where it was adopted.
         self.watch(ctx);
     }

@@ -13,6 +13,7 @@ use super::{
 use crate::ask::{Reply, answer, report};
 use crate::host::process::{self, CgroupProcs, Exit, OwnedProcess, last_lines};
 use crate::host::socket;
+use crate::orphan::EndWhenOrphaned;
 use crate::pod_dir::PodDir;
 
 /// How long the daemon may take to end by SIGTERM. Its namespace's first process does not hear it, so this is the
@@ -161,6 +162,7 @@ impl Actor for Virtiofsd {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.spawn(EndWhenOrphaned);
         // Something runs already only where it was adopted.
         self.watch(ctx);
     }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::ask::{Reply, answer, report};
 use crate::host::process::Exit;
+use crate::orphan::EndWhenOrphaned;
 use crate::pod_dir::PodDir;
 
 /// How often the console file's size is looked at.
@@ -208,6 +209,7 @@ impl Actor for Vm {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.spawn(EndWhenOrphaned);
         // Something runs already only in an adopted VM.
         self.watch(ctx);
     }

@@ -1,0 +1,204 @@
+//! Boots real VMs through the actors. Needs QEMU, the peers (`BULKHEAD_PEERS`, else `.peers/bin` of the workspace) and
+//! the guest (`BULKHEAD_GUEST_DIR`, else `out` of the workspace); says aloud what it skips for the want of one.
+
+mod rig;
+
+use std::time::Duration;
+
+use actix::Actor;
+use bulkhead_config::{Accelerator, Machine};
+use bulkhead_protocol::agent::SetupRequest;
+use rig::{Rig, say_skipped};
+use vmm_actors::ask::{ask, tell};
+use vmm_actors::host::process::Exit;
+use vmm_actors::vm::{EndCause, GuestState, Vm};
+use vmm_actors::{agent, virtiofsd, vm};
+
+async fn boots_answers_and_powers_off(machine: Machine) {
+    let Some(mut rig) = Rig::new(machine) else { return };
+    let booted = rig.boot().await;
+    println!("{machine:?}: up as {}", booted.record.acceleration);
+    let guest = ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    println!("{machine:?}: {guest:?}");
+    rig.set_up().await;
+    let view = ask(&rig.vm, |reply| vm::Observe { reply }).await.unwrap();
+    assert_eq!((view.state, view.guest), ("up", Some(GuestState::Running)));
+    ask(&rig.agent, |reply| agent::Ping { reply }).await.unwrap();
+
+    ask(&rig.agent, |reply| agent::Shutdown { grace: Duration::ZERO, reply }).await.unwrap();
+    let grace = Duration::from_secs(20);
+    let exit = ask(&rig.vm, |reply| vm::Shutdown { grace, reply }).await.unwrap();
+    assert_eq!(exit, Exit::Code(0), "the guest powers off by itself");
+    let exited = rig.vmm_exited.recv().await.unwrap();
+    assert_eq!(exited.cause, EndCause::Asked);
+    let daemon = rig.virtiofsd_exited.recv().await.unwrap();
+    assert_eq!(daemon.cause, virtiofsd::EndCause::VmmDisconnected, "{daemon}");
+    rig.assert_nothing_runs();
+}
+
+#[actix::test]
+async fn microvm_boots_answers_and_powers_off() {
+    boots_answers_and_powers_off(Machine::Microvm).await;
+}
+
+#[actix::test]
+async fn q35_boots_answers_and_powers_off() {
+    boots_answers_and_powers_off(Machine::Q35).await;
+}
+
+#[actix::test]
+async fn a_running_vm_is_kept_and_taken_over() {
+    let Some(mut rig) = Rig::new(Machine::Microvm) else { return };
+    let booted = rig.boot().await;
+    ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    rig.set_up().await;
+    tell(&rig.vm, vm::Keep).unwrap();
+    tell(&rig.virtiofsd, virtiofsd::Keep).unwrap();
+    ask(&rig.vm, |reply| vm::Observe { reply }).await.unwrap();
+    let (record, daemon) = (booted.record, rig.virtiofsd_record.clone().unwrap());
+    let mut second = rig.drop_actors().await;
+    assert_eq!(second.running().len(), 4, "VMM, vsock helper and two processes of virtiofsd live on");
+
+    let adopted = Vm::adopt(&record, second.driver.clone(), second.parent.clone().recipient());
+    let vm = adopted.unwrap().expect("the VM lives").start();
+    let daemon = virtiofsd::Virtiofsd::adopt(&daemon, second.parent.clone().recipient());
+    let _daemon = daemon.unwrap().expect("virtiofsd lives").start();
+    let agent = agent::Agent::adopt(second.dir.clone(), second.parent.clone().recipient()).start();
+    let guest = ask(&agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    assert_eq!(guest.version, 1);
+    let view = ask(&vm, |reply| vm::Observe { reply }).await.unwrap();
+    assert_eq!(view.guest, Some(GuestState::Running), "QMP takes the next client");
+    ask(&vm, |reply| vm::Kill { reply }).await.unwrap();
+    assert_eq!(second.vmm_exited.recv().await.unwrap().cause, EndCause::Asked);
+    second.virtiofsd_exited.recv().await.unwrap();
+    second.assert_nothing_runs();
+}
+
+#[actix::test]
+async fn the_end_of_any_process_is_told_and_leaves_none() {
+    for victim in ["qemu-system-x86_64", "vhost-device-vsock", "virtiofsd"] {
+        let Some(mut rig) = Rig::new(Machine::Microvm) else { return };
+        rig.boot().await;
+        rig.kill(victim);
+        match victim {
+            "virtiofsd" => {
+                let exited = rig.virtiofsd_exited.recv().await.unwrap();
+                assert_eq!(exited.cause, virtiofsd::EndCause::Crashed, "{exited}");
+                ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+            }
+            "vhost-device-vsock" => {
+                let exited = rig.vmm_exited.recv().await.unwrap();
+                assert_eq!(exited.cause, EndCause::VsockHelperEnded(Exit::Signal(9)), "{exited}");
+            }
+            _ => {
+                let exited = rig.vmm_exited.recv().await.unwrap();
+                assert_eq!((exited.cause, exited.exit), (EndCause::VmmEnded, Exit::Signal(9)), "{exited}");
+            }
+        }
+        rig.drop_actors().await.assert_nothing_runs();
+    }
+}
+
+#[actix::test]
+async fn a_vm_that_is_not_kept_goes_with_its_actor() {
+    let Some(rig) = Rig::new(Machine::Microvm) else { return };
+    let mut rig = rig;
+    rig.boot().await;
+    assert!(!rig.running().is_empty());
+    rig.drop_actors().await.assert_nothing_runs();
+}
+
+#[actix::test]
+async fn a_vmm_that_ends_at_once_has_its_last_words_told() {
+    let Some(mut rig) = Rig::with(Machine::Microvm, |settings| {
+        settings.qemu.extra_args = vec!["-no-such-option".to_owned()];
+    }) else {
+        return;
+    };
+    rig.boot().await;
+    let exited = rig.vmm_exited.recv().await.unwrap();
+    assert_eq!((exited.cause, exited.exit), (EndCause::VmmEnded, Exit::Code(1)));
+    assert!(exited.last_words.contains("no-such-option"), "{exited}");
+    rig.drop_actors().await.assert_nothing_runs();
+}
+
+#[actix::test]
+async fn a_guest_without_an_agent_is_given_up_with_its_console() {
+    let Some(mut rig) = Rig::with(Machine::Microvm, |settings| {
+        settings.guest.boot_timeout_secs = std::num::NonZeroU32::new(8).unwrap();
+        settings.guest.kernel_params = "rdinit=/nonexistent panic=0".to_owned();
+    }) else {
+        return;
+    };
+    rig.boot().await;
+    let error = ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap_err().to_string();
+    assert!(error.contains("did not announce itself within 8s") && error.contains("panic"), "{error}");
+    rig.drop_actors().await.assert_nothing_runs();
+}
+
+#[actix::test]
+async fn later_mounts_are_seen_by_the_guests_file_server() {
+    let Some(mut rig) = Rig::new(Machine::Microvm) else { return };
+    if !rig.may_mount() {
+        say_skipped("mounting needs root");
+        return;
+    }
+    rig.boot().await;
+    rig.mount_below_share("late", "mark");
+    let seen = rig.file_server_sees("late/mark");
+    rig.unmount_below_share("late");
+    assert!(seen, "virtiofsd does not see a mount made after its start");
+    ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+    rig.drop_actors().await.assert_nothing_runs();
+}
+
+#[actix::test]
+async fn unusable_programs_and_files_are_named_with_the_setting() {
+    type Break = fn(&mut bulkhead_config::Settings);
+    let cases: [(&str, Break); 5] = [
+        ("[qemu] path", |s| s.qemu.path = "/nonexistent/qemu".into()),
+        ("[qemu] path", |s| s.qemu.path = "/etc/passwd".into()),
+        ("[qemu] vsock_path", |s| s.qemu.vsock_path = "/nonexistent/vsock".into()),
+        ("[guest] kernel", |s| s.guest.kernel = "/nonexistent/vmlinux".into()),
+        ("[guest] image", |s| s.guest.image = "/nonexistent/cpio".into()),
+    ];
+    for (setting, break_it) in cases {
+        let Some(rig) = Rig::with(Machine::Microvm, break_it) else { return };
+        let error = rig.try_boot().await.unwrap_err();
+        assert!(error.is_misconfigured(), "{error}");
+        assert!(error.to_string().contains(setting), "{error} should name {setting}");
+        rig.drop_actors().await.assert_nothing_runs();
+    }
+}
+
+#[actix::test]
+async fn kvm_is_believed_only_where_a_guest_runs() {
+    let Some(rig) = Rig::with(Machine::Microvm, |s| s.qemu.accelerator = Accelerator::Auto) else { return };
+    let found = rig.driver.probe().await.unwrap();
+    println!("auto is {found} here");
+    let Some(demanding) = Rig::with(Machine::Microvm, |s| s.qemu.accelerator = Accelerator::Kvm) else {
+        return;
+    };
+    let demanded = demanding.driver.probe().await;
+    match found {
+        vm::Acceleration::Kvm => assert_eq!(demanded.unwrap(), vm::Acceleration::Kvm),
+        vm::Acceleration::Tcg => {
+            let error = demanded.unwrap_err().to_string();
+            assert!(error.contains("set it to \"auto\" or \"tcg\""), "{error}");
+        }
+    }
+    rig.drop_actors().await.assert_nothing_runs();
+    demanding.drop_actors().await.assert_nothing_runs();
+}
+
+impl Rig {
+    async fn set_up(&self) {
+        let request = Box::new(SetupRequest {
+            sandbox_id: "rig".to_owned(),
+            hostname: "rig".to_owned(),
+            share_tag: bulkhead_protocol::SHARE_TAG.to_owned(),
+            ..SetupRequest::default()
+        });
+        ask(&self.agent, |reply| agent::Setup { request, reply }).await.unwrap();
+    }
+}
