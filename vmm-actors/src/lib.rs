@@ -19,6 +19,8 @@ pub mod host;
 
 pub mod id;
 
+pub mod mounts;
+
 pub mod network;
 
 pub mod orphan;

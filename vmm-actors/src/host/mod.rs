@@ -4,7 +4,11 @@
 //! guard is disarmed and the object belongs to the durable record; each kind can then be released by name, as often
 //! as one likes.
 
+pub mod dir;
+pub mod mount;
+pub mod mountinfo;
 pub mod netns;
+mod overlay;
 pub mod process;
 pub mod socket;
 pub mod tap;

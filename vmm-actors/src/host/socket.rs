@@ -1,8 +1,11 @@
 //! Unix sockets that listen before the process that will serve them runs.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Longest path of a unix socket, in bytes (unix(7): 108 with the zero at its end).
 pub const MAX_PATH: usize = 107;
@@ -27,9 +30,87 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
+/// A listening socket that only root can connect to, with its path: both go on drop, unless [`keep`](Self::keep) was
+/// called.
+#[derive(Debug)]
+#[must_use = "dropping it closes the socket and removes its path"]
+pub struct Listener {
+    path: PathBuf,
+    socket: Option<UnixListener>,
+}
+
+impl Listener {
+    /// Listens on a path as [`listen`] does.
+    ///
+    /// # Errors
+    /// What [`listen`] or chmod(2) says; nothing is left then.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let listener = Self { path: path.to_owned(), socket: Some(listen(path)?) };
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        Ok(listener)
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Another descriptor of the same socket, for a child or a runtime.
+    ///
+    /// # Errors
+    /// What dup(2) says.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        let socket = self.socket.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        socket.try_clone().map(OwnedFd::from)
+    }
+
+    /// Gives the socket away and leaves its path in place.
+    #[must_use]
+    pub fn keep(mut self) -> Option<OwnedFd> {
+        self.socket.take().map(OwnedFd::from)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if self.socket.is_some()
+            && let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a socket");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_guarded_socket_is_private_and_goes_with_its_guard() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        UnixStream::connect(&path).unwrap();
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_was_given_away_lives_as_long_as_its_descriptors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        let copy = listener.descriptor().unwrap();
+        let kept = listener.keep();
+        drop(kept);
+        UnixStream::connect(&path).unwrap();
+        drop(copy);
+        assert!(path.exists() && UnixStream::connect(&path).is_err());
+    }
 
     #[test]
     fn an_old_socket_gives_way() {

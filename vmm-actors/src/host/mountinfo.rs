@@ -1,0 +1,78 @@
+//! What is mounted, as `/proc/thread-self/mountinfo` tells it (proc(5)).
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// Every mount point at a path or below it, in an order in which they can be unmounted: what was mounted on top of
+/// something comes before it. A path that is mounted over twice is named twice.
+///
+/// # Errors
+/// What reading the kernel's list says.
+pub fn below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    // Of the thread, not of the process: they may be in different mount namespaces.
+    let text = fs::read("/proc/thread-self/mountinfo")?;
+    Ok(select(&text, path))
+}
+
+fn select(text: &[u8], path: &Path) -> Vec<PathBuf> {
+    let points = text.split(|byte| *byte == b'\n').filter_map(mount_point);
+    let mut found: Vec<PathBuf> = points.filter(|point| point.starts_with(path)).collect();
+    // The kernel lists parents first; the sort keeps the order of equals.
+    found.reverse();
+    found.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
+    found
+}
+
+/// Field 5.
+fn mount_point(line: &[u8]) -> Option<PathBuf> {
+    let field = line.split(|byte| *byte == b' ').nth(4)?;
+    Some(OsString::from_vec(unescape(field)).into())
+}
+
+/// Space, tab, newline and backslash are written as three octal digits behind a backslash.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, behind)) = rest.split_first() {
+        let digits = behind.get(..3).filter(|_| *first == b'\\').and_then(|d| std::str::from_utf8(d).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = behind.get(3..).unwrap_or_default();
+            }
+            None => {
+                out.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &[u8] = b"1 0 8:1 / / rw - ext4 /dev/vda rw\n\
+        2 1 0:5 / /p rw shared:3 - tmpfs x rw\n\
+        3 2 0:6 / /p/c/rootfs rw - overlay overlay rw\n\
+        4 3 0:7 / /p/c/rootfs/sub rw - tmpfs x rw\n\
+        5 2 0:8 / /p/c/with\\040space\\134 rw - tmpfs x rw\n\
+        6 5 0:9 / /p/c/with\\040space\\134 rw - tmpfs x rw\n\
+        7 1 0:9 / /pp rw - tmpfs x rw\n";
+
+    #[test]
+    fn what_lies_on_top_comes_first_and_neighbours_are_not_listed() {
+        let found = select(LIST, Path::new("/p"));
+        let names: Vec<&str> = found.iter().map(|path| path.to_str().unwrap()).collect();
+        assert_eq!(names, ["/p/c/rootfs/sub", "/p/c/with space\\", "/p/c/with space\\", "/p/c/rootfs", "/p"]);
+    }
+
+    #[test]
+    fn this_thread_has_a_root() {
+        assert!(below(Path::new("/")).unwrap().contains(&PathBuf::from("/")));
+    }
+}

@@ -1,0 +1,86 @@
+//! What the mounts actor hears.
+
+use std::path::PathBuf;
+
+use actix::Message;
+use serde::{Deserialize, Serialize};
+
+use super::MountsError;
+use crate::ask::Reply;
+use crate::id::ContainerId;
+
+/// Makes the share, before its file server starts. Finding it made is fine.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Open {
+    /// `shared/` may be exported.
+    pub reply: Reply<(), MountsError>,
+}
+
+/// Mounts a container's root file system and volumes into the share. Undoes itself on error.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Prepare {
+    /// Whose they are.
+    pub container: ContainerId,
+    /// As the snapshotter gives them, mounted one after the other; at least one.
+    pub rootfs: Vec<RootfsMount>,
+    /// Volumes.
+    pub binds: Vec<BindMount>,
+    /// Where the guest finds them.
+    pub reply: Reply<PreparedMounts, MountsError>,
+}
+
+/// Unmounts everything of a container. Call it after the guest has let go. As often as one likes.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Release {
+    /// Whose.
+    pub container: ContainerId,
+    /// Nothing of it is left in the share.
+    pub reply: Reply<(), MountsError>,
+}
+
+/// Unmounts everything, the share included. Call it after the file server has ended. As often as one likes.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Close {
+    /// Nothing is mounted below the pod's directory.
+    pub reply: Reply<(), MountsError>,
+}
+
+/// One mount of a root file system, as containerd's snapshotters give it (`containerd.types.Mount`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RootfsMount {
+    /// `overlay`, `bind`, …
+    pub kind: String,
+    /// A directory, a device, or a mere name.
+    pub source: String,
+    /// Below the root file system; empty: the root file system itself.
+    #[serde(default)]
+    pub target: String,
+    /// As in fstab(5).
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+/// One volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindMount {
+    /// File or directory of the host; links are followed as mount(8) does.
+    pub source: PathBuf,
+    /// The volume is `<container>/mounts/<number>` in the share.
+    pub number: u32,
+    /// As in the OCI runtime spec: `rbind`, `ro`, `rslave`, …
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+/// Where the guest finds a container's mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedMounts {
+    /// Absolute path in the guest.
+    pub rootfs: PathBuf,
+    /// The same for each volume, in the order in which they were given.
+    pub binds: Vec<PathBuf>,
+}

@@ -1,0 +1,110 @@
+//! The tree that a pod's file server exports: root file systems and volumes of its containers.
+//!
+//! - **Owns** `shared/` of the pod's directory and everything mounted in it, and the directory `shared.rw` beside it.
+//! - **Hears** [`Open`], [`Prepare`], [`Release`], [`Close`].
+//! - **Tells** nobody; each command carries its reply.
+//! - **Ends when** its address is dropped. What is mounted belongs to the record: only Release and Close undo it.
+//! - **Queue**: actix's default of 16. One parent speaks to it, about as many containers as a pod has.
+//!
+//! `shared/` is a read-only view of `shared.rw`, shared with mount namespaces made later. The file server gets that
+//! view: its guest can change what is mounted there, but neither make, move nor link anything beside it, so a path
+//! that the host mounts at means what it says. Mount points are made in `shared.rw`, where nothing is ever mounted.
+//!
+//! Every name follows from ids: `<container>/rootfs` and `<container>/mounts/<number>`. What a crash leaves is found
+//! in the kernel's own list.
+
+mod actor;
+mod messages;
+mod options;
+mod tree;
+
+pub use actor::Mounts;
+pub use messages::{BindMount, Close, Open, Prepare, PreparedMounts, Release, RootfsMount};
+pub use options::OptionError;
+pub use tree::{close, open, prepare, release};
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::host::dir::DirError;
+use crate::host::mount::MountError;
+use crate::id::ContainerId;
+
+/// What can go wrong with a pod's mounts.
+#[derive(Debug, thiserror::Error)]
+pub enum MountsError {
+    /// The kernel's list of mounts could not be read.
+    #[error("cannot read the list of mounts")]
+    ListMounts {
+        /// Why not.
+        source: io::Error,
+    },
+    /// `shared/` or what is beside it could not be made or removed.
+    #[error(transparent)]
+    Directory(DirError),
+    /// Something could not be mounted or unmounted. Both ends are in the text.
+    #[error(transparent)]
+    Mount(MountError),
+    /// The container's mounts are there already. Release them first.
+    #[error("the mounts of container {container} are there already")]
+    AlreadyPrepared {
+        /// The container.
+        container: ContainerId,
+    },
+    /// There is no share to mount into.
+    #[error("{} is not open for mounts", share.display())]
+    NotOpen {
+        /// The share.
+        share: PathBuf,
+    },
+    /// A container without a root file system was asked for.
+    #[error("container {container} has no rootfs mount")]
+    NoRootfs {
+        /// The container.
+        container: ContainerId,
+    },
+    /// A mount has options that make no sense here.
+    #[error("cannot mount {} with these options", source_path.display())]
+    Options {
+        /// What should be mounted.
+        source_path: PathBuf,
+        /// Which one, and why not.
+        source: OptionError,
+    },
+    /// The source of a volume is not there.
+    #[error("cannot find {} for volume {number} of container {container}", source_path.display())]
+    FindSource {
+        /// What should be mounted.
+        source_path: PathBuf,
+        /// Number of the volume.
+        number: u32,
+        /// The container.
+        container: ContainerId,
+        /// What stat(2) said.
+        source: io::Error,
+    },
+    /// A mount point could not be made.
+    #[error("cannot make mount point {}", path.display())]
+    MakeMountPoint {
+        /// The mount point.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A mount inside the root file system names a path that is not there or leads out of it.
+    #[error("cannot reach {} inside the rootfs of container {container}", target.display())]
+    ResolveTarget {
+        /// As containerd names it.
+        target: PathBuf,
+        /// The container.
+        container: ContainerId,
+        /// What openat2(2) said.
+        source: io::Error,
+    },
+    /// The work was cut off by a panic or the end of the runtime.
+    #[error("the work on the mounts was cut off")]
+    CutOff,
+}
+
+#[cfg(test)]
+mod tests;

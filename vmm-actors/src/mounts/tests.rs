@@ -1,0 +1,347 @@
+use super::*;
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use actix::Actor;
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, unmount};
+use tempfile::TempDir;
+
+use crate::ask::ask;
+use crate::host::mountinfo::below;
+
+/// Runs a test on a thread with a mount namespace of its own, in a directory that is a file system of its own and
+/// shared, as `/run` is. Nothing of it is seen outside or left.
+fn in_own_mounts(test: impl AsyncFnOnce(&Path) + Send + 'static) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().canonicalize().unwrap();
+    let body = move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
+        mount_change(&path, MountPropagationFlags::SHARED).unwrap();
+        // Threads that the runtime makes for blocking work are in this namespace as well.
+        actix::System::new().block_on(test(&path));
+    };
+    if let Err(panic) = std::thread::spawn(body).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A process in a mount namespace that gets what is mounted in ours later, as virtiofsd is. (Here: a thread.)
+struct Spectator(Sender<Box<dyn FnOnce() + Send>>);
+
+impl Spectator {
+    fn new() -> Self {
+        let (send, receive) = channel::<Box<dyn FnOnce() + Send>>();
+        std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).unwrap();
+            receive.into_iter().for_each(|act| act());
+        });
+        let spectator = Self(send);
+        spectator.see(|| ());
+        spectator
+    }
+
+    fn see<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> T {
+        let (send, receive) = channel();
+        self.0.send(Box::new(move || drop(send.send(act())))).unwrap();
+        receive.recv_timeout(Duration::from_secs(5)).expect("the spectator panicked")
+    }
+
+    fn read(&self, path: &Path) -> std::io::Result<String> {
+        let path = path.to_owned();
+        self.see(move || fs::read_to_string(path))
+    }
+
+    fn write(&self, path: &Path) -> std::io::Result<()> {
+        let path = path.to_owned();
+        self.see(move || fs::write(path, "by the guest"))
+    }
+}
+
+fn id(name: &str) -> ContainerId {
+    ContainerId::new(name).unwrap()
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+fn file(path: &Path, content: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+/// A snapshot as the overlay snapshotter gives it.
+fn overlay(dir: &Path) -> RootfsMount {
+    file(&dir.join("snap/1/fs/etc/name"), "lower");
+    for name in ["snap/2/fs", "snap/2/work"] {
+        fs::create_dir_all(dir.join(name)).unwrap();
+    }
+    let snap = dir.join("snap").display().to_string();
+    let options = format!("index=off,lowerdir={snap}/1/fs,upperdir={snap}/2/fs,workdir={snap}/2/work");
+    RootfsMount {
+        kind: "overlay".into(),
+        source: "overlay".into(),
+        options: words(&options),
+        ..Default::default()
+    }
+}
+
+fn volume(number: u32, source: &Path, options: &str) -> BindMount {
+    BindMount { source: source.to_owned(), number, options: words(options) }
+}
+
+#[test]
+fn a_container_is_seen_by_the_file_server_and_goes_without_a_trace() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("pod/shared");
+        fs::create_dir(dir.join("pod")).unwrap();
+        file(&dir.join("host/rw/file"), "rw");
+        file(&dir.join("host/ro/file"), "ro");
+        file(&dir.join("host/single"), "single");
+        let before = below(dir).unwrap();
+        open(&share).await.unwrap();
+        open(&share).await.unwrap();
+        let guest = Spectator::new();
+        let binds = vec![
+            volume(0, &dir.join("host/rw"), "rbind,rprivate,rw"),
+            volume(1, &dir.join("host/ro"), "rbind,rprivate,ro"),
+            volume(7, &dir.join("host/single"), "bind,ro"),
+        ];
+        let prepared = prepare(&share, id("c1"), vec![overlay(dir)], binds.clone()).await.unwrap();
+        assert_eq!(prepared.rootfs, Path::new("/run/bulkhead/share/c1/rootfs"));
+        assert_eq!(prepared.binds[2], Path::new("/run/bulkhead/share/c1/mounts/7"));
+        let place = share.join("c1");
+        assert_eq!(guest.read(&place.join("rootfs/etc/name")).unwrap(), "lower");
+        guest.write(&place.join("rootfs/etc/new")).unwrap();
+        assert!(dir.join("snap/2/fs/etc/new").exists());
+        guest.write(&place.join("mounts/0/file")).unwrap();
+        assert_eq!(fs::read_to_string(dir.join("host/rw/file")).unwrap(), "by the guest");
+        for (name, content) in [("mounts/1/file", "ro"), ("mounts/7", "single")] {
+            assert_eq!(guest.read(&place.join(name)).unwrap(), content);
+            let error = guest.write(&place.join(name)).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{name}");
+        }
+        let error = guest.write(&share.join("c1/mounts/link")).unwrap_err();
+        assert_eq!(
+            error.kind(),
+            std::io::ErrorKind::ReadOnlyFilesystem,
+            "the guest can make things beside its mounts"
+        );
+        let again = prepare(&share, id("c1"), vec![overlay(dir)], binds).await.unwrap_err();
+        assert!(matches!(again, MountsError::AlreadyPrepared { .. }), "{again}");
+        release(&share, &id("c1")).await.unwrap();
+        assert!(!place.exists());
+        let view = share.clone();
+        assert_eq!(guest.see(move || below(&view).unwrap().len()), 1, "the share itself is all that is left");
+        release(&share, &id("c1")).await.unwrap();
+        drop(guest);
+        close(&share).await.unwrap();
+        close(&share).await.unwrap();
+        assert_eq!(below(dir).unwrap(), before);
+        assert_eq!(fs::read_dir(dir.join("pod")).unwrap().count(), 0);
+        assert!(dir.join("host/rw/file").exists() && dir.join("host/single").exists());
+    });
+}
+
+#[test]
+fn whichever_step_fails_everything_before_it_is_undone() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        file(&dir.join("host/file"), "x");
+        open(&share).await.unwrap();
+        let before = below(dir).unwrap();
+        let missing = dir.join("host/missing");
+        let broken = RootfsMount { kind: "no-such-fs".into(), source: "src".into(), ..Default::default() };
+        let good = volume(0, &dir.join("host"), "rbind");
+        let cases = [
+            (vec![broken], vec![], "cannot mount src (no-such-fs) at"),
+            (
+                vec![overlay(dir)],
+                vec![volume(0, &missing, "rbind")],
+                "host/missing for volume 0 of container c1",
+            ),
+            (vec![overlay(dir)], vec![good.clone(), volume(1, &missing, "rbind")], "for volume 1"),
+            (vec![overlay(dir)], vec![good.clone(), good.clone(), volume(3, &missing, "")], "for volume 3"),
+            (vec![overlay(dir)], vec![good, volume(1, &dir.join("host"), "idmap")], "cannot mount"),
+            (vec![], vec![], "container c1 has no rootfs mount"),
+        ];
+        for (rootfs, binds, text) in cases {
+            let error = prepare(&share, id("c1"), rootfs, binds).await.unwrap_err();
+            assert!(error.to_string().contains(text), "{error}");
+            assert_eq!(below(dir).unwrap(), before, "{text}");
+            assert!(!dir.join("shared.rw/c1").exists(), "{text}");
+        }
+        close(&share).await.unwrap();
+    });
+}
+
+#[test]
+fn a_mount_in_use_is_detached_in_the_end() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        open(&share).await.unwrap();
+        prepare(&share, id("c1"), vec![overlay(dir)], vec![]).await.unwrap();
+        let held = fs::File::open(share.join("c1/rootfs/etc/name")).unwrap();
+        release(&share, &id("c1")).await.unwrap();
+        assert!(!share.join("c1").exists());
+        assert_eq!(std::io::read_to_string(held).unwrap(), "lower");
+        close(&share).await.unwrap();
+    });
+}
+
+#[test]
+fn mounts_of_the_host_come_along_and_stay_the_hosts() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        let (early, late) = (dir.join("host/early"), dir.join("host/late"));
+        for path in [&early, &late] {
+            fs::create_dir_all(path).unwrap();
+        }
+        mount("tmpfs", &early, "tmpfs", MountFlags::empty(), c"").unwrap();
+        file(&early.join("file"), "early");
+        open(&share).await.unwrap();
+        let guest = Spectator::new();
+        let host = dir.join("host");
+        let binds = ["rbind,rslave", "rbind,rshared", "rbind,rprivate", "rbind,rro"];
+        let binds = binds.iter().zip(0..).map(|(options, number)| volume(number, &host, options)).collect();
+        prepare(&share, id("c1"), vec![overlay(dir)], binds).await.unwrap();
+        mount("tmpfs", &late, "tmpfs", MountFlags::empty(), c"").unwrap();
+        file(&late.join("file"), "late");
+        for (number, sees_late) in [(0, true), (1, true), (2, false), (3, false)] {
+            let place = share.join(format!("c1/mounts/{number}"));
+            assert_eq!(guest.read(&place.join("early/file")).unwrap(), "early");
+            assert_eq!(guest.read(&place.join("late/file")).is_ok(), sees_late, "volume {number}");
+        }
+        assert!(guest.write(&share.join("c1/mounts/0/early/other")).is_ok());
+        assert!(guest.write(&share.join("c1/mounts/3/early/other")).is_err(), "rro is not recursive");
+        release(&share, &id("c1")).await.unwrap();
+        // Unmounting the copies has not unmounted what they are copies of.
+        assert!(early.join("file").exists() && late.join("file").exists());
+        drop(guest);
+        close(&share).await.unwrap();
+        unmount(&late, rustix::mount::UnmountFlags::empty()).unwrap();
+        unmount(&early, rustix::mount::UnmountFlags::empty()).unwrap();
+    });
+}
+
+#[test]
+fn a_volume_may_hold_the_share_itself() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        open(&share).await.unwrap();
+        let guest = Spectator::new();
+        let before = below(dir).unwrap();
+        let binds = vec![volume(0, dir, "rbind,rslave,ro"), volume(1, dir, "rbind,rshared")];
+        prepare(&share, id("c1"), vec![overlay(dir)], binds).await.unwrap();
+        assert!(below(dir).unwrap().len() < 20);
+        assert_eq!(guest.read(&share.join("c1/mounts/0/snap/1/fs/etc/name")).unwrap(), "lower");
+        release(&share, &id("c1")).await.unwrap();
+        assert_eq!(below(dir).unwrap(), before);
+        drop(guest);
+        close(&share).await.unwrap();
+    });
+}
+
+#[test]
+fn options_longer_than_a_page_are_mounted_all_the_same() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        open(&share).await.unwrap();
+        let mut mount = overlay(dir);
+        let store = dir.join("snap").join("x".repeat(80));
+        let layers: Vec<String> = (0..45).map(|n| store.join(n.to_string()).display().to_string()).collect();
+        for (n, layer) in layers.iter().enumerate() {
+            file(&Path::new(layer).join(format!("file-{n}")), "x");
+        }
+        mount.options.retain(|option| !option.starts_with("lowerdir="));
+        mount.options.push(format!("lowerdir={}", layers.join(":")));
+        assert!(mount.options.join(",").len() > 4096);
+        prepare(&share, id("c1"), vec![mount], vec![]).await.unwrap();
+        for n in [0, 44] {
+            assert!(share.join(format!("c1/rootfs/file-{n}")).exists());
+        }
+        close(&share).await.unwrap();
+    });
+}
+
+#[test]
+fn a_mount_inside_the_rootfs_cannot_be_led_out_of_it() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        open(&share).await.unwrap();
+        let root = overlay(dir);
+        fs::create_dir_all(dir.join("snap/1/fs/deep/inside")).unwrap();
+        // In the image this is a link to the host's root, were it followed there.
+        std::os::unix::fs::symlink("/deep", dir.join("snap/1/fs/link")).unwrap();
+        std::os::unix::fs::symlink("../../../..", dir.join("snap/1/fs/up")).unwrap();
+        file(&dir.join("host/file"), "x");
+        let at = |target: &str| RootfsMount {
+            kind: "bind".into(),
+            source: dir.join("host").display().to_string(),
+            target: target.into(),
+            options: words("rbind,ro"),
+        };
+        let mounts = vec![root.clone(), at("/link/inside"), at("up/etc")];
+        prepare(&share, id("c1"), mounts, vec![]).await.unwrap();
+        let rootfs = share.join("c1/rootfs");
+        for name in ["deep/inside/file", "etc/file"] {
+            assert!(rootfs.join(name).exists(), "{name}");
+        }
+        release(&share, &id("c1")).await.unwrap();
+        let error = prepare(&share, id("c1"), vec![root, at("nowhere")], vec![]).await.unwrap_err();
+        assert!(error.to_string().contains("cannot reach nowhere inside"), "{error}");
+        close(&share).await.unwrap();
+    });
+}
+
+#[test]
+fn a_share_reached_by_a_link_is_found_again() {
+    in_own_mounts(async |dir| {
+        fs::create_dir(dir.join("run")).unwrap();
+        std::os::unix::fs::symlink("run", dir.join("link")).unwrap();
+        let share = dir.join("link/shared");
+        open(&share).await.unwrap();
+        prepare(&share, id("c1"), vec![overlay(dir)], vec![]).await.unwrap();
+        close(&share).await.unwrap();
+        assert_eq!(below(&dir.join("run")).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(fs::read_dir(dir.join("run")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn nothing_is_mounted_without_a_share() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        let error = prepare(&share, id("c1"), vec![overlay(dir)], vec![]).await.unwrap_err();
+        assert!(matches!(error, MountsError::NotOpen { .. }), "{error}");
+    });
+}
+
+#[test]
+fn the_actor_answers_and_a_command_outlives_its_caller() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        let mounts = Mounts::new(share.clone()).start();
+        ask(&mounts, |reply| Open { reply }).await.unwrap();
+        let rootfs = vec![overlay(dir)];
+        // Nobody waits for this one.
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        drop(answer);
+        crate::ask::tell(
+            &mounts,
+            Prepare { container: id("c1"), rootfs: rootfs.clone(), binds: vec![], reply },
+        )
+        .unwrap();
+        let again = ask(&mounts, |reply| Prepare { container: id("c1"), rootfs, binds: vec![], reply }).await;
+        assert!(again.unwrap_err().to_string().contains("there already"));
+        ask(&mounts, |reply| Release { container: id("c1"), reply }).await.unwrap();
+        ask(&mounts, |reply| Close { reply }).await.unwrap();
+        assert!(!share.exists());
+    });
+}

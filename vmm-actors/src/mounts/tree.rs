@@ -1,0 +1,293 @@
+//! The four things the actor does, each on its own so that a successor can do them without one.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bulkhead_protocol::SHARE_DIR;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+
+use super::options::{self, Kind};
+use super::{BindMount, MountsError, PreparedMounts, RootfsMount};
+use crate::host::dir::{self, PrivateDir};
+use crate::host::mount::{self, BindFlags, Mount, Propagation, attribute};
+use crate::host::mountinfo;
+use crate::id::ContainerId;
+
+/// How often, and how far apart, a busy mount is tried before it is detached instead.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Makes `share` a read-only, shared view of the directory beside it.
+///
+/// # Errors
+/// [`MountsError`]; what was made is removed again then.
+pub async fn open(share: &Path) -> Result<(), MountsError> {
+    let share = real(share);
+    blocking(move || {
+        if !mounts_below(&share)?.is_empty() {
+            return Ok(());
+        }
+        let backing = PrivateDir::create(&backing(&share)).map_err(MountsError::Directory)?;
+        let point = PrivateDir::create(&share).map_err(MountsError::Directory)?;
+        // Private first: otherwise it would be a peer of what is around it, and mounts would appear in `backing`.
+        let flags = BindFlags {
+            set: attribute::RDONLY | attribute::NODEV | attribute::NOSUID,
+            propagation: Propagation::Private,
+            ..BindFlags::default()
+        };
+        let view = Mount::bind(backing.path(), &share, flags).map_err(MountsError::Mount)?;
+        view.share().map_err(MountsError::Mount)?;
+        view.keep();
+        point.keep();
+        backing.keep();
+        Ok(())
+    })
+    .await
+}
+
+/// Mounts a container's root file system and volumes.
+///
+/// # Errors
+/// [`MountsError`]; what was mounted is unmounted again, in reverse.
+pub async fn prepare(
+    share: &Path,
+    container: ContainerId,
+    rootfs: Vec<RootfsMount>,
+    binds: Vec<BindMount>,
+) -> Result<PreparedMounts, MountsError> {
+    let share = real(share);
+    blocking(move || {
+        let place = Place::new(&share, container)?;
+        if rootfs.is_empty() {
+            return Err(MountsError::NoRootfs { container: place.container });
+        }
+        let directory = PrivateDir::create(&place.backing).map_err(MountsError::Directory)?;
+        // Dropped in this order on an error: mounts, the last one first, then the directory.
+        let mut made = Undo::default();
+        for mount in &rootfs {
+            made.0.push(place.mount_rootfs(mount)?);
+        }
+        for bind in &binds {
+            made.0.push(place.mount_volume(bind)?);
+        }
+        made.keep();
+        directory.keep();
+        Ok(place.seen_by_guest(&binds))
+    })
+    .await
+}
+
+/// Unmounts everything of one container and removes its mount points.
+///
+/// # Errors
+/// [`MountsError`]; what could be unmounted is.
+pub async fn release(share: &Path, container: &ContainerId) -> Result<(), MountsError> {
+    let share = real(share);
+    unmount_below(&share.join(container.as_str())).await?;
+    let directory = backing(&share).join(container.as_str());
+    blocking(move || dir::remove(&directory).map_err(MountsError::Directory)).await
+}
+
+/// Unmounts everything of the pod, the share included, and removes its directories.
+///
+/// # Errors
+/// [`MountsError`]; what could be unmounted is.
+pub async fn close(share: &Path) -> Result<(), MountsError> {
+    let share = real(share);
+    unmount_below(&share).await?;
+    blocking(move || {
+        dir::remove(&share).map_err(MountsError::Directory)?;
+        dir::remove(&backing(&share)).map_err(MountsError::Directory)
+    })
+    .await
+}
+
+/// The path as the kernel lists it. One whose directory is gone has nothing mounted in it either.
+fn real(share: &Path) -> PathBuf {
+    let directory = share.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    match (directory, share.file_name()) {
+        (Some(directory), Some(name)) => directory.join(name),
+        (None, _) | (_, None) => share.to_owned(),
+    }
+}
+
+/// Where mount points are made: nothing is ever mounted here, so it can be removed without looking.
+fn backing(share: &Path) -> PathBuf {
+    share.with_extension("rw")
+}
+
+fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, MountsError> {
+    mountinfo::below(path).map_err(|source| MountsError::ListMounts { source })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, MountsError> + Send + 'static,
+) -> Result<T, MountsError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(MountsError::CutOff))
+}
+
+/// Unmounts what is at a path and below it. What stays busy for long is detached, which is logged.
+async fn unmount_below(path: &Path) -> Result<(), MountsError> {
+    let mut attempt = 0;
+    loop {
+        let path = path.to_owned();
+        let last = attempt == TRIES;
+        let done = blocking(move || unmount_once(&path, last)).await?;
+        if done {
+            return Ok(());
+        }
+        attempt += 1;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Says whether nothing is left.
+fn unmount_once(path: &Path, last: bool) -> Result<bool, MountsError> {
+    let mut done = true;
+    for target in mounts_below(path)? {
+        match mount::unmount(&target) {
+            Err(error) if error.is_busy() && last => {
+                tracing::warn!(target_path = %target.display(), "mount stays in use, detaching it");
+                mount::detach(&target).map_err(MountsError::Mount)?;
+            }
+            Err(error) if error.is_busy() => done = false,
+            result => result.map_err(MountsError::Mount)?,
+        }
+    }
+    Ok(done)
+}
+
+/// Guards in the order in which they were made. A vector would drop the first one first.
+#[derive(Default)]
+struct Undo(Vec<Mount>);
+
+impl Undo {
+    fn keep(mut self) {
+        self.0.drain(..).for_each(Mount::keep);
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        while let Some(mount) = self.0.pop() {
+            drop(mount);
+        }
+    }
+}
+
+/// One container's part of the share.
+struct Place {
+    container: ContainerId,
+    share: PathBuf,
+    /// As the file server sees it: mounts are made here.
+    view: PathBuf,
+    /// As only the host sees it: mount points are made here.
+    backing: PathBuf,
+}
+
+impl Place {
+    fn new(share: &Path, container: ContainerId) -> Result<Self, MountsError> {
+        let view = share.join(container.as_str());
+        let backing = backing(share).join(container.as_str());
+        let mounted = mounts_below(share)?;
+        if !mounted.iter().any(|path| path == share) {
+            return Err(MountsError::NotOpen { share: share.to_owned() });
+        }
+        if mounted.iter().any(|path| path.starts_with(&view)) {
+            return Err(MountsError::AlreadyPrepared { container });
+        }
+        Ok(Self { container, share: share.to_owned(), view, backing })
+    }
+
+    fn mount_rootfs(&self, rootfs: &RootfsMount) -> Result<Mount, MountsError> {
+        let source = Path::new(&rootfs.source);
+        let kind = options::rootfs(rootfs)
+            .map_err(|error| MountsError::Options { source_path: source.to_owned(), source: error })?;
+        make_directory(&self.backing.join("rootfs"))?;
+        let root = self.view.join("rootfs");
+        let inner = rootfs.target.trim_matches('/');
+        if inner.is_empty() {
+            return self.mount(source, &root, kind);
+        }
+        let opened = self.resolve(&root, Path::new(inner))?;
+        // The name that the kernel gives the descriptor is where it really is, below the root file system.
+        let target = fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd()))
+            .map_err(|source| self.unresolved(inner, source))?;
+        self.mount(source, &target, kind)
+    }
+
+    fn mount_volume(&self, bind: &BindMount) -> Result<Mount, MountsError> {
+        let flags = options::bind(&bind.options)
+            .map_err(|source| MountsError::Options { source_path: bind.source.clone(), source })?;
+        let metadata = fs::metadata(&bind.source).map_err(|source| MountsError::FindSource {
+            source_path: bind.source.clone(),
+            number: bind.number,
+            container: self.container.clone(),
+            source,
+        })?;
+        let name = Path::new("mounts").join(bind.number.to_string());
+        make_directory(&self.backing.join("mounts"))?;
+        let point = self.backing.join(&name);
+        if metadata.is_dir() {
+            make_directory(&point)?;
+        } else {
+            File::create(&point).map_err(|source| MountsError::MakeMountPoint { path: point, source })?;
+        }
+        self.mount(&bind.source, &self.view.join(name), Kind::Bind(self.keep_out(&bind.source, flags)))
+    }
+
+    fn mount(&self, source: &Path, target: &Path, kind: Kind) -> Result<Mount, MountsError> {
+        let mounted = match kind {
+            Kind::Bind(flags) => Mount::bind(source, target, flags),
+            Kind::Filesystem(filesystem) => Mount::filesystem(&filesystem, target),
+        };
+        mounted.map_err(MountsError::Mount)
+    }
+
+    /// A volume that holds the share itself (`/`, for example) must not get what is mounted into the share later:
+    /// that would be the volume again.
+    fn keep_out(&self, source: &Path, flags: BindFlags) -> BindFlags {
+        let real = fs::canonicalize(source).unwrap_or_else(|_gone| source.to_owned());
+        if flags.propagation == Propagation::Slave && self.share.starts_with(&real) {
+            tracing::info!(volume = %source.display(), "volume holds the share: later mounts of the host are left out");
+            return BindFlags { propagation: Propagation::Private, ..flags };
+        }
+        flags
+    }
+
+    /// A path inside an image, which may hold links to anywhere.
+    fn resolve(&self, root: &Path, inner: &Path) -> Result<std::os::fd::OwnedFd, MountsError> {
+        let wrap = |errno: rustix::io::Errno| self.unresolved(&inner.to_string_lossy(), errno.into());
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let root = openat2(CWD, root, flags | OFlags::DIRECTORY, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+            .map_err(wrap)?;
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        openat2(&root, inner, flags, Mode::empty(), inside).map_err(wrap)
+    }
+
+    fn unresolved(&self, inner: &str, source: io::Error) -> MountsError {
+        MountsError::ResolveTarget { target: inner.into(), container: self.container.clone(), source }
+    }
+
+    fn seen_by_guest(&self, binds: &[BindMount]) -> PreparedMounts {
+        let container = Path::new(SHARE_DIR).join(self.container.as_str());
+        let mounts = container.join("mounts");
+        PreparedMounts {
+            rootfs: container.join("rootfs"),
+            binds: binds.iter().map(|bind| mounts.join(bind.number.to_string())).collect(),
+        }
+    }
+}
+
+/// Its owner is root and its mode does not matter: something is mounted over it.
+fn make_directory(path: &Path) -> Result<(), MountsError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| MountsError::MakeMountPoint { path: path.to_owned(), source })
+}
