@@ -1,2 +1,89 @@
-//! skeleton
-fn main() {}
+//! `containerd-shim-bulkhead-v2`, the shim proxy: one small process for each pod, between containerd and the guest.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`argv`], [`delete`], [`info`] | the command line, containerd's shim protocol |
+//! | [`serve`], [`task_service`], [`shim_service`] | the two servers: Task API for containerd, control for the sandboxer |
+//! | [`pod`], [`lifecycle`] | containers and execs; the state machine that decides, the actions that follow |
+//! | [`stdio`] | containerd's FIFOs and the guest's streams |
+//! | [`agent`], [`dial`], [`control`], [`events`] | links: guest agent, guest ports, sandboxer, containerd's events |
+//! | [`vmm`], [`bundles`] | what is watched: the VMM process, containerd's bundles |
+
+mod agent;
+mod argv;
+mod bundles;
+mod clock;
+mod control;
+mod delete;
+mod dial;
+mod error;
+mod events;
+mod flight;
+mod info;
+mod lifecycle;
+mod lock;
+mod logging;
+mod pod;
+mod serve;
+mod shim_service;
+mod stdio;
+mod sys;
+mod task_service;
+mod vmm;
+mod watched;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use argv::Command;
+
+/// Exit code for a command line that cannot be followed.
+const USAGE: u8 = 2;
+
+/// What `start` is answered with.
+const NO_START: &str = "containerd-shim-bulkhead-v2 serves only runtimes with `sandboxer = \"bulkhead\"` in \
+containerd's configuration (containerd 2.x), where the shim is never started by containerd itself; see \
+docs of the Bulkhead sandboxer";
+
+fn main() -> ExitCode {
+    match argv::parse(std::env::args().skip(1)) {
+        Ok(command) => run(command),
+        Err(error) => complain(&error, USAGE),
+    }
+}
+
+fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Serve(args) => {
+            logging::init(&args.log_level);
+            match serve::serve(args) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    tracing::error!(error = error::chain(&error), "cannot serve");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Command::Delete(args) => print(&delete::answer(&args)),
+        Command::Info => match info::runtime_info() {
+            Ok(info) => print(&info),
+            Err(error) => complain(&error, 1),
+        },
+        Command::Version => print(info::version().as_bytes()),
+        Command::Start => complain(&NO_START, 1),
+    }
+}
+
+fn print(bytes: &[u8]) -> ExitCode {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn complain(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    // Nobody to tell when stderr is closed.
+    drop(writeln!(std::io::stderr(), "{error}"));
+    ExitCode::from(code)
+}

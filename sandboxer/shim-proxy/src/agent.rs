@@ -1,0 +1,217 @@
+//! The session with the guest agent: dialled again when it breaks, given up with the VM.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_protocol::agent_ttrpc::AgentClient;
+use bulkhead_protocol::{AGENT_PORT, version};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{info, warn};
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context;
+
+use crate::dial;
+use crate::error::{TaskError, chain};
+use crate::lifecycle::Exit;
+use crate::watched::Watched;
+
+/// How long the agent may be out of reach while the VMM lives before the VM counts as gone.
+const LOST_AFTER: Duration = Duration::from_secs(10);
+/// How long the agent may take for Hello.
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between attempts to dial, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+/// Where the session stands.
+#[derive(Clone)]
+enum Link {
+    /// The sandboxer has not said yet that the VM is up.
+    Unattached,
+    /// Between two connections.
+    Dialling,
+    /// In use.
+    Up(AgentClient),
+    /// The VM is gone.
+    Gone { exit: Exit, reason: Arc<str> },
+}
+
+/// The session, as everybody shares it.
+pub(crate) struct AgentLink {
+    link: watch::Sender<Link>,
+}
+
+impl std::fmt::Debug for AgentLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentLink").finish_non_exhaustive()
+    }
+}
+
+impl AgentLink {
+    /// A link that waits for the sandboxer's Attach.
+    pub(crate) fn unattached() -> Self {
+        Self { link: watch::Sender::new(Link::Unattached) }
+    }
+
+    /// Takes the first Attach; false when there was one already, or the VM is gone.
+    pub(crate) fn begin(&self) -> bool {
+        self.link.send_if_modified(|link| {
+            let first = matches!(link, Link::Unattached);
+            if first {
+                *link = Link::Dialling;
+            }
+            first
+        })
+    }
+
+    /// Keeps a session until the VM is gone. Answers why the agent is out of reach for good.
+    pub(crate) async fn keep(&self, vsock: &Path) -> Arc<str> {
+        loop {
+            let (client, closed) = match self.dial(vsock).await {
+                Ok(session) => session,
+                Err(reason) => return reason,
+            };
+            if !self.replace(Link::Up(client)) {
+                return "the VM is gone".into();
+            }
+            // Ends with an error when the socket is dropped: there is nothing else to hear.
+            drop(closed.await);
+            warn!("the session with the guest agent broke, dialling again");
+            self.replace(Link::Dialling);
+        }
+    }
+
+    /// Nothing replaces Gone.
+    fn replace(&self, next: Link) -> bool {
+        self.link.send_if_modified(|link| {
+            let alive = !matches!(link, Link::Gone { .. });
+            if alive {
+                *link = next;
+            }
+            alive
+        })
+    }
+
+    async fn dial(&self, vsock: &Path) -> Result<(AgentClient, oneshot::Receiver<()>), Arc<str>> {
+        let give_up = Instant::now() + LOST_AFTER;
+        let mut pause = PAUSES.0;
+        loop {
+            match connect(vsock).await {
+                Ok(session) => return Ok(session),
+                Err(error) if Instant::now() + pause >= give_up => {
+                    let error = chain(&error);
+                    return Err(format!("the guest agent is out of reach: {error}").into());
+                }
+                Err(_) => sleep(pause).await,
+            }
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Marks the VM as gone; false when it was already.
+    pub(crate) fn set_gone(&self, exit: Exit, reason: &Arc<str>) -> bool {
+        self.replace(Link::Gone { exit, reason: reason.clone() })
+    }
+
+    /// How the VM ended, if it has.
+    pub(crate) fn gone(&self) -> Option<Exit> {
+        match &*self.link.borrow() {
+            Link::Gone { exit, .. } => Some(*exit),
+            Link::Unattached | Link::Dialling | Link::Up(_) => None,
+        }
+    }
+
+    /// The present session, waiting for one if need be.
+    ///
+    /// # Errors
+    /// [`TaskError::VmGone`]; [`TaskError::AgentUnreachable`] at the deadline.
+    async fn client(&self, act: &'static str, until: Instant) -> Result<AgentClient, TaskError> {
+        let mut link = self.link.subscribe();
+        let settled = link.wait_for(|link| matches!(link, Link::Up(_) | Link::Gone { .. }));
+        match timeout_at(until, settled).await {
+            Ok(Ok(link)) => match &*link {
+                Link::Up(client) => Ok(client.clone()),
+                Link::Gone { reason, .. } => Err(TaskError::VmGone { reason: reason.clone() }),
+                Link::Unattached | Link::Dialling => Err(TaskError::AgentUnreachable { act }),
+            },
+            Ok(Err(_)) | Err(_) => Err(TaskError::AgentUnreachable { act }),
+        }
+    }
+
+    /// Waits for a session, the first one included.
+    ///
+    /// # Errors
+    /// [`TaskError::VmGone`]; [`TaskError::AgentUnreachable`] at the deadline.
+    pub(crate) async fn ready(&self, act: &'static str, until: Instant) -> Result<(), TaskError> {
+        self.client(act, until).await.map(drop)
+    }
+
+    async fn until_gone(&self) -> TaskError {
+        let mut link = self.link.subscribe();
+        match link.wait_for(|link| matches!(link, Link::Gone { .. })).await.as_deref() {
+            Ok(Link::Gone { reason, .. }) => TaskError::VmGone { reason: reason.clone() },
+            Ok(Link::Unattached | Link::Dialling | Link::Up(_)) | Err(_) => TaskError::Crashed,
+        }
+    }
+
+    /// Makes one call. The agent gets no deadline: what it has begun it shall finish.
+    ///
+    /// # Errors
+    /// [`TaskError::VmGone`], `Agent…` as named.
+    pub(crate) async fn call<T, F, Answer>(
+        &self,
+        act: &'static str,
+        until: Instant,
+        make: F,
+    ) -> Result<T, TaskError>
+    where
+        F: FnOnce(AgentClient) -> Answer,
+        Answer: Future<Output = ttrpc::Result<T>>,
+    {
+        let client = self.client(act, until).await?;
+        tokio::select! {
+            biased;
+            answer = timeout_at(until, make(client)) => match answer {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(TaskError::AgentFailed { act, status }),
+                Ok(Err(source)) => Err(TaskError::AgentLost { act, source }),
+                Err(_elapsed) => Err(TaskError::AgentSilent { act }),
+            },
+            gone = self.until_gone() => Err(gone),
+        }
+    }
+}
+
+/// Why a session could not be opened.
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error("cannot connect to the agent's port through {}", path.display())]
+    Connect { path: PathBuf, source: std::io::Error },
+    #[error("the agent did not answer Hello in time")]
+    Silent,
+    #[error("the agent refused Hello")]
+    Refused { source: ttrpc::Error },
+    #[error("the agent speaks another protocol")]
+    Version { source: version::NoCommonVersion },
+}
+
+async fn connect(vsock: &Path) -> Result<(AgentClient, oneshot::Receiver<()>), DialError> {
+    let stream = dial::guest_port(vsock, AGENT_PORT)
+        .await
+        .map_err(|source| DialError::Connect { path: vsock.into(), source })?;
+    let (witness, closed) = oneshot::channel::<()>();
+    let client = AgentClient::new(Client::new(Socket::new(Watched::new(stream, witness))));
+    let hello = version::agent_hello("shim");
+    let answer = timeout(HELLO_PATIENCE, client.hello(context::with_timeout(0), &hello)).await;
+    let answer = match answer {
+        Ok(answer) => answer.map_err(|source| DialError::Refused { source })?,
+        Err(_elapsed) => return Err(DialError::Silent),
+    };
+    let agreed =
+        version::negotiate(answer.version, answer.version).map_err(|source| DialError::Version { source })?;
+    info!(version = agreed, "session with the guest agent");
+    Ok((client, closed))
+}

@@ -1,0 +1,264 @@
+//! What can go wrong with a Task call, and the one place that turns it into an RPC status.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ttrpc::{Code, Status};
+
+use crate::lifecycle::Refusal;
+
+/// Longest text of a guest that is passed on, in characters.
+const GUEST_TEXT: usize = 1024;
+
+/// A failed Task call. Clones share the causes: a repeated call gets the same answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum TaskError {
+    /// containerd names a container that is not (or no longer) here.
+    #[error("no container {container} in this pod")]
+    UnknownContainer {
+        /// As the caller named it.
+        container: String,
+    },
+    /// containerd names an exec that is not (or no longer) here.
+    #[error("no exec {exec} in container {container}")]
+    UnknownExec {
+        /// As the caller named it.
+        container: String,
+        /// As the caller named it.
+        exec: String,
+    },
+    /// A second Create or Exec with an id in use.
+    #[error("{what} exists already")]
+    AlreadyExists {
+        /// The container or exec.
+        what: String,
+    },
+    /// The request makes no sense in the present state.
+    #[error("{what}: {source}")]
+    Refused {
+        /// The container or exec.
+        what: String,
+        /// Why.
+        source: Refusal,
+    },
+    /// A request that misses something, or asks for what is not supported.
+    #[error("{0}")]
+    BadRequest(String),
+    /// Not offered by this runtime.
+    #[error("{act} is not supported by Bulkhead")]
+    NotOffered {
+        /// The Task call.
+        act: &'static str,
+    },
+    /// One end of the stdio could not be opened on the host.
+    #[error("cannot open {} for {stream}", path.display())]
+    OpenStdio {
+        /// stdin, stdout or stderr.
+        stream: &'static str,
+        /// As containerd named it.
+        path: PathBuf,
+        /// The cause.
+        source: Arc<io::Error>,
+    },
+    /// The guest took no connection for a stream.
+    #[error("the guest took no connection for {stream}")]
+    ConnectStream {
+        /// stdin, stdout or stderr.
+        stream: &'static str,
+        /// The cause.
+        source: Arc<io::Error>,
+    },
+    /// The VM has ended.
+    #[error("the VM of this pod is gone: {reason}")]
+    VmGone {
+        /// As the sandboxer or our own watch said it.
+        reason: Arc<str>,
+    },
+    /// No session with the agent within the caller's deadline.
+    #[error("no session with the guest agent in time for {act}")]
+    AgentUnreachable {
+        /// What was to be asked.
+        act: &'static str,
+    },
+    /// The agent took longer than the caller's deadline.
+    #[error("the guest agent did not answer {act} in time")]
+    AgentSilent {
+        /// What was asked.
+        act: &'static str,
+    },
+    /// The session broke before the answer.
+    #[error("lost the guest agent during {act}")]
+    AgentLost {
+        /// What was asked.
+        act: &'static str,
+        /// The cause.
+        source: ttrpc::Error,
+    },
+    /// The agent refused or failed.
+    #[error("the guest agent failed to {act}: {}", bounded(.status.message()))]
+    AgentFailed {
+        /// What was asked.
+        act: &'static str,
+        /// The agent's words.
+        status: Status,
+    },
+    /// The agent's answer breaks the contract.
+    #[error("the guest agent's answer to {act} makes no sense: {fault}")]
+    AgentNonsense {
+        /// What was asked.
+        act: &'static str,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// The sandboxer could not be reached within the caller's deadline.
+    #[error("the sandboxer could not be reached at {} for {act} (is bulkhead-sandboxer running?)", path.display())]
+    SandboxerUnreachable {
+        /// What was to be asked.
+        act: &'static str,
+        /// Its control socket.
+        path: PathBuf,
+        /// The last failure.
+        source: ttrpc::Error,
+    },
+    /// The sandboxer took longer than the caller's deadline.
+    #[error("the sandboxer did not answer {act} in time")]
+    SandboxerSilent {
+        /// What was asked.
+        act: &'static str,
+    },
+    /// The sandboxer refused or failed.
+    #[error("the sandboxer failed to {act}: {}", .status.message())]
+    SandboxerFailed {
+        /// What was asked.
+        act: &'static str,
+        /// Its words.
+        status: Status,
+    },
+    /// A task of ours panicked.
+    #[error("the shim proxy failed internally; see shim.stderr in the pod's directory")]
+    Crashed,
+}
+
+impl TaskError {
+    /// Whether the answer was "no such thing".
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.code() == Code::NOT_FOUND
+    }
+
+    /// Whether the VM, and so whatever was asked for in it, is gone.
+    pub(crate) fn is_vm_gone(&self) -> bool {
+        matches!(self, Self::VmGone { .. })
+    }
+
+    /// The RPC code of this error.
+    fn code(&self) -> Code {
+        match self {
+            Self::UnknownContainer { .. } | Self::UnknownExec { .. } => Code::NOT_FOUND,
+            Self::AlreadyExists { .. } => Code::ALREADY_EXISTS,
+            Self::Refused { source, .. } => match source {
+                Refusal::Missing | Refusal::AlreadyEnded => Code::NOT_FOUND,
+                Refusal::BeingCreated
+                | Refusal::NotRunning
+                | Refusal::AlreadyStarted
+                | Refusal::StillRunning
+                | Refusal::NothingToDo => Code::FAILED_PRECONDITION,
+            },
+            Self::BadRequest(_) => Code::INVALID_ARGUMENT,
+            Self::NotOffered { .. } => Code::UNIMPLEMENTED,
+            Self::OpenStdio { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NOT_FOUND,
+            Self::OpenStdio { .. } | Self::AgentNonsense { .. } | Self::Crashed => Code::INTERNAL,
+            Self::ConnectStream { .. }
+            | Self::VmGone { .. }
+            | Self::AgentUnreachable { .. }
+            | Self::AgentLost { .. }
+            | Self::SandboxerUnreachable { .. } => Code::UNAVAILABLE,
+            Self::AgentSilent { .. } | Self::SandboxerSilent { .. } => Code::DEADLINE_EXCEEDED,
+            Self::AgentFailed { status, .. } | Self::SandboxerFailed { status, .. } => passed_on(status),
+        }
+    }
+
+    /// As the caller hears it: the whole chain in one line.
+    pub(crate) fn status(&self) -> ttrpc::Error {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(self.code(), chain(self)))
+    }
+}
+
+/// The error and its causes, in one line. A cause that the text above it already tells is not repeated.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Unimplemented would make containerd fall back to version 2 of the Task API (fact 3.4), so it never leaves here.
+fn passed_on(status: &Status) -> Code {
+    match status.code() {
+        Code::OK
+        | Code::CANCELLED
+        | Code::UNKNOWN
+        | Code::UNIMPLEMENTED
+        | Code::INTERNAL
+        | Code::DATA_LOSS
+        | Code::ABORTED
+        | Code::OUT_OF_RANGE
+        | Code::UNAUTHENTICATED => Code::INTERNAL,
+        code @ (Code::INVALID_ARGUMENT
+        | Code::DEADLINE_EXCEEDED
+        | Code::NOT_FOUND
+        | Code::ALREADY_EXISTS
+        | Code::PERMISSION_DENIED
+        | Code::RESOURCE_EXHAUSTED
+        | Code::FAILED_PRECONDITION
+        | Code::UNAVAILABLE) => code,
+    }
+}
+
+/// A guest's text, as long and as plain as a log line may be.
+fn bounded(text: &str) -> String {
+    text.chars().take(GUEST_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Longest time that cleaning up after a failure may hold back the failure's report.
+pub(crate) const CLEANUP_PATIENCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_can_neither_flood_nor_fake_the_log() {
+        let status = ttrpc::get_status(Code::INTERNAL, format!("a\nb{}", "x".repeat(5000)));
+        let text = TaskError::AgentFailed { act: "start", status }.to_string();
+        assert!(!text.contains('\n'));
+        assert!(text.len() < GUEST_TEXT + 100, "{}", text.len());
+    }
+
+    #[test]
+    fn unimplemented_of_others_is_not_passed_on() {
+        let status = ttrpc::get_status(Code::UNIMPLEMENTED, "no");
+        assert_eq!(TaskError::AgentFailed { act: "create", status }.code(), Code::INTERNAL);
+    }
+
+    #[test]
+    fn the_whole_chain_is_told_once() {
+        let error = TaskError::Refused { what: "container c".into(), source: Refusal::StillRunning };
+        assert_eq!(chain(&error), "container c: it is still running");
+        let error = TaskError::OpenStdio {
+            stream: "stdout",
+            path: "/x".into(),
+            source: Arc::new(io::Error::from_raw_os_error(2)),
+        };
+        assert!(chain(&error).contains("No such file"), "{}", chain(&error));
+        assert!(error.is_not_found());
+    }
+}

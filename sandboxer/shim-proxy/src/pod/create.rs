@@ -1,0 +1,198 @@
+//! Create: the sandboxer prepares the host's part, the agent makes the container, the streams are joined.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_protocol::agent::{CreateContainerRequest, GuestMount};
+use bulkhead_protocol::pod::{PrepareContainerRequest, PrepareContainerResponse};
+use containerd_shim_protos::api::Mount;
+use protobuf::Message;
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+use ttrpc::context;
+
+use super::process::{At, Container};
+use super::{Pod, remove};
+use crate::error::TaskError;
+use crate::flight::Flight;
+use crate::lifecycle::{Event, State};
+use crate::lock::locked;
+use crate::stdio::{self, GuestEnds, HostEnds, Streams};
+
+/// How long a failure that comes at the caller's deadline may wait for its undoing.
+const LAST_MOMENT: Duration = Duration::from_millis(50);
+
+/// What containerd says of a new container.
+#[derive(Debug)]
+pub(crate) struct NewContainer {
+    /// Its id.
+    pub(crate) id: String,
+    /// Absolute path of the bundle.
+    pub(crate) bundle: String,
+    /// The snapshotter's mounts, not mounted by containerd.
+    pub(crate) rootfs: Vec<Mount>,
+    /// Its stdio.
+    pub(crate) stdio: stdio::Request,
+}
+
+impl Pod {
+    /// Creates a container and answers its pid. Runs to its end without its caller; a repeat joins it. When it
+    /// fails, nothing is left.
+    ///
+    /// # Errors
+    /// What failed; [`TaskError::AlreadyExists`] for an id in use.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        new: NewContainer,
+        until: Instant,
+    ) -> Result<u32, TaskError> {
+        // Not bounded here: at `until` the work gives up by itself and says why, once it is undone.
+        self.begin_create(new, until)?.join().await
+    }
+
+    fn begin_create(self: &Arc<Self>, new: NewContainer, until: Instant) -> Result<Flight<u32>, TaskError> {
+        if new.id.is_empty() || new.id.len() > 255 || !new.bundle.starts_with('/') {
+            let text = format!("a container needs an id and an absolute bundle path, not {:?}", new.bundle);
+            return Err(TaskError::BadRequest(text));
+        }
+        let mut containers = locked(&self.containers);
+        if let Some(known) = containers.get(&new.id) {
+            let init = known.at_init();
+            return match init.process.state() {
+                State::Creating => init.process.creation(),
+                State::Doomed
+                | State::Created { .. }
+                | State::Starting { .. }
+                | State::Running { .. }
+                | State::Paused { .. }
+                | State::Stopped { .. }
+                | State::Deleting { .. }
+                | State::Gone { .. } => Err(TaskError::AlreadyExists { what: init.name() }),
+            };
+        }
+        let ticket = self.bundles.as_ref().and_then(|bundles| {
+            let ticket = bundles.add(Path::new(&new.bundle));
+            ticket.inspect_err(|error| warn!(bundle = new.bundle, %error, "cannot watch the bundle")).ok()
+        });
+        let rootfs = new.rootfs.clone();
+        let container = Container::new(new.id.clone(), new.bundle.clone(), rootfs, new.stdio.clone(), ticket);
+        containers.insert(new.id.clone(), container.clone());
+        drop(containers);
+        let at = container.at_init();
+        let flight = Flight::launch(create(self.clone(), at.clone(), new, until));
+        at.process.set_creation(flight.clone());
+        Ok(flight)
+    }
+}
+
+async fn create(pod: Arc<Pod>, at: At, new: NewContainer, until: Instant) -> Result<u32, TaskError> {
+    let mut reached = Reached::default();
+    match attempt(&pod, &at, &new, until, &mut reached).await {
+        Ok((pid, streams)) => {
+            at.process.set_streams(streams);
+            pod.feed(&at, Event::Created { pid })?;
+            if at.process.state().is_missing() {
+                at.process.until(|state| matches!(state, State::Gone { .. })).await;
+                return Err(at.unknown());
+            }
+            info!(container = at.container.id, pid, "created");
+            Ok(pid)
+        }
+        Err(error) => {
+            warn!(container = at.container.id, error = crate::error::chain(&error), "create failed");
+            let undone = tokio::spawn(async move {
+                remove::undo(&pod, &at, reached.guest, reached.host).await;
+                pod.note(&at, Event::CreateFailed);
+            });
+            // Until it is undone the id stays taken; the caller hears why it failed all the same.
+            let latest = until.max(Instant::now() + LAST_MOMENT);
+            drop(timeout_at(latest, undone).await);
+            Err(error)
+        }
+    }
+}
+
+/// How far an attempt came: what there may be to undo.
+#[derive(Debug, Default)]
+struct Reached {
+    host: bool,
+    guest: bool,
+}
+
+async fn attempt(
+    pod: &Arc<Pod>,
+    at: &At,
+    new: &NewContainer,
+    until: Instant,
+    reached: &mut Reached,
+) -> Result<(u32, Streams), TaskError> {
+    let host = HostEnds::open(&new.stdio)?;
+    reached.host = true;
+    let prepared = prepare(pod, new, until).await?;
+    let request = guest_request(new, prepared)?;
+    let act = "create the container";
+    pod.agent.ready(act, until).await?;
+    let vsock = pod.vsock.get().ok_or(TaskError::AgentUnreachable { act })?;
+    reached.guest = true;
+    let made = pod.agent.call(act, until, |agent| async move {
+        agent.create_container(context::with_timeout(0), &request).await
+    });
+    // Both run to their end: an answer that is not waited for could not be undone.
+    let (made, guest) = tokio::join!(made, GuestEnds::connect(vsock, at.owner(), &new.stdio));
+    let pid = made?.pid;
+    if pid == 0 {
+        return Err(TaskError::AgentNonsense { act, fault: "pid 0" });
+    }
+    Ok((pid, Streams::start(at.owner(), host, guest?)))
+}
+
+async fn prepare(
+    pod: &Arc<Pod>,
+    new: &NewContainer,
+    until: Instant,
+) -> Result<PrepareContainerResponse, TaskError> {
+    let mounts = new.rootfs.iter().map(|mount| bulkhead_protocol::pod::Mount {
+        type_: mount.type_.clone(),
+        source: mount.source.clone(),
+        target: mount.target.clone(),
+        options: mount.options.clone(),
+        ..Default::default()
+    });
+    let request = PrepareContainerRequest {
+        sandbox_id: pod.sandbox_id.clone(),
+        container_id: new.id.clone(),
+        bundle: new.bundle.clone(),
+        rootfs: mounts.collect(),
+        terminal: new.stdio.terminal,
+        stdin: new.stdio.stdin.clone(),
+        stdout: new.stdio.stdout.clone(),
+        stderr: new.stdio.stderr.clone(),
+        ..Default::default()
+    };
+    let call = pod.control.call("prepare the container", until, |sandboxer| {
+        let request = request.clone();
+        async move { sandboxer.prepare_container(context::with_timeout(0), &request).await }
+    });
+    call.await
+}
+
+fn guest_request(
+    new: &NewContainer,
+    prepared: PrepareContainerResponse,
+) -> Result<CreateContainerRequest, TaskError> {
+    let mounts = prepared.guest_mounts.iter().map(|bytes| GuestMount::parse_from_bytes(bytes));
+    let mounts = mounts.collect::<Result<_, _>>().map_err(|error| {
+        let text = format!("cannot read a guest mount: {error}");
+        let status = ttrpc::get_status(ttrpc::Code::INTERNAL, text);
+        TaskError::SandboxerFailed { act: "prepare the container", status }
+    })?;
+    Ok(CreateContainerRequest {
+        container_id: new.id.clone(),
+        spec: prepared.guest_spec,
+        rootfs: prepared.guest_rootfs,
+        stdio: Some(new.stdio.for_guest()).into(),
+        mounts,
+        ..Default::default()
+    })
+}

@@ -1,0 +1,104 @@
+//! What is waited for as long as a container lives: the end of its processes, and OOM kills.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bulkhead_protocol::agent::{WaitOomRequest, WaitResponse};
+use containerd_shim_protos::events::task::TaskOOM;
+use containerd_shim_protos::topics;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::Pod;
+use super::process::At;
+use super::run::patient;
+use crate::clock;
+use crate::error::{TaskError, chain};
+use crate::lifecycle::{Event, Exit, State};
+
+/// Pause before the agent is asked again after a broken session: the link dials meanwhile.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Exit status that containerd itself uses for "unknown".
+const UNKNOWN: u32 = 255;
+/// How long the end of a container waits for its OOM event to reach containerd (fact 5.2).
+const OOM_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Waits for the end of a process and notes it; through broken sessions, and to the end of the VM.
+pub(super) async fn end(pod: Arc<Pod>, at: At) {
+    loop {
+        let request = at.reference();
+        let call = pod
+            .agent
+            .call("wait", clock::never(), |agent| async move { agent.wait(patient(), &request).await });
+        let exit = match call.await {
+            Ok(answer) => settled(&pod, &at, &answer).await,
+            Err(error) if error.is_vm_gone() => {
+                at.process.cut_streams();
+                let now = Exit { status: crate::lifecycle::KILLED, at_nanos: clock::now_nanos() };
+                pod.agent.gone().unwrap_or(now)
+            }
+            Err(_) if at.process.state().is_missing() => return,
+            // It never started, and Delete has just removed it: its end comes with the end of Delete.
+            Err(error) if error.is_not_found() && matches!(at.process.state(), State::Deleting { .. }) => {
+                return;
+            }
+            Err(error) if error.is_not_found() => {
+                warn!(process = at.name(), "the guest has forgotten it, its exit status is lost");
+                Exit { status: UNKNOWN, at_nanos: clock::now_nanos() }
+            }
+            Err(error) => {
+                if !matches!(error, TaskError::AgentLost { .. }) {
+                    warn!(process = at.name(), error = chain(&error), "cannot wait for it, trying again");
+                }
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        info!(process = at.name(), status = exit.status, "ended");
+        pod.note(&at, Event::Ended(exit));
+        return;
+    }
+}
+
+/// The guest's word, made plausible. An OOM kill is told before anybody hears of the end.
+async fn settled(pod: &Arc<Pod>, at: &At, answer: &WaitResponse) -> Exit {
+    let exit = Exit {
+        status: answer.exit_status.min(UNKNOWN),
+        at_nanos: at.process.plausible(answer.exited_at_nanos),
+    };
+    if answer.oom_killed && at.is_init() {
+        if !at.container.oom_told.swap(true, Ordering::Relaxed) {
+            tell_oom(pod, at);
+        }
+        pod.events.flush(OOM_PATIENCE).await;
+    }
+    exit
+}
+
+fn tell_oom(pod: &Arc<Pod>, at: &At) {
+    let event = TaskOOM { container_id: at.container.id.clone(), ..Default::default() };
+    pod.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
+}
+
+/// Tells subscribers of each OOM kill in a container, until the container is gone.
+pub(super) async fn oom(pod: Arc<Pod>, at: At) {
+    let mut seen = 0;
+    loop {
+        let request = WaitOomRequest { container_id: at.container.id.clone(), seen, ..Default::default() };
+        let call = pod.agent.call("watch for OOM", clock::never(), |agent| async move {
+            agent.wait_oom(patient(), &request).await
+        });
+        match call.await {
+            Ok(answer) if answer.count > seen => {
+                seen = answer.count;
+                at.container.oom_told.store(true, Ordering::Relaxed);
+                tell_oom(&pod, &at);
+            }
+            // A guest that answers without news is not to keep us busy.
+            Ok(_) => sleep(Duration::from_secs(1)).await,
+            Err(TaskError::AgentLost { .. }) => sleep(PAUSE).await,
+            Err(_) => return,
+        }
+    }
+}

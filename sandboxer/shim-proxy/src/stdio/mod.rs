@@ -1,0 +1,283 @@
+//! The stdio of one process: containerd's end on this host, the guest's end on a vsock connection for each stream.
+//!
+//! What containerd names (fact 4) is opened first, so that a path that cannot be used fails Create before anything
+//! is done. Each stream then is one task that copies, and that stops reading one side while the other is full.
+
+mod fifo;
+mod relay;
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_protocol::agent::{StreamHeader, stream_header::Kind};
+use bulkhead_protocol::{STREAM_PORT, frame};
+use futures::future::{join_all, try_join_all};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::dial;
+use crate::error::TaskError;
+use fifo::{FifoReader, FifoWriter};
+use relay::{Phase, Sink};
+
+/// What containerd asks for; empty strings: no such stream.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Request {
+    /// One terminal instead of three pipes.
+    pub(crate) terminal: bool,
+    /// As containerd named it.
+    pub(crate) stdin: String,
+    /// As containerd named it.
+    pub(crate) stdout: String,
+    /// As containerd named it; with a terminal it is set all the same, and means nothing.
+    pub(crate) stderr: String,
+}
+
+impl Request {
+    /// As the guest is told.
+    pub(crate) fn for_guest(&self) -> bulkhead_protocol::agent::Stdio {
+        bulkhead_protocol::agent::Stdio {
+            terminal: self.terminal,
+            stdin: !self.stdin.is_empty(),
+            stdout: !self.stdout.is_empty(),
+            stderr: self.wants_stderr(),
+            ..Default::default()
+        }
+    }
+
+    fn wants_stderr(&self) -> bool {
+        !self.terminal && !self.stderr.is_empty()
+    }
+}
+
+/// What a stdio string of containerd means.
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    None,
+    Fifo(&'a Path),
+    File(&'a Path),
+}
+
+fn target<'a>(stream: &'static str, uri: &'a str) -> Result<Target<'a>, TaskError> {
+    let refuse = |what: &str| {
+        let text = format!("{stream} {uri:?}: {what} (use FIFOs, containerd's io_type \"fifo\")");
+        Err(TaskError::BadRequest(text))
+    };
+    match uri.split_once("://") {
+        _ if uri.is_empty() => Ok(Target::None),
+        None if uri.starts_with('/') => Ok(Target::Fifo(Path::new(uri))),
+        Some(("fifo", path)) => Ok(Target::Fifo(Path::new(path))),
+        Some(("file", path)) => Ok(Target::File(Path::new(path))),
+        Some(("binary", _)) => refuse("logging binaries are not supported by Bulkhead"),
+        Some((_, rest)) if rest.contains("streaming_id=") => {
+            refuse("streaming stdio is not supported by Bulkhead yet")
+        }
+        Some(_) | None => refuse("neither an absolute path nor a URI that is known"),
+    }
+}
+
+/// The host's ends, opened, before the guest knows of the process.
+#[derive(Debug)]
+pub(crate) struct HostEnds {
+    stdin: Option<(FifoReader, OwnedFd)>,
+    stdout: Option<Sink>,
+    stderr: Option<Sink>,
+}
+
+impl HostEnds {
+    /// Opens what containerd named. Never blocks, whether containerd has opened its ends or not (fact 4.1).
+    ///
+    /// # Errors
+    /// [`TaskError::BadRequest`] for what is not supported, [`TaskError::OpenStdio`].
+    pub(crate) fn open(request: &Request) -> Result<Self, TaskError> {
+        let stdin = match target("stdin", &request.stdin)? {
+            Target::None => None,
+            Target::Fifo(path) => Some(FifoReader::open(path).map_err(failed("stdin", path))?),
+            Target::File(path) => {
+                let text = format!("stdin {}: only a FIFO will do", path.display());
+                return Err(TaskError::BadRequest(text));
+            }
+        };
+        let stderr = if request.wants_stderr() { sink("stderr", &request.stderr)? } else { None };
+        Ok(Self { stdin, stdout: sink("stdout", &request.stdout)?, stderr })
+    }
+}
+
+fn sink(stream: &'static str, uri: &str) -> Result<Option<Sink>, TaskError> {
+    match target(stream, uri)? {
+        Target::None => Ok(None),
+        Target::Fifo(path) => {
+            FifoWriter::open(path).map(|fifo| Some(Sink::Fifo(fifo))).map_err(failed(stream, path))
+        }
+        Target::File(path) => {
+            let file = OpenOptions::new().append(true).create(true).open(path);
+            file.map(|file| Some(Sink::File(file))).map_err(failed(stream, path))
+        }
+    }
+}
+
+fn failed(stream: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> TaskError + use<> {
+    let path = PathBuf::from(path);
+    move |source| TaskError::OpenStdio { stream, path, source: Arc::new(source) }
+}
+
+/// The guest's ends, connected.
+#[derive(Debug)]
+pub(crate) struct GuestEnds {
+    stdin: Option<UnixStream>,
+    stdout: Option<UnixStream>,
+    stderr: Option<UnixStream>,
+}
+
+/// Which process the streams belong to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner<'a> {
+    /// The container.
+    pub(crate) container: &'a str,
+    /// The exec; empty for the init process.
+    pub(crate) exec: &'a str,
+}
+
+impl GuestEnds {
+    /// Connects every stream that the request names, at once.
+    ///
+    /// # Errors
+    /// [`TaskError::ConnectStream`].
+    pub(crate) async fn connect(
+        vsock: &Path,
+        owner: Owner<'_>,
+        request: &Request,
+    ) -> Result<Self, TaskError> {
+        let guest = request.for_guest();
+        let wanted = [
+            (guest.stdin, "stdin", Kind::STDIN),
+            (guest.stdout, "stdout", Kind::STDOUT),
+            (guest.stderr, "stderr", Kind::STDERR),
+        ];
+        let dials = wanted.into_iter().map(|(wanted, stream, kind)| async move {
+            if !wanted {
+                return Ok(None);
+            }
+            let end = connect_one(vsock, owner, kind).await;
+            end.map(Some).map_err(|source| TaskError::ConnectStream { stream, source: Arc::new(source) })
+        });
+        let mut ends = try_join_all(dials).await?.into_iter();
+        let mut next = || ends.next().flatten();
+        Ok(Self { stdin: next(), stdout: next(), stderr: next() })
+    }
+}
+
+async fn connect_one(vsock: &Path, owner: Owner<'_>, kind: Kind) -> std::io::Result<UnixStream> {
+    let mut stream = dial::guest_port(vsock, STREAM_PORT).await?;
+    let header = StreamHeader {
+        container_id: owner.container.to_owned(),
+        exec_id: owner.exec.to_owned(),
+        kind: kind.into(),
+        ..Default::default()
+    };
+    frame::write_message(&mut stream, &header).await?;
+    Ok(stream)
+}
+
+/// The streams of a process at work. Dropping them closes both ends at once.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    phase: watch::Sender<Phase>,
+    /// The extra write end that keeps stdin open while containerd is away.
+    stdin_hold: Option<OwnedFd>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Streams {
+    /// Starts copying.
+    pub(crate) fn start(owner: Owner<'_>, host: HostEnds, guest: GuestEnds) -> Self {
+        let phase = watch::Sender::new(Phase::Alive);
+        let mut tasks = Vec::with_capacity(3);
+        let name = if owner.exec.is_empty() { owner.container } else { owner.exec };
+        let outputs = [("stdout", host.stdout, guest.stdout), ("stderr", host.stderr, guest.stderr)];
+        for (stream, sink, from) in outputs {
+            if let (Some(sink), Some(from)) = (sink, from) {
+                let label = relay::Label { process: name.into(), stream };
+                tasks.push(tokio::spawn(relay::output(label, from, sink, phase.subscribe())));
+            }
+        }
+        let mut stdin_hold = None;
+        if let (Some((fifo, hold)), Some(to)) = (host.stdin, guest.stdin) {
+            stdin_hold = Some(hold);
+            let label = relay::Label { process: name.into(), stream: "stdin" };
+            tasks.push(tokio::spawn(relay::input(label, fifo, to, phase.subscribe())));
+        }
+        Self { phase, stdin_hold, tasks }
+    }
+
+    /// From now on the process sees the end of stdin as soon as containerd has closed its end.
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin_hold = None;
+    }
+
+    /// The process has ended: its input stops, its output is what is under way.
+    pub(crate) fn end(&mut self) {
+        self.stdin_hold = None;
+        self.phase.send_if_modified(|phase| {
+            let first = *phase == Phase::Alive;
+            if first {
+                *phase = Phase::Ending;
+            }
+            first
+        });
+    }
+
+    /// The VM is gone: what has reached the host is delivered, nothing is waited for.
+    pub(crate) fn cut(&mut self) {
+        self.stdin_hold = None;
+        self.phase.send_replace(Phase::Cut);
+    }
+
+    /// Waits until every stream has ended; false when that takes longer than `patience`.
+    pub(crate) async fn finished(&mut self, patience: Duration) -> bool {
+        // A stream task ends in nothing but its end; a panic of one is an end too.
+        let all = timeout(patience, join_all(self.tasks.iter_mut())).await;
+        if all.is_ok() {
+            self.tasks.clear();
+        }
+        all.is_ok()
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stdio_strings_are_told_apart() {
+        assert_eq!(target("stdin", "").unwrap(), Target::None);
+        assert_eq!(target("stdout", "/a/b").unwrap(), Target::Fifo(Path::new("/a/b")));
+        assert_eq!(target("stdout", "fifo:///a").unwrap(), Target::Fifo(Path::new("/a")));
+        assert_eq!(target("stdout", "file:///a").unwrap(), Target::File(Path::new("/a")));
+        for bad in ["binary:///x?y", "ttrpc+unix:///s?streaming_id=x-stdout", "relative", "http://x"] {
+            let error = target("stdout", bad).unwrap_err().to_string();
+            assert!(error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_terminal_has_no_stderr() {
+        let request =
+            Request { terminal: true, stdout: "/o".into(), stderr: "/e".into(), ..Default::default() };
+        let guest = request.for_guest();
+        assert!(guest.terminal && guest.stdout && !guest.stderr && !guest.stdin);
+    }
+}

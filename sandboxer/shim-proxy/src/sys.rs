@@ -1,0 +1,47 @@
+//! The one place that needs `unsafe`: descriptors that are handed down, and ones that tokio has no type for.
+#![allow(unsafe_code, reason = "neither can be had in another way; see the SAFETY notes")]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::sockopt::socket_acceptconn;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Descriptor of the inherited Task API socket.
+pub(crate) const TASK_FD: i32 = 3;
+/// Descriptor of the inherited socket for the sandboxer.
+pub(crate) const SHIM_FD: i32 = 4;
+
+/// Takes over an inherited listening socket. Call it once for each descriptor, before anything else is opened.
+///
+/// # Errors
+/// When the descriptor is not open, or no listening socket.
+pub(crate) fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
+    // The descriptor table, read without touching it, says whether there is something to own.
+    std::fs::symlink_metadata(format!("/proc/self/fd/{fd}"))?;
+    // SAFETY: the descriptor is open (checked above), and by the contract with the sandboxer it is handed down for
+    // us alone; main calls this once for each number before it opens any descriptor of its own.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    if !socket_acceptconn(&owned)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a listening socket"));
+    }
+    fcntl_setfd(&owned, FdFlags::CLOEXEC)?;
+    let listener = UnixListener::from(owned);
+    listener.set_nonblocking(true)?;
+    debug_assert_eq!(listener.as_raw_fd(), fd);
+    Ok(listener)
+}
+
+/// Joins a descriptor that only says "readable" (a pidfd, an inotify instance) to the event loop.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned and open, and nobody replaces or closes it while the result holds it: its
+    // users only borrow it, and never take it out mutably.
+    let joined = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    joined.map_err(io::Error::from)
+}

@@ -1,0 +1,133 @@
+//! Execs, call by call, as containerd makes them (fact 3.11).
+
+use containerd_shim_protos::api::*;
+use protobuf::well_known_types::any::Any;
+use ttrpc::Code;
+
+use crate::fake_agent::{Kind, hear, say, say_end};
+use crate::rig::{Rig, code, read_all, soon, within};
+
+fn exec(rig: &Rig, exec: &str) -> ExecProcessRequest {
+    let [stdin, stdout, stderr] = rig.fifos(exec);
+    let spec = Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
+        value: br#"{"args":["true"],"cwd":"/"}"#.to_vec(),
+        ..Default::default()
+    };
+    ExecProcessRequest {
+        id: "c".into(),
+        exec_id: exec.into(),
+        stdin,
+        stdout,
+        stderr,
+        spec: Some(spec).into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn an_exec_lives_as_containerd_expects() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let request = exec(&rig, "e");
+    let out = read_all(&request.stdout);
+    soon(rig.task.exec(within(), &request)).await.unwrap();
+    let state = rig.state("c", "e").await.unwrap();
+    assert_eq!((state.status.unwrap(), state.pid, state.exec_id.as_str()), (Status::CREATED, 0, "e"));
+    let wait = rig.wait("c", "e");
+    let pid = rig.start("c", "e").await.unwrap();
+    assert!(pid > 0);
+    assert_eq!(rig.state("c", "e").await.unwrap().status.unwrap(), Status::RUNNING);
+    assert!(!wait.is_finished());
+    assert_eq!(code(rig.delete("c", "e").await), Code::FAILED_PRECONDITION);
+    let pids = rig.task.pids(within(), &PidsRequest { id: "c".into(), ..Default::default() }).await.unwrap();
+    assert_eq!(pids.processes.len(), 2);
+
+    let mut stdout = rig.agent.stream("c", "e", Kind::STDOUT).await;
+    say(&mut stdout, b"from the exec").await;
+    rig.agent.end("c", "e", 7, false);
+    assert_eq!(soon(wait).await.unwrap().unwrap().exit_status, 7);
+    say_end(stdout).await;
+    assert_eq!(soon(out).await.unwrap(), b"from the exec");
+    assert_eq!(code(rig.kill("c", "e", 9, false).await), Code::NOT_FOUND);
+    say_end(rig.agent.stream("c", "e", Kind::STDERR).await).await;
+    let deleted = rig.delete("c", "e").await.unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status), (pid, 7));
+    assert_eq!(code(rig.state("c", "e").await), Code::NOT_FOUND);
+    assert_eq!(rig.status("c").await, Status::RUNNING);
+    let topics = soon(rig.containerd.topics(5)).await;
+    let told = ["/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"];
+    assert_eq!(topics, told);
+}
+
+#[tokio::test]
+async fn an_exec_reads_its_stdin_to_the_end() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let request = exec(&rig, "e");
+    soon(rig.task.exec(within(), &request)).await.unwrap();
+    rig.start("c", "e").await.unwrap();
+    let mut guest = rig.agent.stream("c", "e", Kind::STDIN).await;
+    let fifo = request.stdin.clone();
+    let write = tokio::task::spawn_blocking(move || std::fs::write(fifo, "typed").unwrap());
+    assert_eq!(soon(hear(&mut guest)).await, b"typed");
+    soon(write).await.unwrap();
+    let close = CloseIORequest { id: "c".into(), exec_id: "e".into(), stdin: true, ..Default::default() };
+    rig.task.close_io(within(), &close).await.unwrap();
+    assert_eq!(soon(hear(&mut guest)).await, b"");
+}
+
+#[tokio::test]
+async fn a_terminal_has_one_output() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let request = ExecProcessRequest { terminal: true, ..exec(&rig, "e") };
+    soon(rig.task.exec(within(), &request)).await.unwrap();
+    let stdio = rig.agent.stdio("c", "e");
+    assert!(stdio.terminal && stdio.stdin && stdio.stdout && !stdio.stderr);
+    assert_eq!(rig.state("c", "e").await.unwrap().stderr, request.stderr, "State repeats what it was given");
+}
+
+#[tokio::test]
+async fn execs_are_refused_where_they_make_no_sense() {
+    let rig = Rig::attached().await;
+    assert_eq!(code(rig.task.exec(within(), &exec(&rig, "none")).await), Code::NOT_FOUND);
+    soon(rig.task.create(within(), &rig.prepare("c"))).await.unwrap();
+    assert_eq!(code(rig.task.exec(within(), &exec(&rig, "early")).await), Code::FAILED_PRECONDITION);
+    rig.start("c", "").await.unwrap();
+    let first = exec(&rig, "e");
+    rig.task.exec(within(), &first).await.unwrap();
+    assert_eq!(code(rig.task.exec(within(), &first).await), Code::ALREADY_EXISTS);
+    rig.agent.end("c", "", 0, false);
+    soon(rig.wait("c", "")).await.unwrap().unwrap();
+    assert_eq!(code(rig.task.exec(within(), &exec(&rig, "late")).await), Code::FAILED_PRECONDITION);
+}
+
+#[tokio::test]
+async fn a_failed_exec_leaves_nothing() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let request = exec(&rig, "e");
+    rig.agent.fail("exec", Code::INVALID_ARGUMENT);
+    assert_eq!(code(rig.task.exec(within(), &request).await), Code::INVALID_ARGUMENT);
+    assert_eq!(code(rig.state("c", "e").await), Code::NOT_FOUND);
+    soon(rig.task.exec(within(), &request)).await.unwrap();
+    rig.agent.fail("start", Code::NOT_FOUND);
+    assert_eq!(code(rig.start("c", "e").await), Code::NOT_FOUND);
+    soon(rig.delete("c", "e")).await.unwrap();
+    assert_eq!(rig.agent.holds().len(), 1, "the container is still there");
+}
+
+#[tokio::test]
+async fn deleting_a_container_answers_the_waits_of_its_execs() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    soon(rig.task.exec(within(), &exec(&rig, "e"))).await.unwrap();
+    rig.start("c", "e").await.unwrap();
+    let wait = rig.wait("c", "e");
+    rig.agent.called("wait c e").await;
+    rig.agent.end("c", "", 0, false);
+    soon(rig.wait("c", "")).await.unwrap().unwrap();
+    rig.delete("c", "").await.unwrap();
+    soon(wait).await.unwrap().unwrap();
+}

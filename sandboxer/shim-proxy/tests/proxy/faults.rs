@@ -1,0 +1,199 @@
+//! What must not cost a container, and what must end one.
+
+use std::time::Duration;
+
+use bulkhead_protocol::pod::Nothing;
+use bulkhead_protocol::shim::{AttachRequest, VmGoneRequest};
+use containerd_shim_protos::api::*;
+use ttrpc::Code;
+
+use crate::fake_agent::{Kind, say, say_end};
+use crate::rig::{Rig, code, eventually, read_all, soon, text, within};
+
+#[tokio::test]
+async fn when_the_vmm_dies_everything_in_it_has_ended() {
+    let mut rig = Rig::attached().await;
+    let request = rig.running("c").await;
+    soon(rig.task.create(within(), &rig.prepare("waiting"))).await.unwrap();
+    let waits = [rig.wait("c", ""), rig.wait("waiting", "")];
+    let (out, err) = (read_all(&request.stdout), read_all(&request.stderr));
+    let mut guest = rig.agent.stream("c", "", Kind::STDOUT).await;
+    say(&mut guest, b"last words").await;
+    let started = std::time::Instant::now();
+    rig.vmm.kill().unwrap();
+    for wait in waits {
+        let exit = soon(wait).await.unwrap().unwrap();
+        assert_eq!(exit.exit_status, 137);
+        assert!(exit.exited_at.seconds > 1_600_000_000);
+    }
+    // The guest's ends stay open, as with a vsock helper that outlives the VM.
+    assert_eq!(soon(out).await.unwrap(), b"last words");
+    assert_eq!(soon(err).await.unwrap(), b"");
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert_eq!(rig.status("c").await, Status::STOPPED);
+    assert_eq!(code(rig.kill("c", "", 9, true).await), Code::NOT_FOUND);
+    assert_eq!(rig.delete("c", "").await.unwrap().exit_status, 137);
+    rig.delete("waiting", "").await.unwrap();
+    assert_eq!(rig.sandboxer.prepared(), [""; 0]);
+    let refused = rig.task.create(within(), &rig.prepare("late")).await;
+    assert!(text(refused.clone()).contains("the VM of this pod is gone"));
+    assert_eq!(code(refused), Code::UNAVAILABLE);
+    drop(guest);
+}
+
+#[tokio::test]
+async fn the_sandboxers_word_ends_everything_too() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let wait = rig.wait("c", "");
+    let request =
+        VmGoneRequest { exit_status: 137, exited_at_nanos: 1_700_000_000_000_000_000, ..Default::default() };
+    rig.shim.vm_gone(within(), &request).await.unwrap();
+    let exit = soon(wait).await.unwrap().unwrap();
+    assert_eq!((exit.exit_status, exit.exited_at.seconds), (137, 1_700_000_000));
+    rig.shim.vm_gone(within(), &request).await.unwrap();
+    assert_eq!(code(rig.attach().await), Code::FAILED_PRECONDITION);
+}
+
+#[tokio::test]
+async fn a_stranger_with_the_vmms_pid_is_not_the_vmm() {
+    let rig = Rig::unattached().await;
+    let request = AttachRequest {
+        vmm_pid: rig.vmm.id(),
+        vmm_start_time: 1,
+        vsock: rig.path("vsock.sock").display().to_string(),
+        ..Default::default()
+    };
+    let refused = rig.shim.attach(within(), &request).await;
+    assert!(text(refused).contains("is not running"));
+}
+
+#[tokio::test]
+async fn a_broken_session_is_dialled_again_and_waits_go_on() {
+    let rig = Rig::attached().await;
+    let request = rig.running("c").await;
+    let wait = rig.wait("c", "");
+    rig.agent.called("wait c").await;
+    rig.agent.break_sessions().await;
+    eventually("asked again", || rig.agent.calls().iter().filter(|call| *call == "wait c").count() == 2)
+        .await;
+    assert!(!wait.is_finished());
+    let out = read_all(&request.stdout);
+    let mut guest = rig.agent.stream("c", "", Kind::STDOUT).await;
+    say(&mut guest, b"through it all").await;
+    rig.agent.end("c", "", 4, false);
+    say_end(guest).await;
+    assert_eq!(soon(wait).await.unwrap().unwrap().exit_status, 4);
+    assert_eq!(soon(out).await.unwrap(), b"through it all");
+}
+
+#[tokio::test]
+async fn an_agent_out_of_reach_for_long_counts_as_gone() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let wait = rig.wait("c", "");
+    rig.agent.called("wait c").await;
+    let started = std::time::Instant::now();
+    rig.agent.die().await;
+    assert_eq!(soon(wait).await.unwrap().unwrap().exit_status, 137);
+    assert!(started.elapsed() > Duration::from_secs(8), "{:?}", started.elapsed());
+    assert!(rig.log().contains("out of reach"));
+}
+
+#[tokio::test]
+async fn a_restart_of_the_sandboxer_is_waited_out() {
+    let rig = Rig::attached().await;
+    rig.running("before").await;
+    rig.sandboxer.stop().await;
+    assert_eq!(rig.status("before").await, Status::RUNNING);
+    rig.agent.end("before", "", 0, false);
+    let (task, request) = (rig.task.clone(), rig.prepare("c"));
+    let creating = tokio::spawn(async move { task.create(within(), &request).await });
+    let task = rig.task.clone();
+    let deleting = tokio::spawn(async move {
+        task.delete(within(), &DeleteRequest { id: "before".into(), ..Default::default() }).await
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!creating.is_finished() && !deleting.is_finished());
+    rig.sandboxer.start().await;
+    soon(creating).await.unwrap().unwrap();
+    soon(deleting).await.unwrap().unwrap();
+    assert_eq!(rig.sandboxer.prepared(), ["c"]);
+}
+
+#[tokio::test]
+async fn a_sandboxer_that_stays_away_is_named() {
+    let rig = Rig::attached().await;
+    rig.sandboxer.stop().await;
+    let patience = ttrpc::context::with_duration(Duration::from_secs(1));
+    let failed = rig.task.create(patience, &rig.prepare("c")).await;
+    assert!(text(failed.clone()).contains("is bulkhead-sandboxer running?"), "{failed:?}");
+    assert_eq!(code(failed), Code::UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn closed_connections_kill_nothing() {
+    let rig = Rig::attached().await;
+    let connection = rig.connection().await;
+    soon(connection.create(within(), &rig.prepare("c"))).await.unwrap();
+    rig.start("c", "").await.unwrap();
+    drop(connection);
+    let observed = || async { rig.shim.observe(within(), &Nothing::new()).await.unwrap() };
+    while observed().await.open_connections > 1 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(rig.status("c").await, Status::RUNNING);
+}
+
+#[tokio::test]
+async fn a_bundle_removed_without_delete_gives_the_container_up() {
+    let rig = Rig::attached().await;
+    let request = rig.running("c").await;
+    rig.running("other").await;
+    let wait = rig.wait("c", "");
+    // As containerd does it.
+    let aside = rig.path(".bundle-c");
+    std::fs::rename(&request.bundle, &aside).unwrap();
+    std::fs::remove_dir_all(aside).unwrap();
+    assert_eq!(soon(wait).await.unwrap().unwrap().exit_status, 137);
+    eventually("released", || rig.sandboxer.prepared() == ["other"]).await;
+    eventually("deleted", || rig.agent.holds().len() == 1).await;
+    assert_eq!(code(rig.state("c", "").await), Code::NOT_FOUND);
+    assert_eq!(rig.status("other").await, Status::RUNNING);
+}
+
+#[tokio::test]
+async fn a_bundle_removed_during_create_undoes_it() {
+    let rig = Rig::attached().await;
+    let request = rig.prepare("c");
+    rig.agent.hold("create");
+    let (task, create) = (rig.task.clone(), request.clone());
+    let creating = tokio::spawn(async move { task.create(within(), &create).await });
+    rig.agent.called("create c").await;
+    std::fs::remove_dir_all(&request.bundle).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    rig.agent.let_go("create");
+    assert_eq!(code(soon(creating).await.unwrap()), Code::NOT_FOUND);
+    assert!(rig.agent.holds().is_empty() && rig.sandboxer.prepared().is_empty());
+}
+
+#[tokio::test]
+async fn a_guest_that_lies_about_pids_is_not_believed() {
+    let rig = Rig::attached().await;
+    rig.agent.lie_about_pids();
+    let refused = rig.task.create(within(), &rig.prepare("c")).await;
+    assert!(text(refused).contains("makes no sense"));
+    assert!(rig.agent.holds().is_empty() && rig.sandboxer.prepared().is_empty());
+}
+
+#[tokio::test]
+async fn calls_before_attach_wait_for_it() {
+    let rig = Rig::unattached().await;
+    let (task, request) = (rig.task.clone(), rig.prepare("c"));
+    let creating = tokio::spawn(async move { task.create(within(), &request).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    rig.attach().await.unwrap();
+    soon(creating).await.unwrap().unwrap();
+    rig.attach().await.unwrap();
+}
