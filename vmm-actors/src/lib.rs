@@ -12,30 +12,23 @@
 //!    └─ Shim        the shim proxy
 //! ```
 
-pub mod ask;
-
-pub mod cgroup;
-pub mod host;
-
-pub mod id;
-
-pub mod mounts;
-
-pub mod network;
-
-pub mod orphan;
-
-pub mod pod_dir;
-
 pub mod agent;
-
+pub mod ask;
+pub mod cgroup;
+pub mod guest_spec;
+pub mod host;
+pub mod id;
+pub mod mounts;
+pub mod network;
+pub mod orphan;
+pub mod pod_dir;
+mod pod_spec;
+pub mod registry;
+pub mod sandbox;
+mod sandboxes;
 pub mod shim;
-
 pub mod virtiofsd;
-
 pub mod vm;
 
-pub mod guest_spec;
-mod pod_spec;
-
 pub use pod_spec::{PodSpec, PortMapping, Resources};
+pub use sandboxes::Sandboxes;

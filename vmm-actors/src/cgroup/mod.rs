@@ -14,12 +14,14 @@ mod actor;
 mod layout;
 mod limits;
 mod messages;
+mod orphans;
 mod record;
 mod tree;
 
 pub use actor::Cgroup;
 pub use limits::Limits;
 pub use messages::{Create, Delete, Place, PodStats, Stats, Update};
+pub use orphans::find_by_name;
 pub use record::{CgroupRecord, plan};
 pub use tree::{create, delete, find_pids, place, stats, update};
 

@@ -35,7 +35,7 @@ pub(super) fn plan_in(
 ) -> Result<CgroupRecord, CgroupError> {
     let (named, is_default) = if parent.is_empty() { (default_parent, true) } else { (parent, false) };
     let parent = expand(named)?;
-    let directories = layout.directories(&format!("{parent}/bulkhead-{id}"));
+    let directories = layout.directories(&format!("{parent}/{}", directory_name(id)));
     let mut parents = Vec::new();
     for root in layout.roots() {
         let mut directory = root.clone();
@@ -47,6 +47,11 @@ pub(super) fn plan_in(
         }
     }
     Ok(CgroupRecord { directories, parents })
+}
+
+/// Name of the pod's own directory.
+pub(super) fn directory_name(id: &SandboxId) -> String {
+    format!("bulkhead-{id}")
 }
 
 /// The path of a parent: as it is, or, for the name of a systemd slice, below the slices that its name implies

@@ -19,7 +19,7 @@ const SHM: &str = "/dev/shm";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
     /// Number within the container: the path in the share is `<container id>/mounts/<index>`.
-    pub index: usize,
+    pub index: u32,
     /// Absolute path on the host.
     pub source: PathBuf,
     /// The same in the guest.
@@ -100,7 +100,7 @@ impl Plan {
             self.mounts.push(mount);
             return Ok(());
         }
-        let index = self.binds.len();
+        let index = u32::try_from(self.binds.len()).unwrap_or(u32::MAX);
         let guest_path = share.join("mounts").join(index.to_string());
         let bind = Bind {
             index,

@@ -40,7 +40,7 @@ impl ProcessIdentity {
 ///
 /// # Errors
 /// What reading the kernel's file says.
-pub(super) fn boot_id() -> io::Result<String> {
+pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())
 }
 

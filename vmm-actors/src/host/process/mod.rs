@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use identity::ProcessIdentity;
+pub use identity::{ProcessIdentity, boot_id};
 pub use output::last_lines;
 pub use owned::OwnedProcess;
 pub use rustix::process::Signal;

@@ -1,0 +1,125 @@
+//! What a service that has just started finds of its predecessor: read before any socket is bound, local and fast.
+
+use std::path::PathBuf;
+
+use tracing::{info, warn};
+
+use crate::cgroup;
+use crate::host::process::{OwnedProcess, ProcessIdentity, boot_id};
+use crate::id::SandboxId;
+use crate::sandbox::record::{Found, Phase, Record, RecordError, Store};
+use crate::sandbox::verdict::{Reality, Verdict, judge};
+use crate::sandbox::{Begin, chain};
+
+/// What was found, for the log and for the operator.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Sandboxes that run on.
+    pub adopted: Vec<SandboxId>,
+    /// Sandboxes that had not started; they are being undone.
+    pub undone: Vec<SandboxId>,
+    /// Sandboxes that ran and are lost; they are answered as not ready until they are removed.
+    pub lost: Vec<SandboxId>,
+    /// Sandboxes that had been stopped before.
+    pub stopped: Vec<SandboxId>,
+    /// Records that could not be read, and where they lie now.
+    pub quarantined: Vec<PathBuf>,
+}
+
+/// Reads every record and decides what becomes of its sandbox. Must be called on an actix system.
+///
+/// # Errors
+/// [`RecordError::OpenDirectory`] when the state directory cannot be used.
+pub(crate) fn recover(store: &Store) -> Result<(Vec<(SandboxId, Begin)>, RecoveryReport), RecordError> {
+    let mut report = RecoveryReport::default();
+    let mut begins = Vec::new();
+    for found in store.load_all()? {
+        match found {
+            Found::Record(record) => {
+                let (id, begin) = begin_of(record);
+                if let Begin::Recovered { verdict, .. } = &begin {
+                    report.note(&id, verdict);
+                }
+                begins.push((id, begin));
+            }
+            Found::Quarantined { id, path, why } => {
+                warn!(path = %path.display(), why = chain(&why), "a record is no record; it lies in the quarantine");
+                report.quarantined.push(path);
+                if let Some(id) = id {
+                    // Slow where the cgroup tree is large, and nobody waits for it.
+                    actix::spawn(end_unrecorded(id));
+                }
+            }
+        }
+    }
+    Ok((begins, report))
+}
+
+/// How a recorded sandbox goes on, judged by what is true now.
+pub(crate) fn begin_of(record: Box<Record>) -> (SandboxId, Begin) {
+    let verdict = judge(&record, probe(&record));
+    info!(sandbox = %record.id, ?verdict, "found a recorded sandbox");
+    (record.id.clone(), Begin::Recovered { record, verdict })
+}
+
+impl RecoveryReport {
+    fn note(&mut self, id: &SandboxId, verdict: &Verdict) {
+        let list = match verdict {
+            Verdict::Adopt => &mut self.adopted,
+            Verdict::Undo(_) => &mut self.undone,
+            Verdict::Lost(_) => &mut self.lost,
+            Verdict::KeepStopped(_) => &mut self.stopped,
+        };
+        list.push(id.clone());
+    }
+}
+
+fn probe(record: &Record) -> Reality {
+    let same_boot = boot_id().is_ok_and(|now| now == record.boot_id);
+    let nobody = Reality { same_boot, vmm: false, vsock_helper: false, virtiofsd: false, shim: false };
+    if !same_boot || record.phase != Phase::Running {
+        return nobody;
+    }
+    Reality {
+        same_boot,
+        vmm: record.vm.as_ref().is_some_and(|vm| lives(&vm.vmm)),
+        vsock_helper: record.vm.as_ref().is_some_and(|vm| vm.vsock_helper.as_ref().is_none_or(lives)),
+        virtiofsd: record.virtiofsd.as_ref().is_some_and(|virtiofsd| lives(&virtiofsd.process)),
+        shim: record.shim.as_ref().is_some_and(|shim| lives(&shim.process)),
+    }
+}
+
+fn lives(identity: &ProcessIdentity) -> bool {
+    match OwnedProcess::adopt(identity) {
+        Ok(Some(process)) => {
+            process.keep();
+            true
+        }
+        Ok(None) => false,
+        Err(failed) => {
+            warn!(pid = identity.pid, error = chain(&failed), "cannot tell whether the process lives");
+            false
+        }
+    }
+}
+
+/// A record that does not read says nothing of its processes; the cgroup named after the sandbox has them.
+async fn end_unrecorded(id: SandboxId) {
+    let looked = tokio::task::spawn_blocking({
+        let id = id.clone();
+        move || cgroup::find_by_name(&id)
+    });
+    let found = match looked.await {
+        Ok(Ok(found)) => found,
+        Ok(Err(failed)) => {
+            return warn!(sandbox = %id, error = chain(&failed), "cannot look for its processes");
+        }
+        Err(panic) => return warn!(sandbox = %id, %panic, "cannot look for its processes"),
+    };
+    let pids = cgroup::find_pids(&found);
+    match cgroup::delete(&found).await {
+        Ok(()) if pids.is_empty() => {}
+        Ok(()) => warn!(sandbox = %id, ?pids, "ended the processes of a sandbox without a record"),
+        Err(failed) => warn!(sandbox = %id, error = chain(&failed), "cannot end its processes"),
+    }
+}

@@ -1,0 +1,461 @@
+//! The sandbox actor: decides by [`state`](super::state), then acts.
+
+use std::fmt;
+use std::sync::Arc;
+
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, WrapFuture};
+use tracing::{Instrument, Span, error, info, info_span, warn};
+
+use super::begin::{Begin, First, Place};
+use super::bring_up::{BringUp, BroughtUp};
+use super::children::{Children, Host};
+use super::containers::Containers;
+use super::error::{SandboxError, chain};
+use super::messages::{
+    Abandon, Exited, Happened, Observe, Orphan, START_OVERDUE, Shutdown, Snapshot, Start, Started, Stop, Wait,
+};
+use super::record::{Nanos, Phase, Record, RecordError};
+use super::release::{Release, Scope};
+use super::state::{Cause, Class, Effect, Event, State};
+use super::timeline::Timeline;
+use super::waiters::Waiters;
+use crate::agent::AgentSilent;
+use crate::ask::tell;
+use crate::id::SandboxId;
+use crate::registry::Left;
+use crate::shim::ShimExited;
+use crate::virtiofsd::VirtiofsdExited;
+use crate::vm::VmmExited;
+
+/// Requests of one pod that may wait: kubelet asks for Status often, and every container adds a few calls.
+const MAILBOX: usize = 256;
+
+/// One pod's sandbox; see the [module](super).
+pub struct Sandbox {
+    pub(super) host: Host,
+    pub(super) record: Record,
+    pub(super) state: State,
+    pub(super) children: Option<Children>,
+    pub(super) containers: Containers,
+    pub(super) span: Span,
+    timeline: Timeline,
+    warnings: Vec<String>,
+    ended_at: Option<Nanos>,
+    left: Vec<String>,
+    bringing_up: Option<SpawnHandle>,
+    releasing: bool,
+    create: Waiters<()>,
+    start: Waiters<Started>,
+    stop: Waiters<()>,
+    wait: Waiters<Exited>,
+    first: Option<First>,
+    place: Place,
+    /// Saves are made one after the other, in the order they were asked for.
+    saving: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Sandbox {
+    /// A sandbox at the beginning of its life, or of its life under this process.
+    #[must_use]
+    pub(crate) fn new(begin: Begin, host: Host, place: Place) -> Self {
+        let mut create = Waiters::default();
+        let (record, first) = match begin {
+            Begin::New { record, reply } => {
+                create.add(reply);
+                (*record, First::BringUp)
+            }
+            Begin::Recovered { record, verdict } => (*record, First::of(verdict)),
+        };
+        let (state, ended_at) = first.state(&record);
+        let span = info_span!("sandbox", id = %record.id);
+        Self {
+            containers: Containers::recorded(&record),
+            host,
+            record,
+            state,
+            first: Some(first),
+            children: None,
+            span,
+            timeline: Timeline::begin(),
+            warnings: Vec::new(),
+            ended_at,
+            left: Vec::new(),
+            bringing_up: None,
+            releasing: false,
+            create,
+            start: Waiters::default(),
+            stop: Waiters::default(),
+            wait: Waiters::default(),
+            place,
+            saving: Arc::default(),
+        }
+    }
+
+    pub(super) fn id(&self) -> SandboxId {
+        self.record.id.clone()
+    }
+
+    /// Decide, then act.
+    pub(super) fn happen(&mut self, event: Event, ctx: &mut Context<Self>) -> Result<(), SandboxError> {
+        let before = self.state.name();
+        let step = self.state.clone().on(event);
+        let (state, effects) = step.map_err(|source| SandboxError::Refused { id: self.id(), source })?;
+        self.state = state;
+        if self.state.name() != before {
+            let reason = self.state.cause().map(|cause| cause.reason.as_str());
+            info!(parent: &self.span, from = before, to = self.state.name(), reason, "sandbox changed");
+        }
+        for effect in effects {
+            self.perform(effect, ctx);
+        }
+        Ok(())
+    }
+
+    /// For events that no state refuses.
+    pub(super) fn note(&mut self, event: Event, ctx: &mut Context<Self>) {
+        if let Err(refusal) = self.happen(event, ctx) {
+            warn!(parent: &self.span, %refusal, "an event came at the wrong time");
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        match effect {
+            Effect::AnswerCreate => self.create.answer(|| Ok(())),
+            Effect::Commit => self.commit(ctx),
+            Effect::KeepAndAnswerStart => self.keep_and_answer_start(),
+            Effect::Release => self.release(ctx),
+            Effect::FailStart(cause) => {
+                let id = self.id();
+                let ended = || SandboxError::Ended { id: id.clone(), cause: cause.clone() };
+                self.create.answer(|| Err(ended()));
+                self.start.answer(|| Err(ended()));
+            }
+            Effect::SaveStopped(cause) => self.save_stopped(cause, ctx),
+            Effect::Forget => self.forget(ctx),
+            Effect::AnswerWaits(cause) => {
+                let exited = Exited { status: cause.exit_status(), at: self.end_time().into() };
+                self.wait.answer(|| Ok(exited.clone()));
+            }
+            Effect::AnswerStops => self.stop.answer(|| Ok(())),
+            Effect::FailStops => {
+                let (id, left) = (self.id(), self.left.clone());
+                self.stop.answer(|| Err(SandboxError::Leftover { id: id.clone(), left: left.clone() }));
+            }
+            Effect::Leave => self.leave(ctx),
+        }
+    }
+
+    fn bring_up(&mut self, ctx: &mut Context<Self>) {
+        let Some(children) = self.children.clone() else { return };
+        let own = ctx.address();
+        let host_ready = move || {
+            if let Err(refusal) = tell(&own, Happened(Event::HostReady)) {
+                warn!(%refusal, "Create is answered with Start's progress only");
+            }
+        };
+        let bring_up = BringUp {
+            host: self.host.clone(),
+            record: self.record.clone(),
+            children,
+            timeline: self.timeline.clone(),
+        };
+        let done = bring_up.run(host_ready).instrument(self.span.clone()).into_actor(self).map(
+            |outcome, sandbox, ctx| {
+                sandbox.bringing_up = None;
+                match outcome {
+                    Ok(up) => sandbox.brought_up(up, ctx),
+                    Err(failed) => sandbox.note(Event::BringUpFailed(failed.cause()), ctx),
+                }
+            },
+        );
+        self.bringing_up = Some(ctx.spawn(done));
+        ctx.run_later(START_OVERDUE, |sandbox, ctx| sandbox.note(Event::StartOverdue, ctx));
+    }
+
+    fn brought_up(&mut self, up: BroughtUp, ctx: &mut Context<Self>) {
+        self.record.vm = Some(up.vm);
+        self.record.virtiofsd = Some(up.virtiofsd);
+        self.record.shim = Some(up.shim);
+        self.record.network = up.network;
+        self.record.cgroup = up.cgroup;
+        self.note(Event::BroughtUp, ctx);
+    }
+
+    fn commit(&mut self, ctx: &mut Context<Self>) {
+        self.record.phase = Phase::Running;
+        let save = self.save();
+        let timeline = self.timeline.clone();
+        let saved = async move { timeline.step("record running", save).await };
+        ctx.spawn(saved.into_actor(self).map(|saved, sandbox, ctx| {
+            let event = match saved {
+                Ok(()) => Event::Committed,
+                Err(failed) => Event::CommitFailed(Cause { class: Class::Exhausted, reason: chain(&failed) }),
+            };
+            sandbox.note(event, ctx);
+        }));
+    }
+
+    /// Makes the record as it is now durable, after every save asked for before.
+    pub(super) fn save(&self) -> impl Future<Output = Result<(), RecordError>> + use<> {
+        let (store, record, saving) =
+            (self.host.store.clone(), self.record.clone(), Arc::clone(&self.saving));
+        async move {
+            let _turn = saving.lock().await;
+            let path = store.path(&record.id);
+            let written = tokio::task::spawn_blocking(move || store.save(&record)).await;
+            written.unwrap_or_else(|panic| {
+                Err(RecordError::Write { path, source: std::io::Error::other(panic) })
+            })
+        }
+    }
+
+    fn keep_and_answer_start(&mut self) {
+        if let Some(children) = &self.children {
+            children.keep();
+        }
+        let started = Started {
+            pid: self.vmm_pid(),
+            created_at: self.record.created_at.into(),
+            address: self.address(),
+        };
+        self.start.answer(|| Ok(started.clone()));
+    }
+
+    fn release(&mut self, ctx: &mut Context<Self>) {
+        if let Some(under_way) = self.bringing_up.take() {
+            ctx.cancel_future(under_way);
+        }
+        if std::mem::replace(&mut self.releasing, true) {
+            return;
+        }
+        self.ended_at.get_or_insert_with(Nanos::now);
+        let scope = self.scope();
+        let Some(children) = self.children.clone() else { return };
+        let (cause, ended_at) = (self.state.cause().cloned(), self.end_time());
+        let release = Release { children, record: self.record.clone(), scope, cause, ended_at };
+        let done = release.run().instrument(self.span.clone());
+        ctx.spawn(done.into_actor(self).map(move |left, sandbox, ctx| sandbox.released(scope, left, ctx)));
+    }
+
+    fn scope(&self) -> Scope {
+        if matches!(self.state, State::Stopping(_)) { Scope::Stop } else { Scope::Everything }
+    }
+
+    fn released(&mut self, scope: Scope, left: Vec<String>, ctx: &mut Context<Self>) {
+        self.releasing = false;
+        if scope == Scope::Stop && self.scope() == Scope::Everything {
+            // Shutdown came while Stop was under way: the shim proxy that Stop leaves must go too.
+            return self.release(ctx);
+        }
+        self.record.containers.clear();
+        self.containers = Containers::default();
+        let event = if left.is_empty() { Event::Released } else { Event::ReleaseFailed };
+        if !left.is_empty() {
+            warn!(parent: &self.span, left = left.join("; "), "something could not be released");
+        }
+        self.left = left;
+        self.note(event, ctx);
+    }
+
+    fn save_stopped(&mut self, cause: Cause, ctx: &mut Context<Self>) {
+        self.record.phase = Phase::Stopped { cause, at: self.end_time() };
+        let save = self.save();
+        ctx.spawn(save.into_actor(self).map(|saved, sandbox, _| {
+            if let Err(failed) = saved {
+                // The old record says Running of a VMM that is gone: a successor comes to the same result.
+                error!(parent: &sandbox.span, error = chain(&failed), "the stopped sandbox is not recorded");
+            }
+        }));
+    }
+
+    fn forget(&mut self, ctx: &mut Context<Self>) {
+        let (store, id, saving) = (self.host.store.clone(), self.id(), Arc::clone(&self.saving));
+        let deleted = async move {
+            let _turn = saving.lock().await;
+            tokio::task::spawn_blocking(move || store.delete(&id)).await
+        };
+        ctx.spawn(deleted.into_actor(self).map(|deleted, sandbox, ctx| {
+            match deleted {
+                Ok(Ok(())) => {}
+                Ok(Err(failed)) => error!(parent: &sandbox.span, error = chain(&failed), "the record stays"),
+                Err(panic) => error!(parent: &sandbox.span, %panic, "the record stays"),
+            }
+            sandbox.note(Event::Forgotten, ctx);
+        }));
+    }
+
+    fn leave(&mut self, ctx: &mut Context<Self>) {
+        let left = Left { id: self.id(), generation: self.place.generation };
+        if let Err(refusal) = tell(&self.place.registry, left) {
+            error!(parent: &self.span, %refusal, "the registry was not told; the id stays taken");
+        }
+        if let Some(in_order) = self.place.left_in_order.take() {
+            // The registry may have gone: the process is ending.
+            let _gone = in_order.send(());
+        }
+        ctx.stop();
+    }
+
+    fn end_time(&self) -> Nanos {
+        self.ended_at.unwrap_or_else(Nanos::now)
+    }
+
+    fn vmm_pid(&self) -> u32 {
+        self.record.vm.as_ref().map_or(0, |vm| vm.vmm.pid)
+    }
+
+    fn address(&self) -> String {
+        format!("ttrpc+unix://{}", self.record.dir.task_sock().display())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let alive = self.state.cause().is_none();
+        let vmm =
+            self.record.vm.as_ref().map(|vm| format!("{}, {}", self.host.driver.name(), vm.acceleration));
+        Snapshot {
+            id: self.record.id.to_string(),
+            ready: self.state == State::Running,
+            state: self.state.name(),
+            reason: self.state.cause().map(|cause| cause.reason.clone()),
+            pid: if alive { self.vmm_pid() } else { 0 },
+            created_at: self.record.created_at.into(),
+            exited_at: self.ended_at.map(Into::into),
+            address: self.address(),
+            warnings: self.warnings.iter().chain(&self.left).cloned().collect(),
+            pod: format!("{}/{}", self.record.pod.namespace, self.record.pod.name),
+            vmm,
+            containers: self.record.containers.keys().map(ToString::to_string).collect(),
+            steps: self.timeline.steps(),
+        }
+    }
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sandbox({}, {})", self.record.id, self.state.name())
+    }
+}
+
+impl Actor for Sandbox {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        let _in_span = self.span.clone().entered();
+        self.children = Some(Children::start(&self.host, &self.record, &ctx.address()));
+        match self.first.take() {
+            Some(First::BringUp) => self.bring_up(ctx),
+            Some(First::Undo(cause)) => self.note(Event::BringUpFailed(cause), ctx),
+            Some(First::Lost(cause)) => self.note(Event::Died(cause), ctx),
+            Some(First::Adopt) => info!(pid = self.vmm_pid(), "took over a running sandbox"),
+            Some(First::KeepStopped(_)) | None => {}
+        }
+    }
+}
+
+impl Handler<Start> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, Start(reply): Start, ctx: &mut Self::Context) {
+        match self.happen(Event::StartAsked, ctx) {
+            Ok(()) => self.start.add(reply),
+            Err(refusal) => drop(reply.send(Err(refusal))),
+        }
+    }
+}
+
+impl Handler<Stop> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, Stop(reply): Stop, ctx: &mut Self::Context) {
+        self.stop.add(reply);
+        self.note(Event::StopAsked, ctx);
+    }
+}
+
+impl Handler<Shutdown> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, Shutdown(reply): Shutdown, ctx: &mut Self::Context) {
+        self.stop.add(reply);
+        self.note(Event::ShutdownAsked, ctx);
+    }
+}
+
+impl Handler<Wait> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, Wait(reply): Wait, _: &mut Self::Context) {
+        self.wait.add(reply);
+        if let State::Stopped(cause) | State::Stuck(cause) | State::Gone(cause) = &self.state {
+            let exited = Exited { status: cause.exit_status(), at: self.end_time().into() };
+            self.wait.answer(|| Ok(exited.clone()));
+        }
+    }
+}
+
+impl Handler<Abandon> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, _: Abandon, ctx: &mut Self::Context) {
+        self.note(Event::Abandoned, ctx);
+    }
+}
+
+impl Handler<Orphan> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, _: Orphan, ctx: &mut Self::Context) {
+        self.note(Event::Orphaned, ctx);
+    }
+}
+
+impl Handler<Observe> for Sandbox {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Self::Context) -> Snapshot {
+        self.snapshot()
+    }
+}
+
+impl Handler<Happened> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, Happened(event): Happened, ctx: &mut Self::Context) {
+        self.note(event, ctx);
+    }
+}
+
+impl Handler<VmmExited> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, exited: VmmExited, ctx: &mut Self::Context) {
+        self.note(Event::Died(Cause::lost(exited.to_string())), ctx);
+    }
+}
+
+impl Handler<VirtiofsdExited> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, exited: VirtiofsdExited, ctx: &mut Self::Context) {
+        self.note(Event::Died(Cause::lost(exited.to_string())), ctx);
+    }
+}
+
+impl Handler<ShimExited> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, exited: ShimExited, ctx: &mut Self::Context) {
+        self.note(Event::Died(Cause::lost(exited.to_string())), ctx);
+    }
+}
+
+impl Handler<AgentSilent> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, silent: AgentSilent, _: &mut Self::Context) {
+        // A guest that is starved is not dead: say so, and let kubelet's probes decide.
+        warn!(parent: &self.span, %silent, "the guest does not answer");
+        self.warnings.push(silent.to_string());
+    }
+}

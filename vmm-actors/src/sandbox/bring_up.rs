@@ -1,0 +1,258 @@
+//! From a recorded intent to a guest that is set up: one future that only asks the children.
+//!
+//! Dropping it at any point is safe: whatever a child made stays armed in that child until the sandbox is Running.
+//!
+//! ```text
+//! cgroup ─┬─ shim proxy ────────────────────────────┐
+//!         └─ share ── virtiofsd ─┐                  │
+//! network ───────────────────────┼─ VMM ── agent ───┴─ attach
+//! announcement's listener ───────┘
+//! ```
+
+use std::net::IpAddr;
+
+use bulkhead_protocol::agent::SetupRequest;
+
+use super::children::{Children, Host};
+use super::error::chain;
+use super::record::{Nanos, Record, RecordError};
+use super::sizing::Size;
+use super::state::{Cause, Class};
+use super::timeline::Timeline;
+use crate::ask::{AskError, ask};
+use crate::host::dir::{DirError, PrivateDir};
+use crate::host::process::CgroupProcs;
+use crate::network::Prepared;
+use crate::shim::ShimRecord;
+use crate::virtiofsd::VirtiofsdRecord;
+use crate::vm::VmRecord;
+use crate::{agent, cgroup, mounts, network, shim, virtiofsd, vm};
+
+/// What came up, for the record.
+#[derive(Debug, Clone)]
+pub(super) struct BroughtUp {
+    pub(super) vm: VmRecord,
+    pub(super) virtiofsd: VirtiofsdRecord,
+    pub(super) shim: ShimRecord,
+    pub(super) network: network::NetworkRecord,
+    pub(super) cgroup: cgroup::CgroupRecord,
+}
+
+/// Which step failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BringUpError {
+    #[error("cannot record the sandbox")]
+    Record(#[source] RecordError),
+    #[error("the step panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+    #[error("cannot make the pod's directory")]
+    Directory(#[source] DirError),
+    #[error("cannot make the pod's cgroup")]
+    Cgroup(#[source] AskError<cgroup::CgroupError>),
+    #[error("cannot connect the pod's network")]
+    Network(#[source] AskError<network::NetworkError>),
+    #[error("cannot make the pod's share")]
+    Mounts(#[source] AskError<mounts::MountsError>),
+    #[error("cannot start virtiofsd")]
+    Virtiofsd(#[source] AskError<virtiofsd::VirtiofsdError>),
+    #[error("cannot start the shim proxy")]
+    Shim(#[source] AskError<shim::ShimError>),
+    #[error("cannot listen for the guest")]
+    Listen(#[source] AskError<agent::AgentError>),
+    #[error("cannot boot the VM")]
+    Boot(#[source] AskError<vm::VmError>),
+    #[error("the guest did not come up")]
+    Guest(#[source] AskError<agent::AgentError>),
+    #[error("the guest cannot become the pod")]
+    Setup(#[source] AskError<agent::AgentError>),
+    #[error("the shim proxy cannot reach the guest")]
+    Attach(#[source] AskError<shim::ShimError>),
+}
+
+impl BringUpError {
+    /// As the state machine takes it.
+    pub(super) fn cause(&self) -> Cause {
+        Cause { class: self.class(), reason: chain(self) }
+    }
+
+    fn class(&self) -> Class {
+        match self {
+            Self::Network(AskError::Failed(network::NetworkError::Netns(_))) => Class::Invalid,
+            Self::Boot(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
+            Self::Virtiofsd(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
+            Self::Shim(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
+            Self::Guest(AskError::Failed(error)) if error.is_timeout() => Class::TimedOut,
+            Self::Record(_) => Class::Exhausted,
+            Self::Panicked(_)
+            | Self::Directory(_)
+            | Self::Cgroup(_)
+            | Self::Network(_)
+            | Self::Mounts(_)
+            | Self::Virtiofsd(_)
+            | Self::Shim(_)
+            | Self::Listen(_)
+            | Self::Boot(_)
+            | Self::Guest(_)
+            | Self::Setup(_)
+            | Self::Attach(_) => Class::Lost,
+        }
+    }
+}
+
+/// Everything bringing up needs, so that the future borrows nothing of the actor.
+pub(super) struct BringUp {
+    pub(super) host: Host,
+    pub(super) record: Record,
+    pub(super) children: Children,
+    pub(super) timeline: Timeline,
+}
+
+/// The host's side of a pod, ready for a VMM.
+struct HostSide {
+    procs: CgroupProcs,
+    network: Prepared,
+    virtiofsd: VirtiofsdRecord,
+    shim: ShimRecord,
+}
+
+impl BringUp {
+    /// Brings it up; `host_ready` is called when only VMM and guest are left to wait for.
+    pub(super) async fn run(self, host_ready: impl FnOnce()) -> Result<BroughtUp, BringUpError> {
+        self.record_intent().await?;
+        let HostSide { procs, network, virtiofsd, shim } = self.host_side().await?;
+        host_ready();
+        let Prepared { links, description, record: network } = network;
+        let booted = self.boot(procs, links).await?;
+        self.guest(description).await?;
+        self.attach(&booted).await?;
+        let cgroup = self.record.cgroup.clone();
+        Ok(BroughtUp { vm: booted, virtiofsd, shim, network, cgroup })
+    }
+
+    async fn record_intent(&self) -> Result<(), BringUpError> {
+        let (store, record) = (self.host.store.clone(), self.record.clone());
+        let saved =
+            self.timeline.step("record the intent", tokio::task::spawn_blocking(move || store.save(&record)));
+        match saved.await {
+            Ok(saved) => saved.map_err(BringUpError::Record),
+            Err(panic) => Err(BringUpError::Panicked(panic)),
+        }
+    }
+
+    /// What does not depend on each other is made at once.
+    async fn host_side(&self) -> Result<HostSide, BringUpError> {
+        self.make_directory()?;
+        let (network, (procs, virtiofsd, shim), ()) =
+            tokio::try_join!(self.network(), self.helpers(), self.listen())?;
+        Ok(HostSide { procs, network, virtiofsd, shim })
+    }
+
+    fn make_directory(&self) -> Result<(), BringUpError> {
+        let made = PrivateDir::create(self.record.dir.path()).map_err(BringUpError::Directory)?;
+        // From now on it goes with everything else of the sandbox.
+        made.keep();
+        Ok(())
+    }
+
+    async fn network(&self) -> Result<Prepared, BringUpError> {
+        let prepare = |reply| network::Prepare { netns: self.record.netns.clone(), reply };
+        let prepared = ask(&self.children.network, prepare);
+        self.timeline.step("network", prepared).await.map_err(BringUpError::Network)
+    }
+
+    async fn helpers(&self) -> Result<(CgroupProcs, VirtiofsdRecord, ShimRecord), BringUpError> {
+        let (procs, ()) = tokio::try_join!(self.cgroup(), self.share())?;
+        let (virtiofsd, shim) = tokio::try_join!(self.virtiofsd(procs.clone()), self.shim(procs.clone()))?;
+        Ok((procs, virtiofsd, shim))
+    }
+
+    async fn cgroup(&self) -> Result<CgroupProcs, BringUpError> {
+        let limits = self.record.host_limits(&self.host.settings);
+        let create = |reply| cgroup::Create { record: self.record.cgroup.clone(), limits, reply };
+        let created = ask(&self.children.cgroup, create);
+        self.timeline.step("cgroup", created).await.map_err(BringUpError::Cgroup)
+    }
+
+    async fn share(&self) -> Result<(), BringUpError> {
+        let opened = ask(&self.children.mounts, |reply| mounts::Open { reply });
+        self.timeline.step("share", opened).await.map_err(BringUpError::Mounts)
+    }
+
+    async fn virtiofsd(&self, cgroup: CgroupProcs) -> Result<VirtiofsdRecord, BringUpError> {
+        let spawn = |reply| virtiofsd::Spawn { cgroup: Some(cgroup), reply };
+        let spawned = ask(&self.children.virtiofsd, spawn);
+        self.timeline.step("virtiofsd", spawned).await.map_err(BringUpError::Virtiofsd)
+    }
+
+    async fn shim(&self, cgroup: CgroupProcs) -> Result<ShimRecord, BringUpError> {
+        let spawn = |reply| shim::Spawn { cgroup: Some(cgroup), reply };
+        let spawned = ask(&self.children.shim, spawn);
+        self.timeline.step("shim proxy", spawned).await.map_err(BringUpError::Shim)
+    }
+
+    /// The guest's announcement must find somebody: a dial without a listener costs it two seconds.
+    async fn listen(&self) -> Result<(), BringUpError> {
+        let listening = ask(&self.children.agent, |reply| agent::Listen { reply });
+        self.timeline.step("listen for the guest", listening).await.map_err(BringUpError::Listen)
+    }
+
+    async fn boot(
+        &self,
+        procs: CgroupProcs,
+        links: Vec<network::PreparedLink>,
+    ) -> Result<VmRecord, BringUpError> {
+        let mut spec = vm::LaunchSpec::new(self.record.dir.clone(), &self.host.settings);
+        let size = Size::of(&self.record.pod.resources, &self.host.settings.vm);
+        spec.vcpus = size.vcpus;
+        spec.memory_mib = size.memory_mib;
+        spec.cgroup = Some(procs);
+        spec.nics = links.into_iter().map(nic).collect();
+        let booted = ask(&self.children.vm, |reply| vm::Boot { spec: Box::new(spec), reply });
+        let booted = self.timeline.step("launch the VMM", booted).await.map_err(BringUpError::Boot)?;
+        Ok(booted.record)
+    }
+
+    async fn guest(&self, network: network::PodNetwork) -> Result<(), BringUpError> {
+        let announced = ask(&self.children.agent, |reply| agent::AwaitGuest { reply });
+        self.timeline.step("boot the guest", announced).await.map_err(BringUpError::Guest)?;
+        let request = Box::new(self.setup_request(network));
+        let set_up = ask(&self.children.agent, |reply| agent::Setup { request, reply });
+        self.timeline.step("set up the guest", set_up).await.map_err(BringUpError::Setup)
+    }
+
+    async fn attach(&self, vm: &VmRecord) -> Result<(), BringUpError> {
+        let attach = |reply| shim::Attach { vmm: vm.vmm.clone(), reply };
+        let attached = ask(&self.children.shim, attach);
+        self.timeline.step("attach the shim proxy", attached).await.map_err(BringUpError::Attach)
+    }
+
+    fn setup_request(&self, network: network::PodNetwork) -> SetupRequest {
+        let pod = &self.record.pod;
+        let network::PodNetwork { interfaces, routes, neighbours } = network;
+        let addresses: Vec<IpAddr> = interfaces
+            .iter()
+            .flat_map(|interface| &interface.addresses)
+            .filter_map(|cidr| cidr.split('/').next()?.parse().ok())
+            .collect();
+        SetupRequest {
+            sandbox_id: self.record.id.to_string(),
+            hostname: pod.hostname.clone(),
+            resolv_conf: pod.resolv_conf.clone(),
+            hosts: pod.hosts(&addresses),
+            interfaces,
+            routes,
+            neighbours,
+            sysctls: pod.sysctls.clone().into_iter().collect(),
+            host_time_nanos: Nanos::now().0,
+            shared_pid_namespace: pod.shared_pid_namespace,
+            share_tag: bulkhead_protocol::SHARE_TAG.to_owned(),
+            ..SetupRequest::default()
+        }
+    }
+}
+
+fn nic(link: network::PreparedLink) -> vm::Nic {
+    let network::PreparedLink { tap, mac, mtu, .. } = link;
+    let [a, b, c, d, e, f] = mac;
+    vm::Nic { tap, mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"), mtu }
+}

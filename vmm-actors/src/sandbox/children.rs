@@ -1,0 +1,116 @@
+//! The actors below one sandbox: begun together, new or with what a previous process left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, Addr};
+use bulkhead_config::Settings;
+use tracing::warn;
+
+use super::actor::Sandbox;
+use super::error::chain;
+use super::record::{Phase, Record, Store};
+use crate::agent::Agent;
+use crate::ask::tell;
+use crate::cgroup::Cgroup;
+use crate::mounts::Mounts;
+use crate::network::Network;
+use crate::shim::{self, Shim, ShimSpec};
+use crate::virtiofsd::{self, Virtiofsd};
+use crate::vm::{self, Driver, Vm};
+
+/// What every sandbox of the process shares.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// The settings of the node.
+    pub settings: Arc<Settings>,
+    /// The VMM driver.
+    pub driver: Arc<dyn Driver>,
+    /// The records.
+    pub store: Store,
+}
+
+/// One of each, alive as long as the sandbox actor.
+#[derive(Debug, Clone)]
+pub(super) struct Children {
+    pub(super) cgroup: Addr<Cgroup>,
+    pub(super) network: Addr<Network>,
+    pub(super) mounts: Addr<Mounts>,
+    pub(super) virtiofsd: Addr<Virtiofsd>,
+    pub(super) vm: Addr<Vm>,
+    pub(super) agent: Addr<Agent>,
+    pub(super) shim: Addr<Shim>,
+}
+
+impl Children {
+    /// Children that take over whatever of the record lives. A part that is gone, or that cannot be looked at, begins
+    /// anew: the verdict on the record was about the same facts, and the cgroup still has every process.
+    pub(super) fn start(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Self {
+        Self {
+            cgroup: Cgroup::new().start(),
+            network: Network::new().start(),
+            mounts: Mounts::new(record.dir.shared()).start(),
+            virtiofsd: start_virtiofsd(host, record, parent),
+            vm: start_vm(host, record, parent),
+            agent: start_agent(host, record, parent),
+            shim: start_shim(host, record, parent),
+        }
+    }
+
+    /// The record is durable and says Running: what the children hold outlives them from now on.
+    pub(super) fn keep(&self) {
+        let told =
+            [tell(&self.virtiofsd, virtiofsd::Keep), tell(&self.vm, vm::Keep), tell(&self.shim, shim::Keep)];
+        for refusal in told.into_iter().filter_map(Result::err) {
+            warn!(%refusal, "a child still holds its guard; it would end the pod with this service");
+        }
+    }
+}
+
+fn start_vm(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Vm> {
+    let parent = || parent.clone().recipient();
+    let adopted = record.vm.as_ref().map(|vm| Vm::adopt(vm, Arc::clone(&host.driver), parent()));
+    adopted_or("the VM", adopted, || Vm::new(Arc::clone(&host.driver), parent())).start()
+}
+
+fn start_agent(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Agent> {
+    let (dir, parent) = (record.dir.clone(), parent.clone().recipient());
+    let agent = match record.phase {
+        Phase::Running => Agent::adopt(dir, parent),
+        Phase::Starting | Phase::Stopped { .. } => {
+            let timeout = Duration::from_secs(host.settings.guest.boot_timeout_secs.get().into());
+            Agent::new(dir, timeout, parent)
+        }
+    };
+    agent.start()
+}
+
+fn start_virtiofsd(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Virtiofsd> {
+    let parent = || parent.clone().recipient();
+    let adopted = record.virtiofsd.as_ref().map(|virtiofsd| Virtiofsd::adopt(virtiofsd, parent()));
+    let settings = host.settings.virtiofsd.clone();
+    adopted_or("virtiofsd", adopted, || Virtiofsd::new(record.dir.clone(), settings, parent())).start()
+}
+
+fn start_shim(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Shim> {
+    let parent = || parent.clone().recipient();
+    let adopted = record.shim.as_ref().map(|shim| Shim::adopt(shim, parent()));
+    adopted_or("the shim proxy", adopted, || {
+        Shim::new(ShimSpec::new(record.id.clone(), record.dir.clone(), &host.settings), parent())
+    })
+    .start()
+}
+
+fn adopted_or<A, E>(what: &str, adopted: Option<Result<Option<A>, E>>, new: impl FnOnce() -> A) -> A
+where
+    E: std::error::Error + 'static,
+{
+    match adopted {
+        Some(Ok(Some(actor))) => actor,
+        Some(Ok(None)) | None => new(),
+        Some(Err(failed)) => {
+            warn!(what, error = chain(&failed), "cannot take it over");
+            new()
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Containers' mounts in the pod's share: asked for by the shim proxy, recorded before they are made.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use actix::{ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use tracing::{info, warn};
+
+use super::actor::Sandbox;
+use super::error::{SandboxError, chain};
+use super::messages::{
+    ContainerRequest, ContainerStarted, PrepareContainer, PreparedContainer, ReleaseContainer,
+};
+use super::record::{ContainerRecord, Record};
+use super::state::State;
+use super::waiters::Waiters;
+use crate::ask::{Reply, ask};
+use crate::guest_spec::{Bind, GuestSpec, Propagation, Target, for_guest};
+use crate::id::ContainerId;
+use crate::mounts;
+
+/// Containers by id.
+#[derive(Debug, Default)]
+pub(super) struct Containers(BTreeMap<ContainerId, Container>);
+
+#[derive(Debug)]
+enum Container {
+    /// Mounts are being made. Whoever asks for release meanwhile waits here too.
+    Preparing { prepared: Waiters<PreparedContainer>, release: Waiters<()> },
+    /// Mounts are there.
+    Prepared(PreparedContainer),
+    /// A previous process recorded it: its mounts may be there.
+    Recorded,
+    /// Mounts are being undone.
+    Releasing(Waiters<()>),
+}
+
+impl Containers {
+    pub(super) fn recorded(record: &Record) -> Self {
+        Self(record.containers.keys().map(|id| (id.clone(), Container::Recorded)).collect())
+    }
+}
+
+impl Handler<PrepareContainer> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, PrepareContainer { request, reply }: PrepareContainer, ctx: &mut Context<Self>) {
+        if self.state != State::Running {
+            let state = self.state.name();
+            drop(reply.send(Err(SandboxError::NotRunning { id: self.id(), state })));
+            return;
+        }
+        match self.containers.0.get_mut(&request.id) {
+            Some(Container::Prepared(prepared)) => drop(reply.send(Ok(prepared.clone()))),
+            Some(Container::Preparing { prepared, .. }) => prepared.add(reply),
+            Some(Container::Releasing(_)) => drop(reply.send(Err(SandboxError::Busy(self.id())))),
+            Some(Container::Recorded) | None => self.prepare(request, reply, ctx),
+        }
+    }
+}
+
+impl Handler<ReleaseContainer> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, ReleaseContainer { id, reply }: ReleaseContainer, ctx: &mut Context<Self>) {
+        match self.containers.0.get_mut(&id) {
+            None => drop(reply.send(Ok(()))),
+            Some(Container::Preparing { release, .. } | Container::Releasing(release)) => release.add(reply),
+            Some(Container::Prepared(_) | Container::Recorded) => {
+                let mut waiters = Waiters::default();
+                waiters.add(reply);
+                self.undo_container(id, waiters, ctx);
+            }
+        }
+    }
+}
+
+impl Handler<ContainerStarted> for Sandbox {
+    type Result = ();
+
+    fn handle(&mut self, ContainerStarted { id, guest_pid }: ContainerStarted, ctx: &mut Context<Self>) {
+        let Some(container) = self.record.containers.get_mut(&id) else { return };
+        container.guest_pid = Some(guest_pid);
+        self.save_in_background(ctx);
+    }
+}
+
+impl Sandbox {
+    fn prepare(
+        &mut self,
+        request: ContainerRequest,
+        reply: Reply<PreparedContainer, SandboxError>,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(children) = self.children.clone() else { return };
+        let id = request.id.clone();
+        let mut prepared = Waiters::default();
+        prepared.add(reply);
+        let container = Container::Preparing { prepared, release: Waiters::default() };
+        let again = self.containers.0.insert(id.clone(), container).is_some();
+        let record =
+            ContainerRecord { bundle: request.bundle.clone(), stdio: request.stdio.clone(), guest_pid: None };
+        self.record.containers.insert(id.clone(), record);
+        let (sandbox, save) = (self.id(), self.save());
+        let shared_pid_namespace = self.record.pod.shared_pid_namespace;
+        let work = async move {
+            let spec = read_spec(&request, shared_pid_namespace).await?;
+            for note in &spec.notes {
+                info!(container = %request.id, %note, "spec made fit for the guest");
+            }
+            save.await.map_err(|source| SandboxError::Record { id: sandbox, source })?;
+            if again {
+                release_mounts(&children.mounts, &request.id).await?;
+            }
+            make_mounts(&children.mounts, request, spec).await
+        };
+        ctx.spawn(work.into_actor(self).map(move |outcome, sandbox, ctx| sandbox.prepared(id, outcome, ctx)));
+    }
+
+    fn prepared(
+        &mut self,
+        id: ContainerId,
+        outcome: Result<PreparedContainer, SandboxError>,
+        ctx: &mut Context<Self>,
+    ) {
+        // A release of the whole sandbox clears the map; the callers then hear that it ended.
+        let Some(Container::Preparing { mut prepared, mut release }) = self.containers.0.remove(&id) else {
+            return;
+        };
+        match outcome {
+            Ok(container) => {
+                prepared.answer(|| Ok(container.clone()));
+                self.containers.0.insert(id.clone(), Container::Prepared(container));
+                if !release.is_empty() {
+                    self.undo_container(id, release, ctx);
+                }
+            }
+            Err(failed) => {
+                self.record.containers.remove(&id);
+                self.save_in_background(ctx);
+                prepared.fail(failed, &self.id());
+                release.answer(|| Ok(()));
+            }
+        }
+    }
+
+    fn undo_container(&mut self, id: ContainerId, waiters: Waiters<()>, ctx: &mut Context<Self>) {
+        let Some(children) = self.children.clone() else { return };
+        self.containers.0.insert(id.clone(), Container::Releasing(waiters));
+        let released = {
+            let id = id.clone();
+            async move { release_mounts(&children.mounts, &id).await }
+        };
+        ctx.spawn(released.into_actor(self).map(move |outcome, sandbox, ctx| {
+            let Some(Container::Releasing(mut waiters)) = sandbox.containers.0.remove(&id) else { return };
+            match outcome {
+                Ok(()) => {
+                    sandbox.record.containers.remove(&id);
+                    sandbox.save_in_background(ctx);
+                    waiters.answer(|| Ok(()));
+                }
+                Err(failed) => {
+                    // Still recorded: the next release, or the end of the sandbox, tries again.
+                    sandbox.containers.0.insert(id, Container::Recorded);
+                    waiters.fail(failed, &sandbox.id());
+                }
+            }
+        }));
+    }
+
+    fn save_in_background(&self, ctx: &mut Context<Self>) {
+        ctx.spawn(self.save().into_actor(self).map(|saved, sandbox, _| {
+            if let Err(failed) = saved {
+                warn!(parent: &sandbox.span, error = chain(&failed), "the record is older than the truth");
+            }
+        }));
+    }
+}
+
+async fn read_spec(
+    request: &ContainerRequest,
+    shared_pid_namespace: bool,
+) -> Result<GuestSpec, SandboxError> {
+    let path: PathBuf = request.bundle.join("config.json");
+    let container = request.id.clone();
+    let config = tokio::fs::read(&path).await.map_err(|source| SandboxError::ReadBundle {
+        container: container.clone(),
+        path,
+        source,
+    })?;
+    let target = Target { container_id: request.id.as_str(), shared_pid_namespace };
+    for_guest(&config, target).map_err(|source| SandboxError::Spec { container, source })
+}
+
+async fn make_mounts(
+    mounts: &actix::Addr<mounts::Mounts>,
+    request: ContainerRequest,
+    spec: GuestSpec,
+) -> Result<PreparedContainer, SandboxError> {
+    let ContainerRequest { id, rootfs, .. } = request;
+    let GuestSpec { spec_json, rootfs: guest_rootfs, binds, .. } = spec;
+    let container = id.clone();
+    let binds = binds.into_iter().map(bind_mount).collect();
+    let asked = ask(mounts, |reply| mounts::Prepare { container: id, rootfs, binds, reply });
+    asked.await.map_err(|failed| SandboxError::Mount { container, reason: chain(&failed) })?;
+    Ok(PreparedContainer { spec: spec_json, rootfs: guest_rootfs.to_string_lossy().into_owned() })
+}
+
+fn bind_mount(bind: Bind) -> mounts::BindMount {
+    let mut options = vec![if bind.recursive { "rbind" } else { "bind" }.to_owned()];
+    if bind.read_only {
+        options.push("ro".to_owned());
+    }
+    match bind.propagation {
+        Propagation::Private => options.push("rprivate".to_owned()),
+        Propagation::FromHost => options.push("rslave".to_owned()),
+    }
+    mounts::BindMount { source: bind.source, number: bind.index, options }
+}
+
+async fn release_mounts(mounts: &actix::Addr<mounts::Mounts>, id: &ContainerId) -> Result<(), SandboxError> {
+    let (container, owned) = (id.clone(), id.clone());
+    let asked = ask(mounts, |reply| mounts::Release { container: owned, reply });
+    asked.await.map_err(|failed| SandboxError::Mount { container, reason: chain(&failed) })
+}

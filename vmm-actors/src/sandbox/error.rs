@@ -1,0 +1,114 @@
+//! What can be wrong with a request to a sandbox.
+
+use super::record::RecordError;
+use super::state::{Cause, Refused};
+use crate::guest_spec::SpecError;
+use crate::id::{ContainerId, SandboxId};
+
+/// Why a request to a sandbox has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// There is one of this id already.
+    #[error("sandbox {0} exists already; remove it first")]
+    AlreadyExists(SandboxId),
+    /// There is none of this id.
+    #[error("there is no sandbox {0}")]
+    NotFound(SandboxId),
+    /// The sandbox is in no state for it.
+    #[error("sandbox {id}")]
+    Refused {
+        /// The sandbox.
+        id: SandboxId,
+        /// What its state says.
+        source: Refused,
+    },
+    /// It ended, or never came up.
+    #[error("sandbox {id}: {}", cause.reason)]
+    Ended {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        cause: Cause,
+    },
+    /// Something of it could not be released.
+    #[error("sandbox {id} is stopped, but this is left of it: {}; stop it again to retry", left.join("; "))]
+    Leftover {
+        /// The sandbox.
+        id: SandboxId,
+        /// What is left, a line each.
+        left: Vec<String>,
+    },
+    /// Its record could not be written.
+    #[error("sandbox {id} cannot be recorded")]
+    Record {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        source: RecordError,
+    },
+    /// The service has more requests than it can take.
+    #[error("too many requests are waiting for sandbox {0}; try again")]
+    Busy(SandboxId),
+    /// The actor ended while it worked on the request.
+    #[error("sandbox {0} ended before it could answer; ask again")]
+    Gone(SandboxId),
+    /// A container needs a running sandbox.
+    #[error("sandbox {id} is {state}; a container needs a running one")]
+    NotRunning {
+        /// The sandbox.
+        id: SandboxId,
+        /// Name of its state.
+        state: &'static str,
+    },
+    /// The bundle has no readable spec.
+    #[error("container {container} has no readable {}", path.display())]
+    ReadBundle {
+        /// The container.
+        container: ContainerId,
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The spec asks for what a VM cannot give.
+    #[error("container {container} cannot run in a VM")]
+    Spec {
+        /// The container.
+        container: ContainerId,
+        /// Why.
+        source: SpecError,
+    },
+    /// Its mounts could not be made.
+    #[error("container {container}: {reason}")]
+    Mount {
+        /// The container.
+        container: ContainerId,
+        /// What failed, causes included.
+        reason: String,
+    },
+    /// A figure or limit of the pod could not be read or set.
+    #[error("sandbox {id}: {reason}")]
+    Resources {
+        /// The sandbox.
+        id: SandboxId,
+        /// What failed, causes included.
+        reason: String,
+    },
+}
+
+/// An error with all its causes, in one line.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // A transparent wrapper says the same as what it wraps.
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        source = cause.source();
+    }
+    line
+}

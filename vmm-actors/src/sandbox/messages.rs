@@ -1,0 +1,196 @@
+//! What a sandbox hears.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use actix::Message;
+use serde::Serialize;
+
+use super::error::SandboxError;
+use super::state::Event;
+use crate::ask::Reply;
+use crate::id::ContainerId;
+use crate::pod_spec::Resources;
+
+/// Start the sandbox; answered when its guest is set up and its record says Running.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Start(pub Reply<Started, SandboxError>);
+
+/// A started sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Pid of the VMM on the host.
+    pub pid: u32,
+    /// When Create came.
+    pub created_at: SystemTime,
+    /// Where the Task API is served, as containerd spells it.
+    pub address: String,
+}
+
+/// End the VM and release everything; answered when that is done. Repeats join.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Stop(pub Reply<(), SandboxError>);
+
+/// Stop, then forget the sandbox; answered when nothing is left.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Shutdown(pub Reply<(), SandboxError>);
+
+/// Answered when the sandbox has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Wait(pub Reply<Exited, SandboxError>);
+
+/// How a sandbox ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exited {
+    /// 0 when it was stopped, 137 when it was lost.
+    pub status: u32,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// The caller of Create or Start went away before it was answered.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Abandon;
+
+/// containerd's store does not know this sandbox.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Orphan;
+
+/// What is there to see, answered at once.
+#[derive(Debug, Message)]
+#[rtype(result = "Snapshot")]
+pub struct Observe;
+
+/// A sandbox at one moment.
+#[derive(Debug, Clone, Serialize, actix::dev::MessageResponse)]
+pub struct Snapshot {
+    /// The sandbox.
+    pub id: String,
+    /// It runs, and Start was answered.
+    pub ready: bool,
+    /// Name of its state.
+    pub state: &'static str,
+    /// Why it ended, where it did.
+    pub reason: Option<String>,
+    /// Pid of the VMM; 0 when there is none.
+    pub pid: u32,
+    /// When Create came.
+    pub created_at: SystemTime,
+    /// When it ended.
+    pub exited_at: Option<SystemTime>,
+    /// Where the Task API is served.
+    pub address: String,
+    /// What an operator should know, for example that the VM is emulated.
+    pub warnings: Vec<String>,
+    /// Kubernetes name and namespace of the pod.
+    pub pod: String,
+    /// The VMM driver and how guest instructions run.
+    pub vmm: Option<String>,
+    /// Containers with mounts.
+    pub containers: Vec<String>,
+    /// How long each step of coming up took, in the order of their ends.
+    pub steps: Vec<StepTime>,
+}
+
+/// One step of coming up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepTime {
+    /// Name of the step.
+    pub step: &'static str,
+    /// From Create to the step's begin, in microseconds.
+    pub begin_micros: u64,
+    /// How long it took, in microseconds.
+    pub micros: u64,
+}
+
+/// Make a container's mounts; answered with what the guest needs. A repeat joins the first or gets its answer.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct PrepareContainer {
+    /// What.
+    pub request: ContainerRequest,
+    /// The answer.
+    pub reply: Reply<PreparedContainer, SandboxError>,
+}
+
+/// A container as the Task API's Create describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerRequest {
+    /// The container.
+    pub id: ContainerId,
+    /// containerd's bundle, with `config.json`.
+    pub bundle: PathBuf,
+    /// The snapshotter's mounts of the root file system, outermost last.
+    pub rootfs: Vec<crate::mounts::RootfsMount>,
+    /// Stdin, stdout, stderr as containerd named them.
+    pub stdio: [String; 3],
+}
+
+/// What the guest needs to run a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedContainer {
+    /// OCI runtime spec as JSON, fit for the guest.
+    pub spec: Vec<u8>,
+    /// Root file system as the guest sees it.
+    pub rootfs: String,
+}
+
+/// Undo [`PrepareContainer`]. Unknown containers are fine.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ReleaseContainer {
+    /// The container.
+    pub id: ContainerId,
+    /// The answer.
+    pub reply: Reply<(), SandboxError>,
+}
+
+/// The container's init runs as this pid in the guest.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ContainerStarted {
+    /// The container.
+    pub id: ContainerId,
+    /// Its pid in the guest.
+    pub guest_pid: u32,
+}
+
+/// Read the pod's figures on the host.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Metrics(pub Reply<PodMetrics, SandboxError>);
+
+/// The pod's figures as the host sees them.
+#[derive(Debug, Clone)]
+pub struct PodMetrics {
+    /// CPU, memory and pids of VMM and helpers.
+    pub cgroup: crate::cgroup::PodStats,
+    /// Counters of the pod's links, from the pod's view.
+    pub network: Vec<crate::network::LinkStats>,
+}
+
+/// Apply new pod limits to the host cgroup.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Update {
+    /// Sum of what the pod's containers may use.
+    pub resources: Resources,
+    /// What the sandbox itself may use beside them.
+    pub overhead: Resources,
+    /// The answer.
+    pub reply: Reply<(), SandboxError>,
+}
+
+/// From the actor's own futures: an event of the state machine.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Happened(pub(super) Event);
+
+/// How long a sandbox may wait for Start. containerd may pull a pause image between Create and Start (2.3 does).
+pub(super) const START_OVERDUE: Duration = Duration::from_secs(5 * 60);

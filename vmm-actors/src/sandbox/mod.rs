@@ -1,0 +1,40 @@
+//! One pod's sandbox: its life cycle, its durable record, its children.
+//!
+//! - **Owns**: the record, the state machine, the callers that wait, and one child of each kind: `Cgroup`, `Network`,
+//!   `Mounts`, `Virtiofsd`, `Vm`, `Agent`, `Shim`.
+//! - **Hears**: [`Start`], [`Stop`], [`Shutdown`], [`Wait`], [`Observe`], [`Abandon`], [`Orphan`], [`Metrics`],
+//!   [`Update`], [`PrepareContainer`], [`ReleaseContainer`], [`ContainerStarted`]; the ends of VMM, virtiofsd and shim
+//!   proxy.
+//! - **Tells**: its children, the callers that wait, and the registry when nothing is left of it.
+//! - **Ends when**: everything is released and the record is deleted.
+//! - **Queue**: 256. No handler waits: long work is a future whose result comes back as a message.
+//!
+//! The life cycle is the table in [`state`]; what a successor does with a record is decided in [`verdict`].
+
+mod actor;
+mod begin;
+mod bring_up;
+mod children;
+mod containers;
+mod error;
+mod figures;
+mod messages;
+pub mod record;
+mod release;
+mod sizing;
+pub mod state;
+mod timeline;
+pub mod verdict;
+mod waiters;
+
+pub use actor::Sandbox;
+pub use begin::Begin;
+pub use children::Host;
+pub use error::{SandboxError, chain};
+pub use messages::{
+    Abandon, ContainerRequest, ContainerStarted, Exited, Metrics, Observe, Orphan, PodMetrics,
+    PrepareContainer, PreparedContainer, ReleaseContainer, Shutdown, Snapshot, Start, Started, StepTime,
+    Stop, Update, Wait,
+};
+
+pub(crate) use begin::Place;

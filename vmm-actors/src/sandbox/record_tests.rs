@@ -1,0 +1,99 @@
+use super::*;
+use crate::registry::CreateSandbox;
+
+fn id(text: &str) -> SandboxId {
+    SandboxId::new(text).unwrap()
+}
+
+fn record(name: &str) -> Record {
+    let request = CreateSandbox { id: id(name), netns: "/run/netns/none".into(), pod: PodSpec::default() };
+    Record::intend(request, &Settings::default()).unwrap()
+}
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+fn quarantined(found: Vec<Found>) -> (Option<SandboxId>, PathBuf, Broken) {
+    match found.into_iter().next() {
+        Some(Found::Quarantined { id, path, why }) => (id, path, why),
+        other => panic!("not quarantined: {other:?}"),
+    }
+}
+
+#[test]
+fn what_is_saved_is_found_and_what_is_deleted_is_not() {
+    let (_dir, store) = store();
+    let (one, two) = (record("one"), record("two"));
+    store.save(&one).unwrap();
+    store.save(&two).unwrap();
+    store.save(&one).unwrap();
+    store.delete(&two.id).unwrap();
+    store.delete(&two.id).unwrap();
+    let found = store.load_all().unwrap();
+    assert!(matches!(found.as_slice(), [Found::Record(found)] if **found == one), "{found:?}");
+    assert!(store.load_one(&two.id).is_none());
+}
+
+#[test]
+fn a_record_cut_or_changed_anywhere_is_quarantined_and_keeps_its_bytes() {
+    let (_dir, store) = store();
+    let whole = record("pod");
+    store.save(&whole).unwrap();
+    let path = store.path(&whole.id);
+    let bytes = fs::read(&path).unwrap();
+    let step = bytes.len() / 40 + 1;
+    for at in (0..bytes.len()).step_by(step) {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x20;
+        for broken in [bytes[..at].to_vec(), flipped] {
+            fs::write(&path, &broken).unwrap();
+            let (id, kept, _why) = quarantined(store.load_all().unwrap());
+            assert_eq!(id.as_ref(), Some(&whole.id));
+            assert_eq!(fs::read(kept).unwrap(), broken, "cut or changed at {at}");
+            assert!(!path.exists());
+        }
+    }
+}
+
+#[test]
+fn a_newer_release_a_wrong_name_and_a_huge_file_are_told_apart() {
+    let (_dir, store) = store();
+    let whole = record("pod");
+    store.save(&whole).unwrap();
+    let path = store.path(&whole.id);
+    let text = fs::read_to_string(&path).unwrap();
+
+    fs::write(&path, text.replacen("\"version\":1", "\"version\":9", 1)).unwrap();
+    assert!(matches!(quarantined(store.load_all().unwrap()).2, Broken::Version(9)));
+
+    fs::write(store.path(&id("other")), &text).unwrap();
+    assert!(matches!(quarantined(store.load_all().unwrap()).2, Broken::WrongName(_)));
+
+    fs::File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+    assert!(matches!(quarantined(store.load_all().unwrap()).2, Broken::TooLarge(_)));
+}
+
+#[test]
+fn a_write_that_a_crash_cut_short_leaves_the_old_record() {
+    let (_dir, store) = store();
+    let whole = record("pod");
+    store.save(&whole).unwrap();
+    fs::write(store.sandboxes.join("pod.new"), b"{").unwrap();
+    let found = store.load_all().unwrap();
+    assert!(matches!(found.as_slice(), [Found::Record(_)]), "{found:?}");
+    assert!(!store.sandboxes.join("pod.new").exists());
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named() {
+    let (dir, store) = store();
+    fs::remove_dir(&store.sandboxes).unwrap();
+    fs::write(&store.sandboxes, b"").unwrap();
+    let error = store.save(&record("pod")).unwrap_err();
+    assert!(error.to_string().contains("pod.json"), "{error}");
+    let error = Store::open(dir.path()).unwrap_err();
+    assert!(error.to_string().contains("sandboxes"), "{error}");
+}

@@ -1,0 +1,123 @@
+//! The way down: everything a sandbox owns is given back, in the reverse order of its making.
+//!
+//! Each step is idempotent and goes by the record, so that the same way serves Stop, Shutdown, the undoing of a
+//! start, and a successor that finds what a crash left. A step that fails does not keep the next from running.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::children::Children;
+use super::error::chain;
+use super::record::{Nanos, Record};
+use super::state::Cause;
+use crate::ask::ask;
+use crate::host::dir::{self, DirError};
+use crate::{agent, cgroup, mounts, network, shim, virtiofsd, vm};
+
+/// How long the agent may take to answer that it heard of the end.
+const AGENT_HEARS: Duration = Duration::from_secs(2);
+/// How long the guest may take to sync and power off before the VMM is killed.
+const GUEST_ENDS: Duration = Duration::from_secs(10);
+
+/// How much is released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// The VM and all it used. A shim proxy that still answers for containers stays, with cgroup and directory:
+    /// containerd fetches their exit from it.
+    Stop,
+    /// Everything.
+    Everything,
+}
+
+/// All the way down needs, so that the future borrows nothing of the actor.
+pub(super) struct Release {
+    pub(super) children: Children,
+    pub(super) record: Record,
+    pub(super) scope: Scope,
+    pub(super) cause: Option<Cause>,
+    pub(super) ended_at: Nanos,
+}
+
+impl Release {
+    /// Goes all the way; answers with what could not be released, a line each.
+    pub(super) async fn run(self) -> Vec<String> {
+        let mut left = Vec::new();
+        let grace = self.end_guest().await;
+        self.tell_shim().await;
+        left.note("the VM", ask(&self.children.vm, |reply| vm::Shutdown { grace, reply }).await);
+        let virtiofsd = ask(&self.children.virtiofsd, |reply| virtiofsd::Kill { reply });
+        left.note("virtiofsd", virtiofsd.await);
+        left.note("mounts", ask(&self.children.mounts, |reply| mounts::Close { reply }).await);
+        let network = self.record.network.clone();
+        let network = ask(&self.children.network, |reply| network::Release { record: network, reply });
+        left.note("network", network.await);
+        if self.scope == Scope::Everything || self.shim_is_idle().await {
+            left.note("the shim proxy", ask(&self.children.shim, |reply| shim::Shutdown { reply }).await);
+            let cgroup = self.record.cgroup.clone();
+            let cgroup = ask(&self.children.cgroup, |reply| cgroup::Delete { record: cgroup, reply });
+            left.note("cgroup", cgroup.await);
+            left.note("directory", self.remove_directory().await);
+        }
+        left
+    }
+
+    /// A guest that still answers ends its containers, syncs and powers off; one that does not is not waited for.
+    /// Answers how long the VMM has to end by itself.
+    async fn end_guest(&self) -> Duration {
+        let asked = ask(&self.children.agent, |reply| agent::Shutdown { grace: Duration::ZERO, reply });
+        match timeout(AGENT_HEARS, asked).await {
+            Ok(Ok(())) => return GUEST_ENDS,
+            Ok(Err(failed)) => debug!(error = chain(&failed), "the guest was not told of its end"),
+            Err(_late) => warn!(waited = ?AGENT_HEARS, "the guest did not hear of its end; killing its VM"),
+        }
+        Duration::ZERO
+    }
+
+    /// Ends every Wait on a container of the pod.
+    async fn tell_shim(&self) {
+        let reason = self.cause.as_ref().map_or_else(String::new, |cause| cause.reason.clone());
+        let exited_at = self.ended_at.0;
+        let gone = |reply| shim::VmGone { exit_status: KILLED, exited_at_nanos: exited_at, reason, reply };
+        if let Err(failed) = ask(&self.children.shim, gone).await {
+            debug!(error = chain(&failed), "the shim proxy was not told of the VM's end");
+        }
+    }
+
+    async fn remove_directory(&self) -> Result<(), DirError> {
+        let path = self.record.dir.path().to_owned();
+        let removed = {
+            let path = path.clone();
+            tokio::task::spawn_blocking(move || dir::remove(&path)).await
+        };
+        removed.unwrap_or_else(|panic| Err(DirError::Remove { path, source: std::io::Error::other(panic) }))
+    }
+
+    async fn shim_is_idle(&self) -> bool {
+        match ask(&self.children.shim, |reply| shim::Observe { reply }).await {
+            Ok(view) => view.containers.is_empty(),
+            Err(failed) => {
+                debug!(error = chain(&failed), "the shim proxy does not say what it has");
+                true
+            }
+        }
+    }
+}
+
+/// Exit status of a container whose VM is gone: 128 + SIGKILL.
+const KILLED: u32 = 137;
+
+/// Collects what could not be released.
+trait Note {
+    fn note<T, E: Display + std::error::Error + 'static>(&mut self, what: &str, outcome: Result<T, E>);
+}
+
+impl Note for Vec<String> {
+    fn note<T, E: Display + std::error::Error + 'static>(&mut self, what: &str, outcome: Result<T, E>) {
+        if let Err(failed) = outcome {
+            self.push(format!("{what}: {}", chain(&failed)));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! How large a VM is, from the pod's limits and the settings.
+//!
+//! vCPUs: the pod's CPU limit, rounded up to whole CPUs, but no fewer than `[vm] vcpus`. Memory: `[vm] memory_mib` for
+//! the guest itself, plus the pod's memory limit; a pod without a limit has the guest's memory alone. The pod's
+//! overhead belongs to VMM and helpers and is applied to the host cgroup only.
+
+use std::num::NonZeroU32;
+
+use bulkhead_config::Vm;
+
+use crate::pod_spec::Resources;
+
+/// The shape of one VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) vcpus: NonZeroU32,
+    pub(super) memory_mib: NonZeroU32,
+}
+
+const MIB: i64 = 1024 * 1024;
+
+impl Size {
+    /// The size of the VM of a pod with these limits.
+    pub(super) fn of(pod: &Resources, settings: &Vm) -> Self {
+        let cpus =
+            if pod.cpu_quota > 0 && pod.cpu_period > 0 { whole(pod.cpu_quota, pod.cpu_period) } else { 0 };
+        let limit_mib = if pod.memory_limit_bytes > 0 { whole(pod.memory_limit_bytes, MIB) } else { 0 };
+        Self {
+            vcpus: NonZeroU32::new(cpus).map_or(settings.vcpus, |cpus| cpus.max(settings.vcpus)),
+            memory_mib: settings.memory_mib.saturating_add(limit_mib),
+        }
+    }
+
+    /// Guest memory in bytes.
+    pub(super) fn memory_bytes(self) -> u64 {
+        u64::from(self.memory_mib.get()) << 20
+    }
+}
+
+/// How many `unit`s hold `amount`, both above zero.
+fn whole(amount: i64, unit: i64) -> u32 {
+    let units = amount / unit + i64::from(amount % unit != 0);
+    u32::try_from(units).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(cpu_quota: i64, memory_limit_bytes: i64) -> Size {
+        let pod = Resources { cpu_period: 100_000, cpu_quota, memory_limit_bytes, ..Resources::default() };
+        Size::of(&pod, &Vm::default())
+    }
+
+    #[test]
+    fn a_pod_without_limits_gets_the_default_vm() {
+        let Vm { vcpus, memory_mib, .. } = Vm::default();
+        assert_eq!(size(0, 0), Size { vcpus, memory_mib });
+        assert_eq!(size(-1, -1), size(0, 0));
+    }
+
+    #[test]
+    fn limits_are_rounded_up_and_memory_is_added() {
+        let base = Vm::default().memory_mib;
+        let limited = size(250_000, MIB * 100 + 1);
+        assert_eq!(limited.vcpus.get(), 3);
+        assert_eq!(limited.memory_mib.get(), base.get() + 101);
+        assert_eq!(size(50_000, 1).vcpus.get(), 1);
+        assert_eq!(size(i64::MAX, i64::MAX).memory_mib, NonZeroU32::MAX);
+    }
+}

@@ -1,0 +1,36 @@
+//! How long each step of coming up took: shown in Status, printed by the bench.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tracing::Instrument;
+
+use super::messages::StepTime;
+
+/// Steps of one sandbox, shared by the futures that take them.
+#[derive(Debug, Clone)]
+pub(super) struct Timeline {
+    began: Instant,
+    steps: Arc<Mutex<Vec<StepTime>>>,
+}
+
+impl Timeline {
+    pub(super) fn begin() -> Self {
+        Self { began: Instant::now(), steps: Arc::default() }
+    }
+
+    /// Runs a step and notes its times, whether it succeeds or not.
+    pub(super) async fn step<F: Future>(&self, step: &'static str, work: F) -> F::Output {
+        let begin = self.began.elapsed();
+        let output = work.instrument(tracing::debug_span!("step", name = step)).await;
+        let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let end = self.began.elapsed();
+        let time = StepTime { step, begin_micros: micros(begin), micros: micros(end.saturating_sub(begin)) };
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(time);
+        output
+    }
+
+    pub(super) fn steps(&self) -> Vec<StepTime> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,223 @@
+//! The way in for the services: every request a node can have about its sandboxes, as async functions.
+//!
+//! Each call is a message to an actor; dropping its future takes nothing back. A caller of Create or Start that goes
+//! away before the answer says so with [`Sandboxes::abandon`].
+
+use std::sync::Arc;
+
+use actix::{Actor, Addr, Handler, Message};
+use bulkhead_config::Settings;
+use futures::future::join_all;
+
+use crate::ask::{AskError, Reply, ask};
+use crate::id::{ContainerId, SandboxId};
+use crate::pod_spec::Resources;
+use crate::registry::{self, CreateSandbox, List, Lookup, RecoveryReport, Registry};
+use crate::sandbox::record::{RecordError, Store};
+use crate::sandbox::{
+    Abandon, ContainerRequest, ContainerStarted, Exited, Host, Metrics, Observe, Orphan, PodMetrics,
+    PrepareContainer, PreparedContainer, ReleaseContainer, Sandbox, SandboxError, Shutdown, Snapshot, Start,
+    Started, Stop, Update, Wait,
+};
+use crate::vm::Driver;
+
+/// A handle to every sandbox of the node.
+#[derive(Debug, Clone)]
+pub struct Sandboxes {
+    registry: Addr<Registry>,
+}
+
+impl Sandboxes {
+    /// Reads the records, takes over what runs, and answers when every sandbox can be asked about. What else is to be
+    /// done goes on behind it. Must be called on an actix system.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the state directory cannot be used.
+    pub fn start_up(
+        settings: Arc<Settings>,
+        driver: Arc<dyn Driver>,
+    ) -> Result<(Self, RecoveryReport), RecordError> {
+        let store = Store::open(&settings.sandboxer.state_dir)?;
+        let (recovered, report) = registry::recover(&store)?;
+        let host = Host { settings, driver, store };
+        Ok((Self { registry: Registry::new(host, recovered).start() }, report))
+    }
+
+    /// Makes a sandbox: its host side is there and its VM is being launched when this answers.
+    ///
+    /// # Errors
+    /// [`SandboxError::AlreadyExists`], or [`SandboxError::Ended`] with what failed; nothing is left then.
+    pub async fn create(&self, request: CreateSandbox) -> Result<(), SandboxError> {
+        let id = request.id.clone();
+        let asked = ask(&self.registry, |reply| registry::Create { request: Box::new(request), reply });
+        asked.await.map_err(|error| flatten(error, &id))
+    }
+
+    /// Waits until the sandbox runs.
+    ///
+    /// # Errors
+    /// [`SandboxError::Ended`] with what failed (nothing is left then), [`SandboxError::Refused`],
+    /// [`SandboxError::NotFound`].
+    pub async fn start(&self, id: &SandboxId) -> Result<Started, SandboxError> {
+        self.command(id, Start).await
+    }
+
+    /// The caller of Create or Start went away unanswered: undo the sandbox. One that runs, and so was answered, and
+    /// an unknown one are left alone.
+    pub async fn abandon(&self, id: &SandboxId) {
+        if let Ok(sandbox) = self.lookup(id).await {
+            // A closed mailbox has nothing to abandon.
+            let _closed = sandbox.send(Abandon).await;
+        }
+    }
+
+    /// Ends the VM and releases everything. An unknown sandbox is stopped already.
+    ///
+    /// # Errors
+    /// [`SandboxError::Leftover`] with what could not be released.
+    pub async fn stop(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        done_when_gone(self.command(id, Stop).await)
+    }
+
+    /// Stops and forgets. An unknown sandbox is forgotten already.
+    ///
+    /// # Errors
+    /// [`SandboxError::Leftover`] with what could not be released.
+    pub async fn shutdown(&self, id: &SandboxId) -> Result<(), SandboxError> {
+        done_when_gone(self.command(id, Shutdown).await)
+    }
+
+    /// Waits for the sandbox's end.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`]; [`SandboxError::Gone`] when asking again may succeed.
+    pub async fn wait(&self, id: &SandboxId) -> Result<Exited, SandboxError> {
+        self.command(id, Wait).await
+    }
+
+    /// What is there to see.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`].
+    pub async fn status(&self, id: &SandboxId) -> Result<Snapshot, SandboxError> {
+        self.query(id, Observe).await
+    }
+
+    /// What is there to see of every sandbox.
+    pub async fn list(&self) -> Vec<Snapshot> {
+        let sandboxes = self.registry.send(List).await.unwrap_or_default();
+        let snapshots = join_all(sandboxes.iter().map(|sandbox| sandbox.send(Observe))).await;
+        snapshots.into_iter().flatten().collect()
+    }
+
+    /// The pod's figures as the host sees them.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`], [`SandboxError::Resources`].
+    pub async fn metrics(&self, id: &SandboxId) -> Result<PodMetrics, SandboxError> {
+        self.command(id, Metrics).await
+    }
+
+    /// Applies new pod limits on the host.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`], [`SandboxError::Resources`].
+    pub async fn update(
+        &self,
+        id: &SandboxId,
+        resources: Resources,
+        overhead: Resources,
+    ) -> Result<(), SandboxError> {
+        self.command(id, |reply| Update { resources, overhead, reply }).await
+    }
+
+    /// containerd's store does not know this sandbox: end it.
+    pub async fn orphan(&self, id: &SandboxId) {
+        if let Ok(sandbox) = self.lookup(id).await {
+            // A closed mailbox has nothing to end.
+            let _closed = sandbox.send(Orphan).await;
+        }
+    }
+
+    /// Makes a container's mounts.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotRunning`], [`SandboxError::ReadBundle`], [`SandboxError::Spec`], [`SandboxError::Mount`],
+    /// [`SandboxError::Record`]; nothing is left then.
+    pub async fn prepare_container(
+        &self,
+        id: &SandboxId,
+        request: ContainerRequest,
+    ) -> Result<PreparedContainer, SandboxError> {
+        self.command(id, |reply| PrepareContainer { request, reply }).await
+    }
+
+    /// Undoes [`Sandboxes::prepare_container`]. Unknown ones are undone already.
+    ///
+    /// # Errors
+    /// [`SandboxError::Mount`].
+    pub async fn release_container(
+        &self,
+        id: &SandboxId,
+        container: ContainerId,
+    ) -> Result<(), SandboxError> {
+        done_when_gone(self.command(id, |reply| ReleaseContainer { id: container, reply }).await)
+    }
+
+    /// Notes a container's pid in the guest.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`].
+    pub async fn container_started(
+        &self,
+        id: &SandboxId,
+        container: ContainerId,
+        guest_pid: u32,
+    ) -> Result<(), SandboxError> {
+        self.query(id, ContainerStarted { id: container, guest_pid }).await
+    }
+
+    async fn lookup(&self, id: &SandboxId) -> Result<Addr<Sandbox>, SandboxError> {
+        let found = self.registry.send(Lookup(id.clone())).await;
+        found.ok().flatten().ok_or_else(|| SandboxError::NotFound(id.clone()))
+    }
+
+    async fn command<M, T>(
+        &self,
+        id: &SandboxId,
+        command: impl FnOnce(Reply<T, SandboxError>) -> M,
+    ) -> Result<T, SandboxError>
+    where
+        M: Message<Result = ()> + Send + 'static,
+        Sandbox: Handler<M>,
+    {
+        let sandbox = self.lookup(id).await?;
+        ask(&sandbox, command).await.map_err(|error| flatten(error, id))
+    }
+
+    async fn query<M>(&self, id: &SandboxId, query: M) -> Result<M::Result, SandboxError>
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        Sandbox: Handler<M>,
+    {
+        let answer = self.lookup(id).await?.send(query).await;
+        answer.map_err(|_closed| SandboxError::NotFound(id.clone()))
+    }
+}
+
+fn flatten(error: AskError<SandboxError>, id: &SandboxId) -> SandboxError {
+    match error {
+        AskError::Failed(error) => error,
+        AskError::Busy(_) => SandboxError::Busy(id.clone()),
+        AskError::Gone(_) => SandboxError::Gone(id.clone()),
+    }
+}
+
+/// Stop, Shutdown and release have reached their end when the sandbox is not there.
+fn done_when_gone(outcome: Result<(), SandboxError>) -> Result<(), SandboxError> {
+    match outcome {
+        Err(SandboxError::NotFound(_)) => Ok(()),
+        other => other,
+    }
+}
