@@ -30,6 +30,26 @@ fn the_shipped_file_is_the_default_and_names_every_key() {
 }
 
 #[test]
+fn the_other_shipped_files_agree_with_the_defaults() {
+    let snippet: toml::Table = toml::from_str(include_str!("../containerd/bulkhead.toml")).unwrap();
+    let defaults = Settings::default();
+    let plugin = &snippet["proxy_plugins"]["bulkhead"];
+    assert_eq!(plugin["address"].as_str(), defaults.sandboxer.listen.to_str());
+    let runtime = &snippet["plugins"]["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]["bulkhead"];
+    assert_eq!(runtime["sandboxer"].as_str(), Some("bulkhead"), "the name of the proxy plugin");
+    let words: Vec<&str> = runtime["runtime_type"].as_str().unwrap().rsplit('.').take(2).collect();
+    let shim = format!("containerd-shim-{}-{}", words[1], words[0]);
+    assert!(defaults.shim.binary.ends_with(shim), "containerd makes the shim's name from the runtime's");
+
+    let unit = include_str!("../systemd/bulkhead-sandboxer.service");
+    assert!(unit.contains("RuntimeDirectory=bulkhead\n") && unit.contains("StateDirectory=bulkhead\n"));
+    assert!(
+        defaults.sandboxer.run_dir.ends_with("bulkhead")
+            && defaults.sandboxer.state_dir.ends_with("bulkhead")
+    );
+}
+
+#[test]
 fn what_is_printed_reads_back() {
     let mut settings = Settings::default();
     settings.vm.vcpus = 3.try_into().unwrap();
