@@ -1,2 +1,70 @@
-//! skeleton
-fn main() {}
+//! The resident service of a node: runs every Kubernetes pod in its own microVM, for an unmodified containerd.
+//!
+//! This file only puts the parts together: arguments, settings, log, runtime, service.
+
+mod args;
+mod controller;
+mod logging;
+mod metrics;
+mod orphans;
+mod pod_config;
+mod pods;
+mod service;
+mod sockets;
+mod status;
+mod update;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use bulkhead_config::Settings;
+use clap::Parser;
+use vmm_actors::sandbox::chain;
+
+use crate::args::Args;
+
+/// The settings are wrong: trying again is useless before they are changed.
+const BAD_SETTINGS: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let settings = match args.settings() {
+        Ok(settings) => settings,
+        Err(faults) => return end(&faults.to_string(), BAD_SETTINGS),
+    };
+    if args.check_config {
+        say("ok\n")
+    } else if args.print_config {
+        print(&settings)
+    } else {
+        run(settings)
+    }
+}
+
+fn print(settings: &Settings) -> ExitCode {
+    match settings.to_toml() {
+        Ok(text) => say(&text),
+        Err(error) => end(&format!("the settings cannot be printed: {error}"), BAD_SETTINGS),
+    }
+}
+
+fn run(settings: Settings) -> ExitCode {
+    logging::start(&settings.sandboxer);
+    // One thread: actors, services and their clients wait far more than they work.
+    match actix::System::new().block_on(service::run(settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => end(&chain(&error), 1),
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_nobody_reads) => ExitCode::FAILURE,
+    }
+}
+
+fn end(text: &str, code: u8) -> ExitCode {
+    eprintln!("{text}");
+    ExitCode::from(code)
+}

@@ -32,4 +32,4 @@ pub use id::{InvalidId, MAX_ID_LENGTH, check_id};
 pub use model::{Create, Exit, Metric, Platform, Started, State, Status, Step, Update};
 pub use prost_types::Any;
 pub use sandboxer::Sandboxer;
-pub use serve::{ServeError, serve};
+pub use serve::{ServeError, incoming, serve};

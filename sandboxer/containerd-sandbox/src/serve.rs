@@ -68,7 +68,7 @@ pub async fn serve<S: Sandboxer>(
 }
 
 /// Connections for ever: an accept that fails is tried again, because ending would end the service of every pod.
-fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+pub fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> + Send + 'static {
     stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {

@@ -1,0 +1,170 @@
+//! The Sandbox Controller: translate, send, translate.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use containerd_sandbox::{
+    Create, Exit, Failure, Metric, Platform, Sandboxer, Started, State, Status, Step, Update,
+};
+use serde_json::json;
+use vmm_actors::id::SandboxId;
+use vmm_actors::registry::CreateSandbox;
+use vmm_actors::sandbox::Snapshot;
+use vmm_actors::{PodSpec, Sandboxes};
+
+use crate::pod_config::{PodConfigError, pod_spec};
+use crate::status::{bad_pod, bad_update, failure, invalid};
+use crate::{metrics, update};
+
+/// Version of the Task API that the shim proxies serve.
+const TASK_API_VERSION: u32 = 3;
+
+/// What a pod without DNS settings of its own resolves by.
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Key of the JSON that `crictl inspectp` shows.
+const INFO: &str = "info";
+
+type Labels = BTreeMap<String, String>;
+
+/// Answers containerd.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    sandboxes: Sandboxes,
+    /// Labels of sandboxes between Create and Start: containerd 2.3 replaces its own by what Start answers.
+    labels: Mutex<HashMap<SandboxId, Labels>>,
+}
+
+impl Controller {
+    /// A controller of these sandboxes.
+    pub(crate) fn new(sandboxes: Sandboxes) -> Self {
+        Self { sandboxes, labels: Mutex::default() }
+    }
+
+    fn labels(&self) -> MutexGuard<'_, HashMap<SandboxId, Labels>> {
+        // A panic cannot leave half a label: every use is one insertion or one removal.
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Sandboxer for Controller {
+    async fn create(&self, request: Create) -> Result<(), Failure> {
+        let id = sandbox_id("create", &request.id)?;
+        let labels = request.labels.clone();
+        let create = create_sandbox(id.clone(), request)?;
+        self.sandboxes.create(create).await.map_err(|error| failure("create", &error))?;
+        self.labels().insert(id, labels);
+        Ok(())
+    }
+
+    async fn start(&self, id: &str) -> Result<Started, Failure> {
+        let id = sandbox_id("start", id)?;
+        let labels = self.labels().remove(&id).unwrap_or_default();
+        let started = self.sandboxes.start(&id).await.map_err(|error| failure("start", &error))?;
+        Ok(Started {
+            pid: started.pid,
+            created_at: started.created_at,
+            address: started.address,
+            version: TASK_API_VERSION,
+            labels,
+        })
+    }
+
+    async fn abandoned(&self, id: &str, step: Step) {
+        let Ok(id) = sandbox_id("abandon", id) else { return };
+        self.labels().remove(&id);
+        self.sandboxes.abandon(&id).await;
+        if step == Step::Start {
+            // It may have come up at the same moment. containerd takes it for failed all the same.
+            self.sandboxes.orphan(&id).await;
+        }
+    }
+
+    async fn platform(&self, _id: &str) -> Result<Platform, Failure> {
+        Ok(Platform::linux())
+    }
+
+    async fn stop(&self, id: &str, _timeout: Option<Duration>) -> Result<(), Failure> {
+        let id = sandbox_id("stop", id)?;
+        self.sandboxes.stop(&id).await.map_err(|error| failure("stop", &error))
+    }
+
+    async fn wait(&self, id: &str) -> Result<Exit, Failure> {
+        let id = sandbox_id("wait", id)?;
+        let exited = self.sandboxes.wait(&id).await.map_err(|error| failure("wait", &error))?;
+        Ok(Exit { status: exited.status, at: exited.at })
+    }
+
+    async fn status(&self, id: &str, verbose: bool) -> Result<Status, Failure> {
+        let id = sandbox_id("status", id)?;
+        let snapshot = self.sandboxes.status(&id).await.map_err(|error| failure("status", &error))?;
+        Ok(status(snapshot, verbose))
+    }
+
+    async fn shutdown(&self, id: &str) -> Result<(), Failure> {
+        let id = sandbox_id("shutdown", id)?;
+        self.labels().remove(&id);
+        self.sandboxes.shutdown(&id).await.map_err(|error| failure("shutdown", &error))
+    }
+
+    async fn metrics(&self, id: &str) -> Result<Metric, Failure> {
+        let id = sandbox_id("metrics", id)?;
+        let figures = self.sandboxes.metrics(&id).await.map_err(|error| failure("metrics", &error))?;
+        Ok(Metric { at: SystemTime::now(), data: metrics::encode(figures.cgroup, figures.network) })
+    }
+
+    async fn update(&self, request: Update) -> Result<(), Failure> {
+        let id = sandbox_id("update", &request.id)?;
+        let new =
+            update::pod_resources(&request.extensions).map_err(|error| bad_update(id.as_str(), &error))?;
+        let updated = self.sandboxes.update(&id, new.resources, new.overhead).await;
+        updated.map_err(|error| failure("update", &error))
+    }
+}
+
+fn sandbox_id(call: &'static str, id: &str) -> Result<SandboxId, Failure> {
+    SandboxId::new(id).map_err(|error| invalid(call, error.to_string()))
+}
+
+fn create_sandbox(id: SandboxId, request: Create) -> Result<CreateSandbox, Failure> {
+    let bad = |error: PodConfigError| bad_pod(id.as_str(), &error);
+    // Without the file a pod that wants the host's DNS has none, as everything else on this host.
+    let host_resolv_conf = fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default();
+    let pod: PodSpec = pod_spec(request.options, &host_resolv_conf).map_err(bad)?;
+    let netns = request.netns_path.ok_or(PodConfigError::HostNetwork).map_err(bad)?;
+    check_netns(&id, &netns)?;
+    Ok(CreateSandbox { id, netns, pod })
+}
+
+fn check_netns(id: &SandboxId, netns: &Path) -> Result<(), Failure> {
+    if netns.is_absolute() && netns.exists() {
+        return Ok(());
+    }
+    let netns = netns.display();
+    let remedy = "containerd makes it, and CNI its links, before Create";
+    Err(invalid("create", format!("sandbox {id}: there is no network namespace {netns:?}; {remedy}")))
+}
+
+fn status(snapshot: Snapshot, verbose: bool) -> Status {
+    let state = if snapshot.ready { State::Ready } else { State::NotReady };
+    let info = if verbose { BTreeMap::from([(INFO.to_owned(), info(&snapshot))]) } else { BTreeMap::new() };
+    Status {
+        pid: snapshot.pid,
+        state,
+        info,
+        created_at: Some(snapshot.created_at),
+        exited_at: snapshot.exited_at,
+        address: snapshot.address,
+        version: TASK_API_VERSION,
+    }
+}
+
+/// The keys beside ours are those crictl and containerd read (containerd, `internal/cri/types/sandbox_info.go`).
+fn info(snapshot: &Snapshot) -> String {
+    json!({ "pid": snapshot.pid, "processStatus": snapshot.state, "bulkhead": snapshot }).to_string()
+}

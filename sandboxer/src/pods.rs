@@ -1,0 +1,141 @@
+//! What the shim proxies ask for: the Pod service on `control.sock`.
+//!
+//! ttrpc drops a handler with its connection, so everything that changes something runs in a task of its own.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bulkhead_protocol::pod::{
+    ContainerKey, ContainerStartedRequest, Nothing, PrepareContainerRequest, PrepareContainerResponse,
+    UpdateContainerRequest, Version,
+};
+use bulkhead_protocol::pod_ttrpc::{Pod, create_pod};
+use bulkhead_protocol::version;
+use containerd_sandbox::{Code, Failure, incoming};
+use tokio::net::UnixListener;
+use ttrpc::r#async::transport::Listener;
+use ttrpc::r#async::{Server, TtrpcContext};
+use vmm_actors::Sandboxes;
+use vmm_actors::id::{ContainerId, SandboxId};
+use vmm_actors::mounts::RootfsMount;
+use vmm_actors::sandbox::{ContainerRequest, SandboxError};
+
+use crate::status::{failure, invalid, ttrpc};
+
+/// Serves the shim proxies until the server is shut down or dropped.
+///
+/// # Errors
+/// What ttrpc says when it cannot begin.
+pub(crate) async fn serve(sandboxes: Sandboxes, listener: UnixListener) -> ttrpc::Result<Server> {
+    let service: Arc<dyn Pod + Send + Sync> = Arc::new(Pods { sandboxes });
+    let listener = Listener::new(incoming(listener));
+    let mut server = Server::new().add_listener(listener).register_service(create_pod(service));
+    server.start().await?;
+    Ok(server)
+}
+
+#[derive(Debug)]
+struct Pods {
+    sandboxes: Sandboxes,
+}
+
+#[async_trait]
+impl Pod for Pods {
+    async fn hello(&self, _: &TtrpcContext, peer: Version) -> ttrpc::Result<Version> {
+        let common = version::negotiate(peer.min_version, peer.max_version).map_err(|error| {
+            let text = format!("{error}; the shim proxy is of another release");
+            ttrpc(Failure::new(Code::FailedPrecondition, text))
+        })?;
+        tracing::debug!(build = peer.build, version = common, "a shim proxy says hello");
+        Ok(version::pod_hello())
+    }
+
+    async fn prepare_container(
+        &self,
+        _: &TtrpcContext,
+        request: PrepareContainerRequest,
+    ) -> ttrpc::Result<PrepareContainerResponse> {
+        const CALL: &str = "prepare container";
+        let (sandbox, container) = ids(CALL, &request.sandbox_id, &request.container_id)?;
+        let sandboxes = self.sandboxes.clone();
+        let request = container_request(container, request);
+        let prepared =
+            detached(CALL, async move { sandboxes.prepare_container(&sandbox, request).await }).await?;
+        Ok(PrepareContainerResponse {
+            guest_spec: prepared.spec,
+            guest_rootfs: prepared.rootfs,
+            ..Default::default()
+        })
+    }
+
+    async fn release_container(&self, _: &TtrpcContext, key: ContainerKey) -> ttrpc::Result<Nothing> {
+        const CALL: &str = "release container";
+        let (sandbox, container) = ids(CALL, &key.sandbox_id, &key.container_id)?;
+        let sandboxes = self.sandboxes.clone();
+        detached(CALL, async move { sandboxes.release_container(&sandbox, container).await }).await?;
+        Ok(Nothing::default())
+    }
+
+    /// The host bounds the pod as a whole, and CRI changes that through the Controller's Update: of one container
+    /// there is nothing to change here. The sandbox must exist, so that a slip in the ids is not taken for success.
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Nothing> {
+        const CALL: &str = "update container";
+        let (sandbox, _) = ids(CALL, &request.sandbox_id, &request.container_id)?;
+        let known = self.sandboxes.status(&sandbox).await;
+        known.map(|_| Nothing::default()).map_err(|error| ttrpc(failure(CALL, &error)))
+    }
+
+    async fn container_started(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerStartedRequest,
+    ) -> ttrpc::Result<Nothing> {
+        const CALL: &str = "container started";
+        let (sandbox, container) = ids(CALL, &request.sandbox_id, &request.container_id)?;
+        let sandboxes = self.sandboxes.clone();
+        let started =
+            async move { sandboxes.container_started(&sandbox, container, request.guest_pid).await };
+        detached(CALL, started).await?;
+        Ok(Nothing::default())
+    }
+}
+
+/// Runs to the end, caller or no caller.
+async fn detached<T: Send + 'static>(
+    call: &'static str,
+    work: impl Future<Output = Result<T, SandboxError>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(|error| ttrpc(failure(call, &error))),
+        Err(error) => {
+            tracing::error!(call, %error, "a call panicked");
+            Err(ttrpc(Failure::new(Code::Internal, format!("the sandboxer met a bug in {call}"))))
+        }
+    }
+}
+
+fn ids(call: &'static str, sandbox: &str, container: &str) -> ttrpc::Result<(SandboxId, ContainerId)> {
+    let sandbox = SandboxId::new(sandbox).map_err(|error| ttrpc(invalid(call, error.to_string())))?;
+    let container = ContainerId::new(container).map_err(|error| ttrpc(invalid(call, error.to_string())))?;
+    Ok((sandbox, container))
+}
+
+fn container_request(id: ContainerId, request: PrepareContainerRequest) -> ContainerRequest {
+    let rootfs = request.rootfs.into_iter().map(|mount| RootfsMount {
+        kind: mount.type_,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    });
+    ContainerRequest {
+        id,
+        bundle: request.bundle.into(),
+        rootfs: rootfs.collect(),
+        stdio: [request.stdin, request.stdout, request.stderr],
+    }
+}

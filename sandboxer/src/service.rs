@@ -1,0 +1,149 @@
+//! The life of the service: directories, records, sockets, "ready", serve, drain.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_config::Settings;
+use containerd_sandbox::ServeError;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use vmm_actors::Sandboxes;
+use vmm_actors::registry::RecoveryReport;
+use vmm_actors::sandbox::chain;
+use vmm_actors::sandbox::record::RecordError;
+use vmm_actors::vm::Acceleration;
+use vmm_actors::vm::qemu::QemuDriver;
+
+use crate::controller::Controller;
+use crate::sockets::{SocketError, listen, lock, make_directory};
+use crate::{orphans, pods};
+
+/// How long calls under way have to end after SIGTERM. systemd's patience (TimeoutStopSec) is longer.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why the service could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServiceError {
+    /// A directory, lock or socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The records of an earlier instance.
+    #[error("cannot take over from the last instance")]
+    Records {
+        /// Why.
+        source: RecordError,
+    },
+    /// The service for shim proxies.
+    #[error("cannot serve the shim proxies")]
+    ServePods {
+        /// What ttrpc says.
+        source: ttrpc::Error,
+    },
+    /// The service for containerd.
+    #[error("cannot serve containerd")]
+    Serve {
+        /// Why.
+        source: ServeError,
+    },
+    /// Signals.
+    #[error("cannot listen for signals")]
+    Signals {
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Runs the service until SIGTERM or SIGINT. Pods go on.
+///
+/// # Errors
+/// [`ServiceError`].
+pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
+    let settings = Arc::new(settings);
+    let sandboxer = &settings.sandboxer;
+    let mut ends = EndSignals::new()?;
+    make_directory(&sandboxer.run_dir)?;
+    make_directory(&sandboxer.state_dir)?;
+    let _lock = lock(&sandboxer.state_dir)?;
+
+    let driver = Arc::new(QemuDriver::new(&settings));
+    tokio::spawn(try_virtualisation(Arc::clone(&driver)));
+    let (sandboxes, recovered) = Sandboxes::start_up(Arc::clone(&settings), driver)
+        .map_err(|source| ServiceError::Records { source })?;
+    report(&recovered);
+
+    // containerd takes the first answer about a sandbox for final: no socket before the records are read.
+    let control = listen(&sandboxer.run_dir.join("control.sock"))?;
+    let controller = listen(&sandboxer.listen)?;
+    let mut shim_proxies =
+        pods::serve(sandboxes.clone(), control).await.map_err(|source| ServiceError::ServePods { source })?;
+    tell_systemd(NotifyState::Ready);
+    tracing::info!(listen = %sandboxer.listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+
+    let service = Arc::new(Controller::new(sandboxes.clone()));
+    let end = async {
+        ends.first().await;
+        tell_systemd(NotifyState::Stopping);
+    };
+    let grace = Duration::from_secs(sandboxer.orphan_grace_secs.into());
+    let served = tokio::select! {
+        served = containerd_sandbox::serve(service, controller, DRAIN, end) => served,
+        never = orphans::watch(sandboxes, &sandboxer.containerd_address, grace) => match never {},
+    };
+    if let Err(error) = shim_proxies.shutdown().await {
+        tracing::debug!(%error, "shim proxies were still being answered at the end");
+    }
+    tracing::info!("ended; pods go on");
+    served.map_err(|source| ServiceError::Serve { source })
+}
+
+/// Finds out early how guests will run, so that the first pod need not wait for it.
+async fn try_virtualisation(driver: Arc<QemuDriver>) {
+    match driver.probe().await {
+        Ok(Acceleration::Kvm) => tracing::info!("guests run on KVM"),
+        Ok(Acceleration::Tcg) => tracing::warn!("guests are emulated (TCG): expect everything to be slow"),
+        Err(error) => tracing::error!(error = chain(&error), "no pod can start"),
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    fn new() -> Result<Self, ServiceError> {
+        let on = |kind| signal(kind).map_err(|source| ServiceError::Signals { source });
+        Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())? })
+    }
+
+    async fn first(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "ending");
+    }
+}
+
+fn report(recovered: &RecoveryReport) {
+    let RecoveryReport { adopted, undone, lost, stopped, quarantined } = recovered;
+    tracing::info!(
+        adopted = adopted.len(),
+        undone = undone.len(),
+        lost = lost.len(),
+        stopped = stopped.len(),
+        quarantined = quarantined.len(),
+        "read the records"
+    );
+    for path in quarantined {
+        tracing::warn!(path = %path.display(), "a broken record was put aside; look at it, then delete it");
+    }
+}
+
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot tell systemd");
+    }
+}
