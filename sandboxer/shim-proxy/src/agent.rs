@@ -21,6 +21,8 @@ use crate::watched::Watched;
 
 /// How long the agent may be out of reach while the VMM lives before the VM counts as gone.
 const LOST_AFTER: Duration = Duration::from_secs(10);
+/// The same for the first session: the guest has just booted, among others perhaps.
+const FIRST_WITHIN: Duration = Duration::from_secs(30);
 /// How long the agent may take for Hello.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between attempts to dial, at first and at most.
@@ -69,14 +71,16 @@ impl AgentLink {
 
     /// Keeps a session until the VM is gone. Answers why the agent is out of reach for good.
     pub(crate) async fn keep(&self, vsock: &Path) -> Arc<str> {
+        let mut patience = FIRST_WITHIN;
         loop {
-            let (client, closed) = match self.dial(vsock).await {
+            let (client, closed) = match dial_within(vsock, patience).await {
                 Ok(session) => session,
                 Err(reason) => return reason,
             };
             if !self.replace(Link::Up(client)) {
                 return "the VM is gone".into();
             }
+            patience = LOST_AFTER;
             // Ends with an error when the socket is dropped: there is nothing else to hear.
             drop(closed.await);
             warn!("the session with the guest agent broke, dialling again");
@@ -93,22 +97,6 @@ impl AgentLink {
             }
             alive
         })
-    }
-
-    async fn dial(&self, vsock: &Path) -> Result<(AgentClient, oneshot::Receiver<()>), Arc<str>> {
-        let give_up = Instant::now() + LOST_AFTER;
-        let mut pause = PAUSES.0;
-        loop {
-            match connect(vsock).await {
-                Ok(session) => return Ok(session),
-                Err(error) if Instant::now() + pause >= give_up => {
-                    let error = chain(&error);
-                    return Err(format!("the guest agent is out of reach: {error}").into());
-                }
-                Err(_) => sleep(pause).await,
-            }
-            pause = (pause * 2).min(PAUSES.1);
-        }
     }
 
     /// Marks the VM as gone; false when it was already.
@@ -198,7 +186,26 @@ enum DialError {
     Version { source: version::NoCommonVersion },
 }
 
-async fn connect(vsock: &Path) -> Result<(AgentClient, oneshot::Receiver<()>), DialError> {
+/// A session, and what ends when its connection does.
+type Session = (AgentClient, oneshot::Receiver<()>);
+
+async fn dial_within(vsock: &Path, patience: Duration) -> Result<Session, Arc<str>> {
+    let give_up = Instant::now() + patience;
+    let mut pause = PAUSES.0;
+    loop {
+        match connect(vsock).await {
+            Ok(session) => return Ok(session),
+            Err(error) if Instant::now() + pause >= give_up => {
+                let error = chain(&error);
+                return Err(format!("the guest agent is out of reach: {error}").into());
+            }
+            Err(_) => sleep(pause).await,
+        }
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+async fn connect(vsock: &Path) -> Result<Session, DialError> {
     let stream = dial::guest_port(vsock, AGENT_PORT)
         .await
         .map_err(|source| DialError::Connect { path: vsock.into(), source })?;

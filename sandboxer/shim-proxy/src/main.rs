@@ -43,7 +43,7 @@ const USAGE: u8 = 2;
 /// What `start` is answered with.
 const NO_START: &str = "containerd-shim-bulkhead-v2 serves only runtimes with `sandboxer = \"bulkhead\"` in \
 containerd's configuration (containerd 2.x), where the shim is never started by containerd itself; see \
-docs of the Bulkhead sandboxer";
+Bulkhead's README";
 
 fn main() -> ExitCode {
     match argv::parse(std::env::args().skip(1)) {

@@ -144,7 +144,7 @@ async fn attempt(
     if pid == 0 {
         return Err(TaskError::AgentNonsense { act, fault: "pid 0" });
     }
-    Ok((pid, Streams::start(at.owner(), host, guest?)))
+    Ok((pid, Streams::start(host, guest?)))
 }
 
 async fn prepare(

@@ -102,5 +102,5 @@ async fn attempt(pod: &Arc<Pod>, at: &At, process: Vec<u8>, until: Instant) -> R
         .call(act, until, |agent| async move { agent.create_exec(context::with_timeout(0), &request).await });
     let (made, guest) = tokio::join!(made, GuestEnds::connect(vsock, at.owner(), &at.process.stdio));
     made?;
-    Ok(Streams::start(at.owner(), host, guest?))
+    Ok(Streams::start(host, guest?))
 }

@@ -17,8 +17,11 @@ use crate::clock;
 use crate::error::{TaskError, chain};
 use crate::lifecycle::{Event, Exit, State};
 
-/// Pause before the agent is asked again after a broken session: the link dials meanwhile.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Pauses before the agent is asked again, first and longest: the link dials meanwhile, and a guest that answers
+/// nonsense is not to keep us busy.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Least time between two OOM events of a container: a guest can make them up as fast as it likes.
+const OOM_PAUSE: Duration = Duration::from_secs(1);
 /// Exit status that containerd itself uses for "unknown".
 const UNKNOWN: u32 = 255;
 /// How long the end of a container waits for its OOM event to reach containerd (fact 5.2).
@@ -26,6 +29,7 @@ const OOM_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Waits for the end of a process and notes it; through broken sessions, and to the end of the VM.
 pub(super) async fn end(pod: Arc<Pod>, at: At) {
+    let mut pause = PAUSES.0;
     loop {
         let request = at.reference();
         let call = pod
@@ -51,7 +55,8 @@ pub(super) async fn end(pod: Arc<Pod>, at: At) {
                 if !matches!(error, TaskError::AgentLost { .. }) {
                     warn!(process = at.name(), error = chain(&error), "cannot wait for it, trying again");
                 }
-                sleep(PAUSE).await;
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
                 continue;
             }
         };
@@ -95,10 +100,10 @@ pub(super) async fn oom(pod: Arc<Pod>, at: At) {
                 at.container.oom_told.store(true, Ordering::Relaxed);
                 tell_oom(&pod, &at);
             }
-            // A guest that answers without news is not to keep us busy.
-            Ok(_) => sleep(Duration::from_secs(1)).await,
-            Err(TaskError::AgentLost { .. }) => sleep(PAUSE).await,
+            Ok(_) => {}
+            Err(TaskError::AgentLost { .. }) => {}
             Err(_) => return,
         }
+        sleep(OOM_PAUSE).await;
     }
 }

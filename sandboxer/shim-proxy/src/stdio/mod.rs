@@ -4,7 +4,10 @@
 //! is done. Each stream then is one task that copies, and that stops reading one side while the other is full.
 
 mod fifo;
-mod relay;
+mod guest;
+mod input;
+mod output;
+mod patience;
 
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
@@ -12,18 +15,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_protocol::agent::{StreamHeader, stream_header::Kind};
-use bulkhead_protocol::{STREAM_PORT, frame};
+use bulkhead_protocol::agent::stream_header::Kind;
 use futures::future::{join_all, try_join_all};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::dial;
 use crate::error::TaskError;
 use fifo::{FifoReader, FifoWriter};
-use relay::{Phase, Sink};
+use guest::Port;
+use output::Sink;
+use patience::{Patience, Phase};
 
 /// What containerd asks for; empty strings: no such stream.
 #[derive(Debug, Clone, Default)]
@@ -129,9 +132,9 @@ fn failed(stream: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> T
 /// The guest's ends, connected.
 #[derive(Debug)]
 pub(crate) struct GuestEnds {
-    stdin: Option<UnixStream>,
-    stdout: Option<UnixStream>,
-    stderr: Option<UnixStream>,
+    stdin: Option<(Port, UnixStream)>,
+    stdout: Option<(Port, UnixStream)>,
+    stderr: Option<(Port, UnixStream)>,
 }
 
 /// Which process the streams belong to.
@@ -159,29 +162,21 @@ impl GuestEnds {
             (guest.stdout, "stdout", Kind::STDOUT),
             (guest.stderr, "stderr", Kind::STDERR),
         ];
+        let vsock = &Arc::<Path>::from(vsock);
         let dials = wanted.into_iter().map(|(wanted, stream, kind)| async move {
             if !wanted {
                 return Ok(None);
             }
-            let end = connect_one(vsock, owner, kind).await;
-            end.map(Some).map_err(|source| TaskError::ConnectStream { stream, source: Arc::new(source) })
+            let port = Port::new(vsock.clone(), owner.container, owner.exec, kind);
+            match port.connect().await {
+                Ok(end) => Ok(Some((port, end))),
+                Err(source) => Err(TaskError::ConnectStream { stream, source: Arc::new(source) }),
+            }
         });
         let mut ends = try_join_all(dials).await?.into_iter();
         let mut next = || ends.next().flatten();
         Ok(Self { stdin: next(), stdout: next(), stderr: next() })
     }
-}
-
-async fn connect_one(vsock: &Path, owner: Owner<'_>, kind: Kind) -> std::io::Result<UnixStream> {
-    let mut stream = dial::guest_port(vsock, STREAM_PORT).await?;
-    let header = StreamHeader {
-        container_id: owner.container.to_owned(),
-        exec_id: owner.exec.to_owned(),
-        kind: kind.into(),
-        ..Default::default()
-    };
-    frame::write_message(&mut stream, &header).await?;
-    Ok(stream)
 }
 
 /// The streams of a process at work. Dropping them closes both ends at once.
@@ -195,22 +190,19 @@ pub(crate) struct Streams {
 
 impl Streams {
     /// Starts copying.
-    pub(crate) fn start(owner: Owner<'_>, host: HostEnds, guest: GuestEnds) -> Self {
+    pub(crate) fn start(host: HostEnds, guest: GuestEnds) -> Self {
         let phase = watch::Sender::new(Phase::Alive);
+        let patience = || Patience::new(phase.subscribe());
         let mut tasks = Vec::with_capacity(3);
-        let name = if owner.exec.is_empty() { owner.container } else { owner.exec };
-        let outputs = [("stdout", host.stdout, guest.stdout), ("stderr", host.stderr, guest.stderr)];
-        for (stream, sink, from) in outputs {
-            if let (Some(sink), Some(from)) = (sink, from) {
-                let label = relay::Label { process: name.into(), stream };
-                tasks.push(tokio::spawn(relay::output(label, from, sink, phase.subscribe())));
+        for (sink, from) in [(host.stdout, guest.stdout), (host.stderr, guest.stderr)] {
+            if let (Some(sink), Some((port, from))) = (sink, from) {
+                tasks.push(tokio::spawn(output::output(port, from, sink, patience())));
             }
         }
         let mut stdin_hold = None;
-        if let (Some((fifo, hold)), Some(to)) = (host.stdin, guest.stdin) {
+        if let (Some((fifo, hold)), Some((port, to))) = (host.stdin, guest.stdin) {
             stdin_hold = Some(hold);
-            let label = relay::Label { process: name.into(), stream: "stdin" };
-            tasks.push(tokio::spawn(relay::input(label, fifo, to, phase.subscribe())));
+            tasks.push(tokio::spawn(input::input(port, fifo, to, patience())));
         }
         Self { phase, stdin_hold, tasks }
     }
@@ -256,6 +248,9 @@ impl Drop for Streams {
         }
     }
 }
+
+#[cfg(test)]
+mod relay_tests;
 
 #[cfg(test)]
 mod tests {

@@ -1,21 +1,26 @@
 //! Streams over real FIFOs and a guest's end in our hands.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocol::stream::{END, MAX_CHUNK};
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::spawn_blocking;
 
+use super::input::input;
+use super::output::output;
+use super::patience::SILENT_AFTER_EXIT;
 use super::*;
 
 const SOON: Duration = Duration::from_secs(5);
 
-fn label() -> Label {
-    Label { process: "test".into(), stream: "stdout" }
+/// A stream that nobody listens for when it is dialled again.
+fn port(dir: &Path, kind: Kind) -> Port {
+    Port::new(dir.join("vsock").into(), "c", "", kind)
 }
 
 fn fifo(dir: &Path) -> PathBuf {
@@ -54,7 +59,8 @@ fn output_to_fifo() -> Output {
     let (ours, guest) = UnixStream::pair().unwrap();
     let phase = watch::Sender::new(Phase::Alive);
     let sink = Sink::Fifo(FifoWriter::open(&path).unwrap());
-    let task = tokio::spawn(output(label(), ours, sink, phase.subscribe()));
+    let port = port(dir.path(), Kind::STDOUT);
+    let task = tokio::spawn(output(port, ours, sink, Patience::new(phase.subscribe())));
     Output { guest, phase, task, path, _dir: dir }
 }
 
@@ -101,13 +107,13 @@ async fn a_full_pipe_stops_the_guest() {
 }
 
 #[tokio::test]
-async fn a_broken_stream_keeps_the_fifo_until_the_process_ends() {
+async fn a_broken_stream_keeps_the_fifo_while_the_process_may_live() {
     let mut it = output_to_fifo();
     it.guest.write_all(&chunk(b"before")).await.unwrap();
     let mut read = reader(&it.path);
     drop(it.guest);
     assert!(timeout(Duration::from_millis(100), &mut read).await.is_err(), "no end while the process lives");
-    it.phase.send_replace(Phase::Ending);
+    it.phase.send_replace(Phase::Cut);
     assert_eq!(timeout(SOON, read).await.unwrap().unwrap(), b"before");
 }
 
@@ -128,6 +134,60 @@ async fn what_came_of_an_unfinished_chunk_is_delivered_when_the_vm_goes() {
     it.phase.send_replace(Phase::Cut);
     assert_eq!(timeout(SOON, read).await.unwrap().unwrap(), b"half");
     timeout(SOON, it.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_broken_stream_goes_on_with_the_next_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::UnixListener::bind(dir.path().join("vsock")).unwrap();
+    let sink = Sink::File(File::create(dir.path().join("out")).unwrap());
+    let (ours, mut guest) = UnixStream::pair().unwrap();
+    let phase = watch::Sender::new(Phase::Alive);
+    let port = port(dir.path(), Kind::STDOUT);
+    let task = tokio::spawn(output(port, ours, sink, Patience::new(phase.subscribe())));
+    let cut = [chunk(b"first "), chunk(b"second ")[..6].to_vec()].concat();
+    guest.write_all(&cut).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    drop(guest);
+    let (mut guest, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    let mut connect = [0; 13];
+    guest.read_exact(&mut connect).await.unwrap();
+    guest.write_all(b"OK 1\n").await.unwrap();
+    let header: bulkhead_protocol::agent::StreamHeader =
+        bulkhead_protocol::frame::read_message(&mut guest).await.unwrap();
+    assert_eq!((header.container_id.as_str(), header.kind.unwrap()), ("c", Kind::STDOUT));
+    // What was not taken whole comes again.
+    guest.write_all(&[chunk(b"second "), chunk(b"third"), END.to_vec()].concat()).await.unwrap();
+    timeout(SOON, task).await.unwrap().unwrap();
+    assert_eq!(std::fs::read(dir.path().join("out")).unwrap(), b"first second third");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trickle_after_the_exit_is_cut_off() {
+    let mut it = output_to_fifo();
+    it.phase.send_replace(Phase::Ending);
+    let started = tokio::time::Instant::now();
+    let trickle = async {
+        while it.guest.write_all(&chunk(b".")).await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    trickle.await;
+    assert!(started.elapsed() <= SILENT_AFTER_EXIT + Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_flood_after_the_exit_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = Sink::File(File::create(dir.path().join("out")).unwrap());
+    let (ours, mut guest) = UnixStream::pair().unwrap();
+    let phase = watch::Sender::new(Phase::Ending);
+    let port = port(dir.path(), Kind::STDOUT);
+    let task = tokio::spawn(output(port, ours, sink, Patience::new(phase.subscribe())));
+    let piece = chunk(&[b'y'; 64 * 1024]);
+    while guest.write_all(&piece).await.is_ok() {}
+    timeout(SOON, task).await.unwrap().unwrap();
+    assert_eq!(std::fs::metadata(dir.path().join("out")).unwrap().len(), 16 * 1024 * 1024);
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,7 +214,8 @@ fn input_from_fifo() -> Input {
     let (ours, guest) = UnixStream::pair().unwrap();
     let phase = watch::Sender::new(Phase::Alive);
     let (fifo, hold) = FifoReader::open(&path).unwrap();
-    let task = tokio::spawn(input(label(), fifo, ours, phase.subscribe()));
+    let port = port(dir.path(), Kind::STDIN);
+    let task = tokio::spawn(input(port, fifo, ours, Patience::new(phase.subscribe())));
     Input { guest, hold: Some(hold), phase, task, path, _dir: dir }
 }
 
@@ -195,10 +256,7 @@ async fn stdin_survives_containerds_restart_and_ends_with_close_io() {
 }
 
 #[tokio::test]
-async fn stdin_stops_when_the_process_closes_it_or_ends() {
-    let it = input_from_fifo();
-    drop(it.guest);
-    timeout(SOON, it.task).await.unwrap().unwrap();
+async fn stdin_stops_when_the_process_ends() {
     let it = input_from_fifo();
     it.phase.send_replace(Phase::Ending);
     timeout(SOON, it.task).await.unwrap().unwrap();
@@ -230,7 +288,8 @@ proptest! {
             let sink = Sink::File(File::create(&path).unwrap());
             let (ours, mut guest) = UnixStream::pair().unwrap();
             let phase = watch::Sender::new(Phase::Cut);
-            let task = tokio::spawn(output(label(), ours, sink, phase.subscribe()));
+            let port = port(dir.path(), Kind::STDOUT);
+            let task = tokio::spawn(output(port, ours, sink, Patience::new(phase.subscribe())));
             guest.write_all(&bytes).await.unwrap();
             drop(guest);
             timeout(SOON, task).await.unwrap().unwrap();

@@ -50,6 +50,7 @@ pub(crate) struct FakeAgent {
     changed: watch::Sender<u64>,
     sessions: Arc<Mutex<JoinSet<()>>>,
     dead: watch::Sender<bool>,
+    babbling: watch::Sender<bool>,
 }
 
 impl FakeAgent {
@@ -60,6 +61,7 @@ impl FakeAgent {
             changed: watch::Sender::new(0),
             sessions: Arc::default(),
             dead: watch::Sender::new(false),
+            babbling: watch::Sender::new(false),
         };
         agent.world.lock().unwrap().next_pid = 100;
         let listener = UnixListener::bind(vsock).unwrap();
@@ -84,7 +86,12 @@ impl FakeAgent {
             return;
         }
         socket.write_all(b"OK 1073741824\n").await.unwrap();
-        if port == AGENT_PORT {
+        if port == AGENT_PORT && *self.babbling.borrow() {
+            let noise: Vec<u8> =
+                (0..4096_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+            // The proxy may have hung up already.
+            drop(socket.write_all(&noise).await);
+        } else if port == AGENT_PORT {
             self.session(socket).await;
         } else if port == STREAM_PORT {
             let header: StreamHeader = frame::read_message(&mut socket).await.unwrap();
@@ -113,6 +120,11 @@ impl FakeAgent {
     pub(crate) async fn break_sessions(&self) {
         let mut sessions = std::mem::take(&mut *self.sessions.lock().unwrap());
         sessions.shutdown().await;
+    }
+
+    /// While set, new sessions get noise instead of an agent.
+    pub(crate) fn babble(&self, babble: bool) {
+        self.babbling.send_replace(babble);
     }
 
     /// From now on no port answers.

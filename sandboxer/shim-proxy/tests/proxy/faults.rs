@@ -88,6 +88,38 @@ async fn a_broken_session_is_dialled_again_and_waits_go_on() {
 }
 
 #[tokio::test]
+async fn noise_instead_of_an_agent_is_survived() {
+    let mut rig = Rig::attached().await;
+    rig.running("c").await;
+    let wait = rig.wait("c", "");
+    rig.agent.called("wait c").await;
+    rig.agent.babble(true);
+    rig.agent.break_sessions().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(rig.is_alive());
+    assert_eq!(rig.status("c").await, Status::RUNNING);
+    rig.agent.babble(false);
+    rig.agent.end("c", "", 5, false);
+    assert_eq!(soon(wait).await.unwrap().unwrap().exit_status, 5);
+}
+
+#[tokio::test]
+async fn a_start_whose_session_breaks_is_asked_again() {
+    let rig = Rig::attached().await;
+    let request = rig.prepare("c");
+    let pid = soon(rig.task.create(within(), &request)).await.unwrap().pid;
+    rig.agent.hold("start");
+    let task = rig.task.clone();
+    let starting = tokio::spawn(async move {
+        task.start(within(), &StartRequest { id: "c".into(), ..Default::default() }).await
+    });
+    rig.agent.called("start c").await;
+    rig.agent.break_sessions().await;
+    rig.agent.let_go("start");
+    assert_eq!(soon(starting).await.unwrap().unwrap().pid, pid);
+}
+
+#[tokio::test]
 async fn an_agent_out_of_reach_for_long_counts_as_gone() {
     let rig = Rig::attached().await;
     rig.running("c").await;

@@ -15,4 +15,5 @@ mod fake_containerd;
 mod fake_sandboxer;
 mod faults;
 mod rig;
+mod size;
 mod stdio;

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::fake_agent::{Kind, say, say_end};
+use crate::fake_agent::{Kind, hear, say, say_end};
 use crate::rig::{Rig, read_all, soon, within};
 
 /// Bytes that show where they belong.
@@ -86,15 +86,31 @@ async fn output_of_the_time_without_containerd_is_kept() {
 }
 
 #[tokio::test]
-async fn stdout_ends_only_with_the_process() {
+async fn a_broken_stream_is_no_end_and_is_dialled_again() {
     let rig = Rig::attached().await;
     let request = rig.running("c").await;
     let mut out = read_all(&request.stdout);
-    let guest = rig.agent.stream("c", "", Kind::STDOUT).await;
+    let mut guest = rig.agent.stream("c", "", Kind::STDOUT).await;
+    say(&mut guest, b"before ").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     drop(guest);
-    assert!(timeout(Duration::from_millis(300), &mut out).await.is_err(), "a broken stream is no end");
+    let mut guest = soon(rig.agent.stream("c", "", Kind::STDOUT)).await;
+    assert!(timeout(Duration::from_millis(200), &mut out).await.is_err(), "no end yet");
+    say(&mut guest, b"after").await;
     rig.agent.end("c", "", 0, false);
-    assert_eq!(soon(out).await.unwrap(), b"");
+    say_end(guest).await;
+    assert_eq!(soon(out).await.unwrap(), b"before after");
+}
+
+#[tokio::test]
+async fn broken_stdin_is_dialled_again() {
+    let rig = Rig::attached().await;
+    let request = rig.running("c").await;
+    drop(rig.agent.stream("c", "", Kind::STDIN).await);
+    let mut guest = soon(rig.agent.stream("c", "", Kind::STDIN)).await;
+    let write = spawn_blocking(move || std::fs::write(request.stdin, "typed").unwrap());
+    assert_eq!(soon(hear(&mut guest)).await, b"typed");
+    soon(write).await.unwrap();
 }
 
 #[tokio::test]
