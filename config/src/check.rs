@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::Settings;
 
@@ -138,13 +138,22 @@ fn directories(settings: &Settings, findings: &mut Findings) {
 
 fn logs(settings: &Settings, findings: &mut Findings) {
     let level = &settings.sandboxer.log_level;
-    if let Err(error) = EnvFilter::try_new(level) {
+    if let Err(wrong) = log_filter(level) {
         let right = "for example info, or warn,bulkhead_sandboxer=debug";
-        findings.add("sandboxer.log_level", format!("{level:?}"), error.to_string(), right);
+        findings.add("sandboxer.log_level", format!("{level:?}"), wrong, right);
     }
     let level = settings.guest.agent_log_level.as_str();
     let known = ("no log level", "one of error, warn, info, debug, trace");
     findings.unless(AGENT_LEVELS.contains(&level), "guest.agent_log_level", format!("{level:?}"), known);
+}
+
+/// A bare word would be taken for a module: here it has to be a level.
+fn log_filter(filter: &str) -> Result<(), String> {
+    let mut words = filter.split(',').filter(|part| !part.contains('='));
+    if let Some(word) = words.find(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
+        return Err(format!("{word:?} is no log level"));
+    }
+    filter.parse::<Targets>().map(|_| ()).map_err(|error| error.to_string())
 }
 
 fn numbers(settings: &Settings, findings: &mut Findings) {

@@ -37,7 +37,7 @@ pub struct Sandboxer {
     pub state_dir: PathBuf,
     /// containerd's gRPC socket; its ttrpc socket for events is this path with `.ttrpc` behind it.
     pub containerd_address: PathBuf,
-    /// Filter of the log, in the syntax of `tracing_subscriber::EnvFilter`.
+    /// Filter of the log: levels with or without a module, in the syntax of `tracing_subscriber::filter::Targets`.
     pub log_level: String,
     /// How log lines look on stderr.
     pub log_format: LogFormat,

@@ -110,6 +110,15 @@ fn each_slip_is_named_with_what_would_be_right() {
 
 #[test]
 fn a_bad_log_filter_is_named() {
+    for good in ["info", "OFF", "warn,vmm_actors=debug", "vmm_actors::vm=trace"] {
+        assert!(
+            Settings::parse(&format!("[sandboxer]\nlog_level = {good:?}"), Scope::Values).is_ok(),
+            "{good}"
+        );
+    }
+    for bad in ["", "inof", "warn,,", "warn,loud"] {
+        assert!(fault(&format!("[sandboxer]\nlog_level = {bad:?}")).contains("is no log level"), "{bad}");
+    }
     let says = fault("[sandboxer]\nlog_level = \"bulkhead=loudly\"");
     assert!(says.starts_with("sandboxer.log_level = \"bulkhead=loudly\": "), "{says}");
     assert!(says.ends_with("; for example info, or warn,bulkhead_sandboxer=debug"), "{says}");

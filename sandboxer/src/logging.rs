@@ -3,17 +3,21 @@
 use std::io::{self, IsTerminal};
 
 use bulkhead_config::{LogFormat, Sandboxer};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt, registry};
 
 /// Starts logging. A second start in one process is ignored.
 pub(crate) fn start(settings: &Sandboxer) {
-    let filter = EnvFilter::new(&settings.log_level);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    let started = match settings.log_format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => log.json().try_init(),
+    // Checked with the other settings. Targets, not EnvFilter: no regular expressions for the life of the service.
+    let filter: Targets = settings.log_level.parse().unwrap_or_default();
+    let log = fmt::layer().with_writer(io::stderr);
+    let log = match settings.log_format {
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => log.json().boxed(),
     };
-    if let Err(error) = started {
+    if let Err(error) = registry().with(log.with_filter(filter)).try_init() {
         tracing::debug!(%error, "logging had been started before");
     }
 }
