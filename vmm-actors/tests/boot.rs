@@ -1,6 +1,8 @@
 //! Boots real VMs through the actors. Needs QEMU, the peers (`BULKHEAD_PEERS`, else `.peers/bin` of the workspace) and
 //! the guest (`BULKHEAD_GUEST_DIR`, else `out` of the workspace); says aloud what it skips for the want of one.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a rig that does not come up is a failed test")]
+
 mod rig;
 
 use std::time::Duration;
@@ -90,7 +92,7 @@ async fn the_end_of_any_process_is_told_and_leaves_none() {
                 let exited = rig.vmm_exited.recv().await.unwrap();
                 assert_eq!(exited.cause, EndCause::VsockHelperEnded(Exit::Signal(9)), "{exited}");
             }
-            _ => {
+            _vmm => {
                 let exited = rig.vmm_exited.recv().await.unwrap();
                 assert_eq!((exited.cause, exited.exit), (EndCause::VmmEnded, Exit::Signal(9)), "{exited}");
             }
