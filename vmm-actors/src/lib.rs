@@ -27,6 +27,8 @@ pub mod registry;
 pub mod sandbox;
 mod sandboxes;
 pub mod shim;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod virtiofsd;
 pub mod vm;
 

@@ -167,6 +167,14 @@ pub enum AgentError {
         /// Why not.
         source: io::Error,
     },
+    /// The guest did not answer in time.
+    #[error("the guest did not answer {call} within {after:?}")]
+    CallTimedOut {
+        /// The call.
+        call: &'static str,
+        /// How long it had.
+        after: Duration,
+    },
     /// The guest did not do what it was asked.
     #[error("the guest did not carry out {call}")]
     Call {
@@ -182,7 +190,7 @@ impl AgentError {
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         match self {
-            Self::NoAnnouncement { .. } | Self::NoAnswer { .. } => true,
+            Self::NoAnnouncement { .. } | Self::NoAnswer { .. } | Self::CallTimedOut { .. } => true,
             Self::Dial { source, .. } => source.kind() == io::ErrorKind::TimedOut,
             Self::Call { source: ttrpc::Error::RpcStatus(status), .. } => {
                 status.code() == ttrpc::Code::DEADLINE_EXCEEDED

@@ -53,8 +53,9 @@ impl Session {
         S: AsyncRead + AsyncWrite + Send + Sync + 'static,
     {
         let client = AgentClient::new(Client::new(Socket::new(stream)));
-        let hello = client.hello(with_duration(HELLO_WITHIN), &agent_hello("sandboxer")).await;
-        let hello = hello.map_err(|source| AgentError::Call { call: "Hello", source })?;
+        let request = agent_hello("sandboxer");
+        let hello = client.hello(context(HELLO_WITHIN), &request);
+        let hello = answered("Hello", HELLO_WITHIN, hello).await?;
         let guest = Guest {
             version: hello.version,
             agent_build: hello.agent_build,
@@ -70,19 +71,19 @@ impl Session {
     /// # Errors
     /// [`AgentError::Call`] with what the guest says.
     pub async fn setup(&self, request: &SetupRequest) -> Result<(), AgentError> {
-        let done = self.client.setup(with_duration(SETUP_WITHIN), request).await;
-        done.map(|_| ()).map_err(|source| AgentError::Call { call: "Setup", source })
+        let done = self.client.setup(context(SETUP_WITHIN), request);
+        answered("Setup", SETUP_WITHIN, done).await.map(|_| ())
     }
 
     /// A sign of life, within `within`; answers how long it took.
     ///
     /// # Errors
-    /// [`AgentError::Call`] when none comes.
+    /// [`AgentError::CallTimedOut`] or [`AgentError::Call`] when none comes.
     pub async fn ping(&self, within: Duration) -> Result<Duration, AgentError> {
         let asked = Instant::now();
-        let context: Context = with_duration(within);
-        let pong = self.client.ping(context, &PingRequest::default()).await;
-        pong.map(|_| asked.elapsed()).map_err(|source| AgentError::Call { call: "Ping", source })
+        let request = PingRequest::default();
+        let pong = self.client.ping(context(within), &request);
+        answered("Ping", within, pong).await.map(|_| asked.elapsed())
     }
 
     /// Asks the guest to power off, its containers having `grace`. A connection that ends instead of an answer is one:
@@ -100,5 +101,23 @@ impl Session {
             Err(error) => Err(error),
             Ok(_) => Ok(()),
         }
+    }
+}
+
+/// The deadline that the guest is told: a little later than ours, which decides.
+fn context(within: Duration) -> Context {
+    with_duration(within.saturating_add(Duration::from_secs(1)))
+}
+
+/// Waits for an answer. The deadline is kept here, because ttrpc's own end of patience cannot be told from a broken
+/// connection.
+async fn answered<T>(
+    call: &'static str,
+    within: Duration,
+    answer: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(within, answer).await {
+        Ok(answer) => answer.map_err(|source| AgentError::Call { call, source }),
+        Err(_elapsed) => Err(AgentError::CallTimedOut { call, after: within }),
     }
 }

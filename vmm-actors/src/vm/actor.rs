@@ -294,3 +294,6 @@ impl Handler<Observe> for Vm {
         ctx.spawn(asked.into_actor(self));
     }
 }
+
+#[cfg(test)]
+mod tests;

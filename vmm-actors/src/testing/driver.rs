@@ -1,0 +1,130 @@
+//! A driver whose VMM is an idle process and whose guest lives in this one.
+
+use std::ffi::OsString;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bulkhead_config::Hypervisor;
+
+use super::FakeGuest;
+use crate::host::process::{OwnedProcess, ProcessIdentity, Spawn};
+use crate::pod_dir::PodDir;
+use crate::vm::{Acceleration, Driver, GuestState, LaunchSpec, Launched, VmError};
+
+/// What goes wrong with a VM, and when.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Fault {
+    /// Nothing.
+    #[default]
+    None,
+    /// Launching fails: nothing was started.
+    LaunchFails,
+    /// Launching never ends.
+    LaunchHangs,
+    /// The VMM prints these words and ends with code 3.
+    VmmExits(String),
+    /// The guest never announces itself.
+    NeverAnnounces,
+    /// The guest's agent speaks no version of ours.
+    ForeignAgent,
+    /// The guest refuses to become a pod.
+    SetupFails,
+    /// The guest never answers to Setup.
+    SetupHangs,
+    /// The guest answers no Ping.
+    IgnoresPings,
+    /// The guest does not end when it is told to.
+    IgnoresShutdown,
+}
+
+/// Launches fake VMs. Scripted faults are used up in order, one for each launch; without one all is well.
+#[derive(Debug, Default)]
+pub struct FakeDriver {
+    state: Mutex<State>,
+    boot_time: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    faults: std::collections::VecDeque<Fault>,
+    launched: Vec<ProcessIdentity>,
+    guests: Vec<FakeGuest>,
+}
+
+impl FakeDriver {
+    /// A driver whose guests announce themselves `boot_time` after their launch.
+    #[must_use]
+    pub fn new(boot_time: Duration) -> Self {
+        Self { boot_time, ..Self::default() }
+    }
+
+    /// Scripts the next launch that has no script yet.
+    #[must_use]
+    pub fn then(self, fault: Fault) -> Self {
+        self.state().faults.push_back(fault);
+        self
+    }
+
+    /// Every VMM that was ever started, in order.
+    #[must_use]
+    pub fn launched(&self) -> Vec<ProcessIdentity> {
+        self.state().launched.clone()
+    }
+
+    /// What the guest of this pod was asked, in order: the names of calls.
+    #[must_use]
+    pub fn calls(&self, dir: &PodDir) -> Vec<String> {
+        self.state().guests.iter().filter(|guest| guest.dir() == dir).flat_map(FakeGuest::calls).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Driver for FakeDriver {
+    fn hypervisor(&self) -> Hypervisor {
+        Hypervisor::Qemu
+    }
+
+    fn name(&self) -> String {
+        "fake".to_owned()
+    }
+
+    async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmError> {
+        let fault = self.state().faults.pop_front().unwrap_or_default();
+        if fault == Fault::LaunchFails {
+            return Err(VmError::Unsupported { driver: self.name(), what: "launch what is to fail" });
+        }
+        if fault == Fault::LaunchHangs {
+            return std::future::pending().await;
+        }
+        let script = if let Fault::VmmExits(words) = &fault {
+            format!("echo '{words}'; exit 3")
+        } else {
+            "exec sleep 3600".to_owned()
+        };
+        let start = Spawn {
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into(), OsString::from(spec.dir.path())],
+            output: spec.dir.vmm_output(),
+            fds: Vec::new(),
+            cgroup: spec.cgroup.clone(),
+            env: Vec::new(),
+        };
+        let vmm =
+            OwnedProcess::spawn(start).map_err(|source| VmError::StartVmm { setting: "fake", source })?;
+        let guest = FakeGuest::start(spec.dir.clone(), vmm.identity().clone(), fault, self.boot_time)
+            .map_err(|source| VmError::Socket { act: "listen on", path: spec.dir.vsock(), source })?;
+        let mut state = self.state();
+        state.launched.push(vmm.identity().clone());
+        state.guests.push(guest);
+        Ok(Launched { vmm, vsock_helper: None, acceleration: Acceleration::Tcg })
+    }
+
+    async fn guest_state(&self, _: &PodDir) -> Result<GuestState, VmError> {
+        Ok(GuestState::Running)
+    }
+}

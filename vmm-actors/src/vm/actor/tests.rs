@@ -1,0 +1,155 @@
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::*;
+use crate::ask::{AskError, ask, tell};
+use crate::host::process::OwnedProcess;
+use crate::id::SandboxId;
+use crate::testing::{FakeDriver, Fault};
+use crate::vm::{Device, GuestState, LaunchSpec};
+
+struct Parent(UnboundedSender<VmmExited>);
+
+impl Actor for Parent {
+    type Context = Context<Self>;
+}
+
+impl Handler<VmmExited> for Parent {
+    type Result = ();
+    fn handle(&mut self, exited: VmmExited, _: &mut Self::Context) {
+        self.0.send(exited).unwrap();
+    }
+}
+
+struct Bench {
+    driver: Arc<FakeDriver>,
+    dir: PodDir,
+    parent: actix::Addr<Parent>,
+    exits: UnboundedReceiver<VmmExited>,
+    _root: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(fault: Fault) -> (Self, actix::Addr<Vm>) {
+        let root = tempfile::tempdir().unwrap();
+        let dir = PodDir::new(root.path(), &SandboxId::new("p").unwrap());
+        std::fs::create_dir_all(dir.path()).unwrap();
+        let (sender, exits) = unbounded_channel();
+        let driver = Arc::new(FakeDriver::new(Duration::ZERO).then(fault));
+        let bench = Self { driver, dir, parent: Parent(sender).start(), exits, _root: root };
+        let vm = Vm::new(bench.driver.clone(), bench.parent.clone().recipient()).start();
+        (bench, vm)
+    }
+
+    fn boot(&self) -> impl FnOnce(Reply<Booted, VmError>) -> Boot {
+        let spec = Box::new(LaunchSpec::new(self.dir.clone(), &bulkhead_config::Settings::default()));
+        move |reply| Boot { spec, reply }
+    }
+
+    fn vmm_lives(&self) -> bool {
+        let launched = self.driver.launched();
+        launched.iter().any(|vmm| {
+            OwnedProcess::adopt(vmm).unwrap().is_some_and(|vmm| {
+                vmm.keep();
+                true
+            })
+        })
+    }
+}
+
+#[actix::test]
+async fn a_vm_boots_once_and_ends_when_asked() {
+    let (mut bench, vm) = Bench::new(Fault::None);
+    let booted = ask(&vm, bench.boot()).await.unwrap();
+    assert_eq!(booted.record.vmm, bench.driver.launched()[0]);
+    let again = ask(&vm, bench.boot()).await;
+    assert!(matches!(again, Err(AskError::Failed(VmError::Refused { state: "up", .. }))), "{again:?}");
+    let view = ask(&vm, |reply| Observe { reply }).await.unwrap();
+    assert_eq!((view.state, view.guest), ("up", Some(GuestState::Running)));
+
+    let exit = ask(&vm, |reply| Shutdown { grace: Duration::from_millis(1), reply }).await.unwrap();
+    assert_eq!(exit, Exit::Signal(15), "the guest did not end by itself, so the VMM was told");
+    assert_eq!(bench.exits.recv().await.unwrap().cause, EndCause::Asked);
+    assert_eq!(ask(&vm, |reply| Kill { reply }).await.unwrap(), exit, "an ended VM answers at once");
+    assert!(!bench.vmm_lives());
+}
+
+#[actix::test]
+async fn an_unasked_end_is_told_with_the_last_words() {
+    let (mut bench, vm) = Bench::new(Fault::VmmExits("no such machine".into()));
+    ask(&vm, bench.boot()).await.unwrap();
+    let exited = bench.exits.recv().await.unwrap();
+    assert_eq!((exited.exit, exited.cause), (Exit::Code(3), EndCause::VmmEnded));
+    assert!(exited.to_string().contains("no such machine"), "{exited}");
+    let view = ask(&vm, |reply| Observe { reply }).await.unwrap();
+    assert_eq!((view.state, view.exited), ("gone", Some(exited)));
+}
+
+#[actix::test]
+async fn a_failed_launch_leaves_a_vm_that_can_be_booted_again() {
+    let (bench, vm) = Bench::new(Fault::LaunchFails);
+    assert!(matches!(ask(&vm, bench.boot()).await, Err(AskError::Failed(VmError::Unsupported { .. }))));
+    ask(&vm, bench.boot()).await.unwrap();
+}
+
+#[actix::test]
+async fn a_launch_that_hangs_can_be_killed_and_its_caller_hears_of_it() {
+    let (bench, vm) = Bench::new(Fault::LaunchHangs);
+    let boot = ask(&vm, bench.boot());
+    let kill = async {
+        tokio::task::yield_now().await;
+        ask(&vm, |reply| Kill { reply }).await
+    };
+    let (booted, killed) = tokio::join!(boot, kill);
+    assert!(matches!(booted, Err(AskError::Failed(VmError::Cancelled))), "{booted:?}");
+    assert_eq!(killed.unwrap(), Exit::Unknown);
+}
+
+#[actix::test]
+async fn a_kept_vm_outlives_its_actor_and_is_taken_over() {
+    let (mut bench, vm) = Bench::new(Fault::None);
+    let record = ask(&vm, bench.boot()).await.unwrap().record;
+    tell(&vm, Keep).unwrap();
+    ask(&vm, |reply| Observe { reply }).await.unwrap();
+    drop(vm);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(bench.vmm_lives());
+
+    let driver: Arc<dyn Driver> = bench.driver.clone();
+    let parent = bench.parent.clone().recipient();
+    let vm = Vm::adopt(&record, driver.clone(), parent.clone()).unwrap().unwrap().start();
+    ask(&vm, |reply| Kill { reply }).await.unwrap();
+    assert_eq!(bench.exits.recv().await.unwrap().cause, EndCause::Asked);
+    assert!(Vm::adopt(&record, driver, parent).unwrap().is_none(), "an ended VM is not taken over");
+}
+
+#[actix::test]
+async fn a_vm_that_is_not_kept_goes_with_its_actor() {
+    let (bench, vm) = Bench::new(Fault::None);
+    ask(&vm, bench.boot()).await.unwrap();
+    drop(vm);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!bench.vmm_lives());
+}
+
+#[actix::test]
+async fn what_the_driver_cannot_is_said_and_what_the_state_forbids_refused() {
+    let (bench, vm) = Bench::new(Fault::None);
+    let plug = || Device::Block { id: "d".into(), path: "/x".into(), access: crate::vm::Access::ReadOnly };
+    let early = ask(&vm, |reply| AddDevice { device: plug(), reply }).await;
+    assert!(matches!(early, Err(AskError::Failed(VmError::Refused { state: "cold", .. }))), "{early:?}");
+    ask(&vm, bench.boot()).await.unwrap();
+    let refused = ask(&vm, |reply| AddDevice { device: plug(), reply }).await.unwrap_err();
+    assert_eq!(refused.to_string(), "fake cannot add devices to a running VM");
+}
+
+#[actix::test]
+async fn a_console_that_floods_is_emptied() {
+    let (bench, vm) = Bench::new(Fault::None);
+    ask(&vm, bench.boot()).await.unwrap();
+    std::fs::write(bench.dir.console(), vec![b'x'; 2 << 20]).unwrap();
+    tokio::time::pause();
+    tokio::time::advance(CONSOLE_CHECK + Duration::from_millis(1)).await;
+    tokio::time::resume();
+    ask(&vm, |reply| Observe { reply }).await.unwrap();
+    assert_eq!(std::fs::metadata(bench.dir.console()).unwrap().len(), 0);
+}
