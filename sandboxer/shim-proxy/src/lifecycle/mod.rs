@@ -184,7 +184,7 @@ pub(crate) enum Refusal {
     /// The request needs an ended process.
     #[error("it is still running")]
     StillRunning,
-    /// A signal for a process that has ended.
+    /// A signal, new resources or a new size for a process that has ended.
     #[error("it has already ended")]
     AlreadyEnded,
     /// Pause of a paused, or Resume of a running process.

@@ -173,12 +173,10 @@ fn stopped(pid: u32, exit: Exit, event: Event) -> Outcome {
             go(State::Deleting { pid, exit: Some(exit) }, &[Effect::CallDelete])
         }
         Event::Started { pid: told } if pid == 0 => go(State::Stopped { pid: told, exit }, &[]),
-        Event::SignalAsked => Err(Refusal::AlreadyEnded),
-        Event::StartAsked
-        | Event::PauseAsked
-        | Event::ResumeAsked
-        | Event::ExecAsked
-        | Event::AdjustAsked => Err(Refusal::NotRunning),
+        Event::SignalAsked | Event::AdjustAsked => Err(Refusal::AlreadyEnded),
+        Event::StartAsked | Event::PauseAsked | Event::ResumeAsked | Event::ExecAsked => {
+            Err(Refusal::NotRunning)
+        }
         Event::Created { .. }
         | Event::CreateFailed
         | Event::Started { .. }
@@ -200,15 +198,10 @@ fn deleting(pid: u32, exit: Option<Exit>, event: Event) -> Outcome {
         (Event::DeleteFailed, Some(exit)) => go(State::Stopped { pid, exit }, &[]),
         (Event::DeleteFailed, None) => go(State::Created { pid }, &[]),
         (Event::Ended(exit), None) => go(State::Deleting { pid, exit: Some(exit) }, END),
-        (Event::SignalAsked, _) => Err(Refusal::AlreadyEnded),
-        (
-            Event::StartAsked
-            | Event::PauseAsked
-            | Event::ResumeAsked
-            | Event::ExecAsked
-            | Event::AdjustAsked,
-            _,
-        ) => Err(Refusal::NotRunning),
+        (Event::SignalAsked | Event::AdjustAsked, _) => Err(Refusal::AlreadyEnded),
+        (Event::StartAsked | Event::PauseAsked | Event::ResumeAsked | Event::ExecAsked, _) => {
+            Err(Refusal::NotRunning)
+        }
         (
             Event::Created { .. }
             | Event::CreateFailed

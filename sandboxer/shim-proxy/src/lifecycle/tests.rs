@@ -118,31 +118,31 @@ const TABLE: [(State, &str); 16] = [
     ),
     (
         State::Stopped { pid: 0, exit: EXIT },
-        "· · · !NotRunning stopped · · !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !NotRunning \
+        "· · · !NotRunning stopped · · !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !AlreadyEnded \
          deleting · · deleting",
     ),
     (
         State::Stopped { pid: 9, exit: EXIT },
-        "· · · !NotRunning · · · !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !NotRunning deleting · · \
+        "· · · !NotRunning · · · !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !AlreadyEnded deleting · · \
          deleting",
     ),
     (
         State::Deleting { pid: 0, exit: None },
-        "· · · !NotRunning · · deleting !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !NotRunning · gone \
+        "· · · !NotRunning · · deleting !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !AlreadyEnded · gone \
          created ·",
     ),
     (
         State::Deleting { pid: 9, exit: None },
-        "· · · !NotRunning · · deleting !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !NotRunning · gone \
+        "· · · !NotRunning · · deleting !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !AlreadyEnded · gone \
          created ·",
     ),
     (
         State::Deleting { pid: 0, exit: Some(EXIT) },
-        "· · · !NotRunning · · · !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !NotRunning · gone stopped ·",
+        "· · · !NotRunning · · · !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !AlreadyEnded · gone stopped ·",
     ),
     (
         State::Deleting { pid: 9, exit: Some(EXIT) },
-        "· · · !NotRunning · · · !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !NotRunning · gone stopped ·",
+        "· · · !NotRunning · · · !NotRunning · !NotRunning · !AlreadyEnded !NotRunning !AlreadyEnded · gone stopped ·",
     ),
     (
         State::Gone { exit: None },

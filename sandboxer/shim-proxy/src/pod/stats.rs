@@ -27,7 +27,7 @@ impl Pod {
     /// A container's figures.
     ///
     /// # Errors
-    /// [`TaskError::Refused`] when it does not run; `Agent…`, after 1 s at the latest.
+    /// [`TaskError::Refused`] when it has ended; `Agent…`, after 1 s at the latest.
     pub(crate) async fn stats(self: &Arc<Self>, at: &At) -> Result<Any, TaskError> {
         self.feed(at, Event::AdjustAsked)?;
         let request = ContainerRef { container_id: at.container.id.clone(), ..Default::default() };

@@ -1,7 +1,10 @@
 //! How much memory a proxy costs: there is one for each pod of the node.
 
+use containerd_shim_protos::api::ExecProcessRequest;
+use protobuf::well_known_types::any::Any;
+
 use crate::fake_agent::{Kind, say, say_end};
-use crate::rig::{Rig, read_all, soon};
+use crate::rig::{Rig, eventually, read_all, soon, within};
 
 /// The aim of the design, in KiB.
 const PRIVATE_KIB: u64 = 1024;
@@ -44,4 +47,44 @@ async fn an_idle_proxy_is_small() {
     } else {
         assert!(private <= PRIVATE_KIB, "{private} KiB private, at most {PRIVATE_KIB} KiB are allowed");
     }
+}
+
+/// Descriptors and tasks of a process.
+fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+#[tokio::test]
+async fn a_hundred_execs_leave_nothing_open() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let mut before = 0;
+    for round in 0..100 {
+        let name = format!("e{round}");
+        let [stdin, stdout, stderr] = rig.fifos(&name);
+        let spec = Any { value: b"{}".to_vec(), ..Default::default() };
+        let request = ExecProcessRequest {
+            id: "c".into(),
+            exec_id: name.clone(),
+            stdin,
+            stdout,
+            stderr,
+            spec: Some(spec).into(),
+            ..Default::default()
+        };
+        soon(rig.task.exec(within(), &request)).await.unwrap();
+        rig.start("c", &name).await.unwrap();
+        for kind in [Kind::STDOUT, Kind::STDERR] {
+            say_end(rig.agent.stream("c", &name, kind).await).await;
+        }
+        rig.agent.end("c", &name, 0, false);
+        soon(rig.wait("c", &name)).await.unwrap().unwrap();
+        rig.delete("c", &name).await.unwrap();
+        drop(rig.agent.stream("c", &name, Kind::STDIN).await);
+        if round == 9 {
+            before = open_files(rig.proxy.id());
+        }
+    }
+    let after = || open_files(rig.proxy.id());
+    eventually("as many open files as before", || after() <= before).await;
 }
