@@ -15,7 +15,7 @@ use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::warn;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -110,7 +110,8 @@ impl Events {
                         if pause == PAUSES.1 {
                             warn!(%error, path = %self.address.display(), "containerd takes no events");
                         }
-                        sleep(pause).await;
+                        // A new event is a reason to try at once: containerd may have come back.
+                        drop(timeout(pause, self.queued.notified()).await);
                         pause = (pause * 2).min(PAUSES.1);
                     }
                 }

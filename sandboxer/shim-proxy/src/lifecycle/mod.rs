@@ -113,7 +113,7 @@ pub(crate) enum Event {
     SignalAsked,
     /// containerd wants an exec beside it.
     ExecAsked,
-    /// containerd calls Update, ResizePty, CloseIO or Stats.
+    /// containerd calls Update or ResizePty.
     AdjustAsked,
     /// containerd calls Delete.
     DeleteAsked,

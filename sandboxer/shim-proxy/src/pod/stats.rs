@@ -1,7 +1,7 @@
 //! Stats: the guest's cgroup v2 figures as containerd's `io.containerd.cgroups.v2.Metrics` (fact 3.14).
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{ContainerRef, StatsResponse};
@@ -16,7 +16,6 @@ use super::Pod;
 use super::process::At;
 use super::run::patient;
 use crate::error::TaskError;
-use crate::lifecycle::Event;
 
 /// How long the guest may take: kubelet asks for every container in turn.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -24,17 +23,26 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 
 impl Pod {
-    /// A container's figures.
+    /// A container's figures, until it is deleted: containerd 2.3 asks for them after an exit by SIGKILL, to learn
+    /// whether that was the OOM killer (fact 5.2).
     ///
     /// # Errors
-    /// [`TaskError::Refused`] when it has ended; `Agent…`, after 1 s at the latest.
-    pub(crate) async fn stats(self: &Arc<Self>, at: &At) -> Result<Any, TaskError> {
-        self.feed(at, Event::AdjustAsked)?;
+    /// `Agent…`, after 1 s at the latest, while it lives. Of an ended one the guest may have nothing more to say.
+    pub(crate) async fn stats(&self, at: &At) -> Result<Any, TaskError> {
         let request = ContainerRef { container_id: at.container.id.clone(), ..Default::default() };
         let until = Instant::now() + PATIENCE;
         let act = "read its statistics";
         let call = self.agent.call(act, until, |agent| async move { agent.stats(patient(), &request).await });
-        let figures = metrics(&call.await?).write_to_bytes();
+        let mut stats = match call.await {
+            Ok(stats) => stats,
+            Err(_) if at.process.state().exit().is_some() => StatsResponse::default(),
+            Err(error) => return Err(error),
+        };
+        if at.container.oom_told.load(Ordering::Relaxed) {
+            let kills = stats.memory_events.entry("oom_kill".to_owned()).or_default();
+            *kills = (*kills).max(1);
+        }
+        let figures = metrics(&stats).write_to_bytes();
         let nonsense = |_encoding| TaskError::AgentNonsense { act, fault: "figures that cannot be encoded" };
         let value = figures.map_err(nonsense)?;
         Ok(Any { type_url: TYPE.to_owned(), value, ..Default::default() })

@@ -251,6 +251,12 @@ async fn an_oom_kill_is_told_before_the_end() {
     let oom = events.iter().find(|event| event.topic == "/tasks/oom").expect("told before Wait answers");
     assert_eq!(oom.type_url, "containerd.events.TaskOOM");
     assert_eq!(TaskOOM::parse_from_bytes(&oom.value).unwrap().container_id, "c");
+    // containerd 2.3 asks again, by Stats of the ended container.
+    rig.agent.fail("stats", Code::NOT_FOUND);
+    let stats =
+        rig.task.stats(within(), &StatsRequest { id: "c".into(), ..Default::default() }).await.unwrap();
+    let metrics = Metrics::parse_from_bytes(&stats.stats.value).unwrap();
+    assert_eq!((metrics.memory_events.oom_kill, metrics.memory.usage_limit), (1, u64::MAX));
 }
 
 #[tokio::test]
