@@ -10,8 +10,11 @@ use std::panic::PanicHookInfo;
 use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::clock;
 
@@ -29,14 +32,20 @@ impl FormatTime for SinceBoot {
 /// silent: that must not keep a pod from running.
 pub(crate) fn init(level: LevelFilter) {
     let Ok(sink) = open("/dev/console").or_else(|_| open("/dev/kmsg")) else { return };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_target(false)
         .with_timer(SinceBoot)
-        .with_writer(Mutex::new(sink))
-        .init();
+        .with_writer(Mutex::new(sink));
+    tracing_subscriber::registry().with(lines).with(targets(level)).init();
     std::panic::set_hook(Box::new(panicked));
+}
+
+/// libcontainer tells every step at info and of every controller it does not know at warn, for each container: it is
+/// heard in full only by who wants details.
+fn targets(level: LevelFilter) -> Targets {
+    let quiet = if level > LevelFilter::INFO { level } else { level.min(LevelFilter::ERROR) };
+    Targets::new().with_default(level).with_target("libcontainer", quiet).with_target("libcgroups", quiet)
 }
 
 fn open(path: &str) -> io::Result<File> {
@@ -46,4 +55,22 @@ fn open(path: &str) -> io::Result<File> {
 
 fn panicked(info: &PanicHookInfo<'_>) {
     tracing::error!(panic = %info, "a task panicked");
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn libcontainer_is_heard_only_by_who_wants_details() {
+        let info = targets(LevelFilter::INFO);
+        assert!(info.would_enable("bulkhead_agent::boot", &Level::INFO));
+        assert!(!info.would_enable("libcgroups::v2", &Level::WARN));
+        assert!(info.would_enable("libcontainer::process", &Level::ERROR));
+        let debug = targets(LevelFilter::DEBUG);
+        assert!(debug.would_enable("libcontainer::process", &Level::DEBUG));
+        assert!(!targets(LevelFilter::OFF).would_enable("libcontainer::process", &Level::ERROR));
+    }
 }

@@ -28,8 +28,10 @@
 
 mod announce;
 mod boot;
+mod cgroup;
 mod clock;
 mod cmdline;
+mod container;
 mod helper;
 mod listen;
 mod log;
@@ -37,13 +39,13 @@ mod modules;
 mod network;
 mod pidns;
 mod pod;
-#[allow(dead_code, reason = "signals are sent once containers run")]
+mod pty;
 mod reaper;
 mod server;
 mod service;
 mod shutdown;
 mod status;
-#[allow(dead_code, reason = "signals are sent once containers run")]
+mod stdio;
 mod sys;
 mod sysctl;
 

@@ -38,7 +38,7 @@ pub(crate) enum SetupError {
     #[error("make the pod's pid namespace")]
     PidNamespace { source: crate::pidns::PidNamespaceError },
     #[error(transparent)]
-    Network(NetworkError),
+    Network(Box<NetworkError>),
     #[error(transparent)]
     Sysctl(SysctlError),
     #[error(transparent)]
@@ -93,7 +93,7 @@ async fn apply(reaper: &Reaper, request: &SetupRequest) -> Result<(), SetupError
         attach(&request.share_tag, SHARE_DIR, "virtiofs", "")?;
     }
     attach("shm", SHM_DIR, "tmpfs", &format!("mode=1777,size={}", shm_bytes(request)))?;
-    network::apply(request).await.map_err(SetupError::Network)?;
+    network::apply(request).await.map_err(|error| SetupError::Network(Box::new(error)))?;
     for (name, value) in &request.sysctls {
         sysctl::set(name, value).map_err(SetupError::Sysctl)?;
     }
@@ -140,6 +140,11 @@ fn attach(what: &str, target: &'static str, fs: &str, data: &str) -> Result<(), 
     }
     let data = std::ffi::CString::new(data).unwrap_or_default();
     mount(what, target, fs, MountFlags::NOSUID, Some(data.as_c_str())).map_err(|errno| fail(errno.into()))
+}
+
+/// The pod's shared memory is there.
+pub(crate) fn has_shm() -> bool {
+    is_mounted(SHM_DIR)
 }
 
 /// A mount point is on another device than its parent.

@@ -7,17 +7,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_protocol::{AGENT_PORT, agent_ttrpc};
+use bulkhead_protocol::{AGENT_PORT, STREAM_PORT, agent_ttrpc};
 use tokio::sync::watch;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 use crate::boot::{self, BootError};
+use crate::container::Containers;
 use crate::listen::{self, ListenError};
 use crate::modules::{self, ModuleError, Stages};
 use crate::pod::Pod;
 use crate::reaper::Reaper;
 use crate::service::AgentService;
+use crate::stdio::{self, Streams};
 use crate::{announce, clock, cmdline, helper, log, shutdown, status};
 
 /// oom_score_adj of a process that the kernel must not choose, proc(5).
@@ -89,10 +91,13 @@ fn live() -> Result<Infallible, ServeError> {
 
 async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
     let rpc = listen::bind(AGENT_PORT)?;
+    let streams = listen::bind(STREAM_PORT)?;
     let reaper = Reaper::start().map_err(ServeError::StartReaper)?;
     let (ready, readiness) = watch::channel(Readiness::Announced);
-    let pod = Arc::new(Pod::new(reaper));
-    let service = AgentService::new(pod, readiness);
+    let hub = Arc::new(Streams::default());
+    tokio::spawn(stdio::accept(streams, Arc::clone(&hub)));
+    let containers = Containers::new(Arc::clone(&reaper), hub);
+    let service = AgentService::new(Arc::new(Pod::new(reaper)), containers, readiness);
     let mut server = Server::new()
         .add_listener(Listener::new(listen::from_host(rpc)))
         .register_service(agent_ttrpc::create_agent(Arc::new(service)));

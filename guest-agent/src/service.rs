@@ -5,17 +5,21 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bulkhead_protocol::agent::{
-    Empty, HelloRequest, HelloResponse, PingRequest, PingResponse, SetupRequest, SetupResponse,
-    ShutdownRequest,
+    ContainerRef, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
+    HelloResponse, PidsResponse, PingRequest, PingResponse, ProcessRef, ResizePtyRequest, SetupRequest,
+    SetupResponse, ShutdownRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
+    WaitOomRequest, WaitOomResponse, WaitResponse,
 };
 use bulkhead_protocol::agent_ttrpc::Agent;
 use bulkhead_protocol::version;
 use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::container::{ContainerError, Containers};
 use crate::pod::Pod;
 use crate::server::Readiness;
 use crate::status::CallError;
@@ -24,13 +28,18 @@ use crate::{announce, clock, shutdown};
 /// Serves both callers.
 pub(crate) struct AgentService {
     pod: Arc<Pod>,
+    containers: Arc<Containers>,
     readiness: watch::Receiver<Readiness>,
 }
 
 impl AgentService {
-    /// A service for this pod.
-    pub(crate) fn new(pod: Arc<Pod>, readiness: watch::Receiver<Readiness>) -> Self {
-        Self { pod, readiness }
+    /// A service for this pod and its containers.
+    pub(crate) fn new(
+        pod: Arc<Pod>,
+        containers: Arc<Containers>,
+        readiness: watch::Receiver<Readiness>,
+    ) -> Self {
+        Self { pod, containers, readiness }
     }
 
     /// Waits until the guest is far enough.
@@ -40,6 +49,14 @@ impl AgentService {
             tracing::warn!(?wanted, "the rest of the boot did not finish, going on with what there is");
         }
     }
+
+    fn containers(&self) -> Arc<Containers> {
+        Arc::clone(&self.containers)
+    }
+}
+
+fn answer<T>(result: Result<T, ContainerError>) -> ttrpc::Result<T> {
+    result.map_err(|error| CallError::from(error).into())
 }
 
 /// Runs a change to its end, whether or not the caller stays; a panic in it is the caller's INTERNAL.
@@ -78,8 +95,89 @@ impl Agent for AgentService {
         Ok(PingResponse { guest_time_nanos: clock::now_nanos(), ..Default::default() })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        tokio::spawn(async { shutdown::power_off() });
+    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
+        let grace = Duration::from_millis(request.grace_millis.into());
+        let containers = self.containers();
+        tokio::spawn(async move {
+            containers.end_all(grace).await;
+            shutdown::power_off();
+        });
+        Ok(Empty::default())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateContainerResponse> {
+        self.ready(Readiness::All).await;
+        let pid = detached(self.containers().create(request)).await?;
+        Ok(CreateContainerResponse { pid, ..Default::default() })
+    }
+
+    async fn create_exec(&self, _: &TtrpcContext, request: CreateExecRequest) -> ttrpc::Result<Empty> {
+        detached(self.containers().add_exec(request)).await?;
+        Ok(Empty::default())
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<StartResponse> {
+        let pid = detached(self.containers().start(request.container_id, request.exec_id)).await?;
+        Ok(StartResponse { pid, ..Default::default() })
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<WaitResponse> {
+        let ended = answer(self.containers.wait(&request.container_id, &request.exec_id).await)?;
+        Ok(WaitResponse {
+            exit_status: ended.status,
+            exited_at_nanos: ended.at_nanos,
+            oom_killed: ended.oom_killed,
+            ..Default::default()
+        })
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
+        let SignalRequest { container_id, exec_id, signal, all, .. } = request;
+        answer(self.containers.signal(&container_id, &exec_id, signal, all))?;
+        Ok(Empty::default())
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<Empty> {
+        detached(self.containers().delete(request.container_id, request.exec_id)).await?;
+        Ok(Empty::default())
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<PidsResponse> {
+        let pids = answer(self.containers.pids(&request.container_id))?;
+        Ok(PidsResponse { pids, ..Default::default() })
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        answer(self.containers.update(&request.container_id, &request.resources))?;
+        Ok(Empty::default())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let ResizePtyRequest { container_id, exec_id, width, height, .. } = request;
+        answer(self.containers.resize(&container_id, &exec_id, width, height))?;
+        Ok(Empty::default())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<StatsResponse> {
+        answer(self.containers.stats(&request.container_id))
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> ttrpc::Result<WaitOomResponse> {
+        let count = answer(self.containers.wait_oom(&request.container_id, request.seen).await)?;
+        Ok(WaitOomResponse { count, ..Default::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        detached(self.containers().pause(request.container_id)).await?;
+        Ok(Empty::default())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
+        detached(self.containers().resume(request.container_id)).await?;
         Ok(Empty::default())
     }
 }

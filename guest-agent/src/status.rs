@@ -6,7 +6,10 @@ use std::fmt::Write;
 use bulkhead_protocol::version::NoCommonVersion;
 use ttrpc::Code;
 
+use crate::container::ContainerError;
+use crate::helper::LaunchError;
 use crate::pod::SetupError;
+use crate::reaper::SignalError;
 
 /// What a call can end with.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +18,8 @@ pub(crate) enum CallError {
     Version(#[from] NoCommonVersion),
     #[error("set up the pod")]
     Setup(#[from] SetupError),
+    #[error(transparent)]
+    Container(#[from] ContainerError),
     #[error("the agent crashed in this call, its console has the details")]
     Crashed(#[source] tokio::task::JoinError),
 }
@@ -24,6 +29,7 @@ impl CallError {
         match self {
             CallError::Version(_) => Code::FAILED_PRECONDITION,
             CallError::Setup(error) => setup_code(error),
+            CallError::Container(error) => container_code(error),
             CallError::Crashed(_) => Code::INTERNAL,
         }
     }
@@ -46,6 +52,53 @@ fn setup_code(error: &SetupError) -> Code {
         | SetupError::WriteFile { .. }
         | SetupError::Mount { .. }
         | SetupError::PidNamespace { .. } => Code::INTERNAL,
+    }
+}
+
+fn container_code(error: &ContainerError) -> Code {
+    match error {
+        ContainerError::NoContainer { .. }
+        | ContainerError::NoExec { .. }
+        | ContainerError::HasEnded { .. }
+        | ContainerError::WasDeleted { .. }
+        | ContainerError::Signal(SignalError::Ended { .. }) => Code::NOT_FOUND,
+        ContainerError::ContainerExists { .. } | ContainerError::ExecExists { .. } => Code::ALREADY_EXISTS,
+        ContainerError::NotStarted { .. }
+        | ContainerError::StillRuns { .. }
+        | ContainerError::NoTerminal { .. }
+        | ContainerError::NoRootfs { .. }
+        | ContainerError::NoMountSource { .. }
+        | ContainerError::NoPidNamespace { .. } => Code::FAILED_PRECONDITION,
+        ContainerError::BadId { .. }
+        | ContainerError::ParseSpec { .. }
+        | ContainerError::IncompleteSpec { .. }
+        | ContainerError::ParseProcess { .. }
+        | ContainerError::ParseResources { .. }
+        | ContainerError::Signal(SignalError::BadSignal { .. }) => Code::INVALID_ARGUMENT,
+        ContainerError::Create { source, .. } | ContainerError::StartExec { source, .. } => {
+            launch_code(source)
+        }
+        ContainerError::Mount { .. }
+        | ContainerError::WriteFile { .. }
+        | ContainerError::RemoveFile { .. }
+        | ContainerError::Start { .. }
+        | ContainerError::Unkillable { .. }
+        | ContainerError::Streams(_)
+        | ContainerError::Signal(SignalError::Send { .. })
+        | ContainerError::Cgroup(_)
+        | ContainerError::Resize { .. }
+        | ContainerError::Life { .. } => Code::INTERNAL,
+    }
+}
+
+/// What libcontainer refuses is nearly always the request: a program that is not there, a user, a mount.
+fn launch_code(error: &LaunchError) -> Code {
+    match error {
+        LaunchError::Refused(_) => Code::INVALID_ARGUMENT,
+        LaunchError::MakePipe(_)
+        | LaunchError::Spawn(_)
+        | LaunchError::Read(_)
+        | LaunchError::Silent { .. } => Code::INTERNAL,
     }
 }
 

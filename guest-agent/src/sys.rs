@@ -1,9 +1,15 @@
-//! The one fence around `unsafe` of this crate: system calls without a safe wrapper in rustix or nix.
-#![allow(unsafe_code, reason = "kill(2) with real-time signal numbers has no safe wrapper")]
+//! The one fence around `unsafe` of this crate: what has no safe wrapper in rustix, nix or tokio.
+#![allow(unsafe_code, reason = "three calls without a safe wrapper, each with its note")]
+
+use std::io;
+use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigHandler, Signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
-/// kill(2) of one process with any signal number.
+/// kill(2) of one process with any signal number: real-time signals have no name in rustix or nix.
 ///
 /// # Errors
 /// What the kernel says, kill(2).
@@ -11,4 +17,25 @@ pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: kill takes two numbers and touches no memory of ours.
     let answer = unsafe { libc::kill(pid, signal) };
     Errno::result(answer).map(drop)
+}
+
+/// Watches a descriptor of any kind in the runtime, and makes it non-blocking.
+///
+/// # Errors
+/// What fcntl(2) or epoll_ctl(2) says.
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    // SAFETY: an OwnedFd is one stable descriptor, closed only by its own drop, which is AsyncFd's.
+    let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    watched.map_err(|error| error.into_parts().1)
+}
+
+/// Lets SIGPIPE end a process again. Rust programs ignore it, and what is ignored stays so across execve(2).
+///
+/// # Errors
+/// What the kernel says, sigaction(2).
+pub(crate) fn heed_sigpipe() -> Result<(), Errno> {
+    // SAFETY: the default action is no handler of ours that could break what it interrupts.
+    let before = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    before.map(drop)
 }

@@ -10,7 +10,7 @@ mod launch;
 use std::path::PathBuf;
 
 pub(crate) use child::run;
-pub(crate) use launch::{LaunchError, Stdio, launch};
+pub(crate) use launch::{LaunchError, Launched, Stdio, launch, null};
 
 /// Directory of libcontainer's state, one below it for each container.
 pub(crate) const STATE_DIR: &str = "/run/bulkhead/state";

@@ -1,6 +1,7 @@
 //! A real guest under QEMU, with virtiofsd and vhost-device-vsock: what the sandboxer does, in small.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test harness")]
 
+pub(crate) mod container;
 pub(crate) mod stream;
 
 use std::fs::File;

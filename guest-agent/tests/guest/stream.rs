@@ -29,6 +29,15 @@ pub(crate) async fn next(stream: &mut UnixStream) -> Option<Vec<u8>> {
     (length > 0).then_some(chunk)
 }
 
+/// Reads until this text has come: a terminal's output arrives in pieces.
+pub(crate) async fn expect(stream: &mut UnixStream, text: &str) {
+    let mut all = Vec::new();
+    while !all.ends_with(text.as_bytes()) {
+        let so_far = String::from_utf8_lossy(&all).into_owned();
+        all.extend(next(stream).await.unwrap_or_else(|| panic!("{text:?} was to come, {so_far:?} came")));
+    }
+}
+
 /// Everything up to the end of the stream.
 pub(crate) async fn read_all(mut stream: UnixStream) -> Vec<u8> {
     let mut all = Vec::new();

@@ -1,0 +1,233 @@
+//! A container's cgroup, version 2.
+
+mod oom;
+mod resources;
+mod stats;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub(crate) use oom::OomWatch;
+pub(crate) use stats::stats;
+
+use crate::clock;
+
+/// Parent of the containers' cgroups, as libcontainer wants it: from the root of the hierarchy.
+pub(crate) const PARENT: &str = "/bulkhead";
+/// Where the hierarchy is mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+/// Pause between two looks at a file that has no notification.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// A cgroup file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CgroupError {
+    #[error("read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("write {value:?} to {path}")]
+    Write { path: PathBuf, value: String, source: io::Error },
+    #[error("remove cgroup {path}")]
+    Remove { path: PathBuf, source: io::Error },
+    #[error("watch {path}")]
+    Watch { path: PathBuf, source: io::Error },
+    #[error("{path} did not become {wanted} within {limit:?}")]
+    Slow { path: PathBuf, wanted: &'static str, limit: Duration },
+}
+
+/// A cgroup by its directory, which need not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cgroup {
+    dir: PathBuf,
+}
+
+impl Cgroup {
+    /// Of a container.
+    pub(crate) fn of(container: &str) -> Self {
+        Self { dir: Path::new(ROOT).join(PARENT.trim_start_matches('/')).join(container) }
+    }
+
+    /// Of all containers.
+    pub(crate) fn all() -> Self {
+        Self { dir: Path::new(ROOT).join(PARENT.trim_start_matches('/')) }
+    }
+
+    /// Does it exist?
+    pub(crate) fn exists(&self) -> bool {
+        self.dir.is_dir()
+    }
+
+    /// Pids of the processes in it and below.
+    pub(crate) fn pids(&self) -> Result<Vec<u32>, CgroupError> {
+        let mut pids = Vec::new();
+        for cgroup in self.tree() {
+            pids.extend(numbers(&cgroup.read("cgroup.procs")?));
+        }
+        Ok(pids)
+    }
+
+    /// Kills every process in it and below. Nothing to do for one that does not exist.
+    pub(crate) fn kill(&self) -> Result<(), CgroupError> {
+        if self.exists() { self.write("cgroup.kill", "1") } else { Ok(()) }
+    }
+
+    /// Waits until no process is left. A zombie does not count.
+    pub(crate) async fn emptied(&self, limit: Duration) -> Result<(), CgroupError> {
+        self.until("populated 0", "empty", limit).await
+    }
+
+    /// Stops every process where it is, or lets it go on.
+    pub(crate) async fn freeze(&self, frozen: bool, limit: Duration) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
+        let (line, wanted) = if frozen { ("frozen 1", "frozen") } else { ("frozen 0", "thawed") };
+        self.until(line, wanted, limit).await
+    }
+
+    /// How many processes the kernel has killed here for want of memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        self.read("memory.events").map_or(0, |text| keyed(&text, "oom_kill").unwrap_or(0))
+    }
+
+    /// Removes it and what is below. Nothing to do for one that does not exist.
+    pub(crate) fn remove(&self) -> Result<(), CgroupError> {
+        for cgroup in self.tree().into_iter().rev() {
+            match std::fs::remove_dir(&cgroup.dir) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(CgroupError::Remove { path: cgroup.dir, source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the limits of an OCI `linux.resources` object.
+    pub(crate) fn update(&self, wanted: &oci_spec::runtime::LinuxResources) -> Result<(), CgroupError> {
+        resources::files(wanted).iter().try_for_each(|(file, value)| self.write(file, value))
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.dir.join(file)
+    }
+
+    fn read(&self, file: &str) -> Result<String, CgroupError> {
+        let path = self.path(file);
+        std::fs::read_to_string(&path).map_err(|source| CgroupError::Read { path, source })
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        let path = self.path(file);
+        std::fs::write(&path, value).map_err(|source| CgroupError::Write {
+            path,
+            value: value.to_owned(),
+            source,
+        })
+    }
+
+    /// Itself and every cgroup below, parents first.
+    fn tree(&self) -> Vec<Cgroup> {
+        let mut found = vec![self.clone()];
+        let mut next = 0;
+        while let Some(cgroup) = found.get(next) {
+            let entries = std::fs::read_dir(&cgroup.dir).into_iter().flatten().flatten();
+            let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let below: Vec<Cgroup> = dirs.map(|entry| Cgroup { dir: entry.path() }).collect();
+            found.extend(below);
+            next += 1;
+        }
+        found.retain(Cgroup::exists);
+        found
+    }
+
+    async fn until(&self, line: &str, wanted: &'static str, limit: Duration) -> Result<(), CgroupError> {
+        let deadline =
+            clock::boot_nanos().saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
+        loop {
+            if !self.exists() || self.read("cgroup.events")?.lines().any(|found| found == line) {
+                return Ok(());
+            }
+            if clock::boot_nanos() > deadline {
+                return Err(CgroupError::Slow { path: self.dir.clone(), wanted, limit });
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+/// Value of a key in a file of `key value` lines.
+fn keyed(text: &str, key: &str) -> Option<u64> {
+    pairs(text).find(|(found, _)| *found == key).map(|(_, value)| value)
+}
+
+/// The `key value` lines of a file.
+fn pairs(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    text.lines().filter_map(|line| line.split_once(' ')).filter_map(|(key, value)| Some((key, limit(value)?)))
+}
+
+/// A number, where `max` is the largest there is.
+fn limit(text: &str) -> Option<u64> {
+    match text.trim() {
+        "max" => Some(u64::MAX),
+        number => number.parse().ok(),
+    }
+}
+
+fn numbers(text: &str) -> impl Iterator<Item = u32> {
+    text.lines().filter_map(|line| line.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fake() -> (tempfile::TempDir, Cgroup) {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup { dir: dir.path().join("c1") };
+        std::fs::create_dir_all(cgroup.dir.join("sub/deep")).unwrap();
+        (dir, cgroup)
+    }
+
+    #[test]
+    fn files_of_keys_and_limits_are_read() {
+        let text = "low 0\nhigh 3\nmax 7\noom 1\noom_kill 2\noom_group_kill 0\n";
+        assert_eq!(keyed(text, "oom_kill"), Some(2));
+        assert_eq!(keyed(text, "oom_killer"), None);
+        assert_eq!(limit("max\n"), Some(u64::MAX));
+        assert_eq!(limit("x"), None);
+        assert_eq!(numbers("1\n22\n\n").collect::<Vec<_>>(), [1, 22]);
+    }
+
+    #[test]
+    fn processes_of_cgroups_below_belong_to_it() {
+        let (_dir, cgroup) = fake();
+        for (sub, text) in [("", "1\n2\n"), ("sub", ""), ("sub/deep", "3\n")] {
+            std::fs::write(cgroup.dir.join(sub).join("cgroup.procs"), text).unwrap();
+        }
+        assert_eq!(cgroup.pids().unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn it_is_removed_from_the_leaves_up_and_only_once() {
+        let (_dir, cgroup) = fake();
+        cgroup.remove().unwrap();
+        assert!(!cgroup.exists());
+        cgroup.remove().unwrap();
+        cgroup.kill().unwrap();
+    }
+
+    #[test]
+    fn one_that_cannot_be_removed_is_named() {
+        let (_dir, cgroup) = fake();
+        std::fs::write(cgroup.dir.join("sub/file"), "").unwrap();
+        assert!(cgroup.remove().unwrap_err().to_string().contains("c1/sub"));
+    }
+
+    #[tokio::test]
+    async fn waiting_is_bounded_and_says_for_what() {
+        let (_dir, cgroup) = fake();
+        std::fs::write(cgroup.path("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+        let error = cgroup.emptied(Duration::from_millis(20)).await.unwrap_err();
+        assert!(error.to_string().contains("empty"), "{error}");
+        std::fs::write(cgroup.path("cgroup.events"), "populated 0\nfrozen 0\n").unwrap();
+        cgroup.emptied(Duration::from_millis(20)).await.unwrap();
+    }
+}

@@ -1,0 +1,139 @@
+//! OCI limits, which speak of cgroup version 1, as the files of version 2.
+
+use oci_spec::runtime::LinuxResources;
+
+/// Shares of version 1 reach from 2 to 2^18 and mean 1024 by default; weights from 1 to 10^4, by default 100.
+const MAX_WEIGHT: u64 = 10_000;
+
+/// The files to write, in order, each with its value.
+pub(super) fn files(resources: &LinuxResources) -> Vec<(String, String)> {
+    let mut files: Vec<(String, String)> = Vec::new();
+    let mut add = |file: &str, value: Option<String>| {
+        if let Some(value) = value {
+            files.push((file.to_owned(), value));
+        }
+    };
+    if let Some(cpu) = resources.cpu() {
+        add(
+            "cpu.weight",
+            cpu.shares().filter(|shares| *shares != 0).map(|shares| weight(shares).to_string()),
+        );
+        add("cpu.max", quota(cpu.quota(), cpu.period()));
+        add("cpuset.cpus", cpu.cpus().clone());
+        add("cpuset.mems", cpu.mems().clone());
+    }
+    if let Some(memory) = resources.memory() {
+        let swap = memory.swap().zip(memory.limit()).map(|(swap, limit)| swap_only(swap, limit));
+        // A smaller limit before swap, so that their sum is never larger than both old and new.
+        add("memory.max", memory.limit().map(bytes));
+        add("memory.swap.max", swap);
+        add("memory.low", memory.reservation().map(bytes));
+    }
+    if let Some(pids) = resources.pids() {
+        add("pids.max", Some(bytes(pids.limit())));
+    }
+    for page in resources.hugepage_limits().iter().flatten() {
+        add(&format!("hugetlb.{}.max", page.page_size()), Some(page.limit().to_string()));
+    }
+    for (file, value) in resources.unified().iter().flatten() {
+        // A file of this cgroup and nothing else.
+        if !file.contains('/') {
+            add(file, Some(value.clone()));
+        }
+    }
+    files
+}
+
+/// A limit in bytes or processes; zero and less mean none.
+fn bytes(limit: i64) -> String {
+    if limit > 0 { limit.to_string() } else { "max".to_owned() }
+}
+
+/// Version 1 limits memory and swap together, version 2 swap alone.
+fn swap_only(both: i64, memory: i64) -> String {
+    if both <= 0 || memory <= 0 { "max".to_owned() } else { both.saturating_sub(memory).max(0).to_string() }
+}
+
+fn quota(quota: Option<i64>, period: Option<u64>) -> Option<String> {
+    let quota = match quota {
+        Some(quota) if quota > 0 => quota.to_string(),
+        Some(_) => "max".to_owned(),
+        // The kernel takes no period alone, and a quota that we do not know must stay.
+        None => return None,
+    };
+    Some(
+        period
+            .filter(|period| *period > 0)
+            .map_or_else(|| quota.clone(), |period| format!("{quota} {period}")),
+    )
+}
+
+/// The mapping that libcontainer applies at creation, so that an update does not change what it does not name:
+/// 10^((log2(s)^2 + 125 log2(s)) / 612 - 7/34), which meets both ends and both defaults.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "both sides are clamped to small positive ranges"
+)]
+fn weight(shares: u64) -> u64 {
+    if shares >= 1 << 18 {
+        return MAX_WEIGHT;
+    }
+    let log = (shares.max(2) as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    (10f64.powf(exponent).ceil() as u64).clamp(1, MAX_WEIGHT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(json: &str) -> Vec<(String, String)> {
+        files(&serde_json::from_str(json).unwrap())
+    }
+
+    fn pair(file: &str, value: &str) -> (String, String) {
+        (file.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn what_kubernetes_sends_is_translated() {
+        let files = of(r#"{"cpu":{"shares":1024,"quota":50000,"period":100000},
+            "memory":{"limit":1048576,"swap":1048576},"pids":{"limit":100},
+            "hugepageLimits":[{"pageSize":"2MB","limit":0}],"unified":{"memory.oom.group":"1","../x":"1"}}"#);
+        assert_eq!(
+            files,
+            [
+                pair("cpu.weight", "100"),
+                pair("cpu.max", "50000 100000"),
+                pair("memory.max", "1048576"),
+                pair("memory.swap.max", "0"),
+                pair("pids.max", "100"),
+                pair("hugetlb.2MB.max", "0"),
+                pair("memory.oom.group", "1"),
+            ]
+        );
+    }
+
+    #[test]
+    fn no_limit_is_max_and_nothing_said_is_nothing_written() {
+        assert_eq!(of("{}"), []);
+        assert_eq!(of(r#"{"cpu":{"period":100000}}"#), []);
+        assert_eq!(of(r#"{"cpu":{"quota":-1,"period":100000}}"#), [pair("cpu.max", "max 100000")]);
+        assert_eq!(of(r#"{"memory":{"limit":-1}}"#), [pair("memory.max", "max")]);
+        assert_eq!(
+            of(r#"{"memory":{"limit":10,"swap":-1}}"#),
+            [pair("memory.max", "10"), pair("memory.swap.max", "max")]
+        );
+    }
+
+    #[test]
+    fn shares_keep_their_ends_and_their_default() {
+        assert_eq!(weight(2), 1);
+        assert_eq!(weight(1024), 100);
+        assert_eq!(weight(1 << 18), MAX_WEIGHT);
+        assert_eq!(weight(u64::MAX), MAX_WEIGHT);
+        assert!((2..1 << 18).step_by(997).all(|shares| weight(shares) <= weight(shares + 997)));
+    }
+}

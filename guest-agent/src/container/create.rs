@@ -1,0 +1,188 @@
+//! CreateContainer: everything or nothing.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bulkhead_protocol::agent::CreateContainerRequest;
+use oci_spec::runtime::Spec;
+use tokio::sync::watch;
+
+use super::error::ContainerError;
+use super::process::Process;
+use super::spec::{self, PodView, Target};
+use super::state::Event;
+use super::{Container, Containers, Entry, bundle, check_id, delete, mounts};
+use crate::cgroup::Cgroup;
+use crate::helper::{Job, Launched, launch};
+use crate::stdio::{self, Owner};
+
+/// The id of a container that is being created. Free again when dropped, unless it was filled.
+struct Reservation<'a> {
+    containers: &'a Containers,
+    id: &'a str,
+    filled: bool,
+}
+
+impl<'a> Reservation<'a> {
+    fn new(containers: &'a Containers, id: &'a str) -> Result<Self, ContainerError> {
+        let mut map = containers.lock();
+        if map.contains_key(id) {
+            return Err(ContainerError::ContainerExists { id: id.to_owned() });
+        }
+        map.insert(id.to_owned(), Entry::Coming);
+        Ok(Self { containers, id, filled: false })
+    }
+
+    fn fill(mut self, container: Arc<Container>) {
+        self.containers.lock().insert(self.id.to_owned(), Entry::Here(container));
+        self.filled = true;
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.containers.lock().remove(self.id);
+        }
+    }
+}
+
+impl Containers {
+    /// Creates a container and says the pid of its init process, which waits for the start. On any error nothing
+    /// is left.
+    pub(crate) async fn create(
+        self: Arc<Self>,
+        request: CreateContainerRequest,
+    ) -> Result<u32, ContainerError> {
+        let id = request.container_id.as_str();
+        check_id(id)?;
+        let reservation = Reservation::new(&self, id)?;
+        match self.build(&request).await {
+            Ok((container, pid)) => {
+                reservation.fill(container);
+                tracing::debug!(container = id, pid, "created");
+                Ok(pid)
+            }
+            Err(error) => {
+                self.streams.forget(id, None);
+                Err(error)
+            }
+        }
+    }
+
+    async fn build(
+        self: &Arc<Self>,
+        request: &CreateContainerRequest,
+    ) -> Result<(Arc<Container>, u32), ContainerError> {
+        let id = request.container_id.as_str();
+        let rootfs = PathBuf::from(&request.rootfs);
+        check_rootfs(id, &rootfs).await?;
+        let target = Target { id, rootfs: &rootfs, terminal: request.stdio.terminal };
+        let spec = spec::fit(&request.spec, target, &pod_view())?;
+        let wanted = request.mounts.clone();
+        let mounts = blocking(move || mounts::attach_all(&wanted)).await?;
+        match self.make(request, &spec, mounts.clone()).await {
+            Ok(made) => Ok(made),
+            Err(error) => {
+                // Which source is missing can be seen only while the mounts are there.
+                let error = explain(id, &spec, error).await;
+                delete::remains(id, &Cgroup::of(id), &mounts).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        request: &CreateContainerRequest,
+        spec: &Spec,
+        mounts: Vec<PathBuf>,
+    ) -> Result<(Arc<Container>, u32), ContainerError> {
+        let id = &request.container_id;
+        let dir = bundle(id);
+        write_bundle(&dir, spec)?;
+        let (stdio, prepared) = stdio::prepare(&request.stdio)?;
+        let job = Job::CreateContainer { id: id.clone(), bundle: dir, console: prepared.console() };
+        let made = launch(&self.reaper, &job, stdio)
+            .await
+            .map_err(|source| ContainerError::Create { id: id.clone(), source })?;
+        let init = Process::new(id, "");
+        init.on(Event::Made { pid: made.pid })?;
+        let owner = Owner { hub: Arc::clone(&self.streams), container: id.clone(), exec: String::new() };
+        init.attach(prepared.start(&owner, &init.silent())?);
+        let container = Arc::new(Container {
+            id: id.clone(),
+            cgroup: Cgroup::of(id),
+            init,
+            execs: Mutex::new(HashMap::new()),
+            turn: tokio::sync::Mutex::new(()),
+            mounts,
+            score: spec.process().as_ref().and_then(|process| process.oom_score_adj()).unwrap_or(0),
+            gone: watch::Sender::new(false),
+        });
+        self.follow_init(&container, made);
+        Ok((container, made.pid))
+    }
+
+    /// When the init process ends, so does everything in the container.
+    fn follow_init(&self, container: &Arc<Container>, made: Launched) {
+        let exit = self.reaper.claim(made.pid, made.since_nanos);
+        tokio::spawn(super::run::follow_init(Arc::clone(container), exit));
+    }
+}
+
+/// Runs what may block on the share or a device beside the runtime's thread.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ContainerError> + Send + 'static,
+) -> Result<T, ContainerError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // The blocking pool loses no work but by a panic, which goes on to the call's own task.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+async fn check_rootfs(id: &str, rootfs: &Path) -> Result<(), ContainerError> {
+    let missing = |source| ContainerError::NoRootfs { id: id.to_owned(), path: rootfs.to_owned(), source };
+    let found = tokio::fs::metadata(rootfs).await.map_err(missing)?;
+    if found.is_dir() { Ok(()) } else { Err(missing(std::io::ErrorKind::NotADirectory.into())) }
+}
+
+fn pod_view() -> PodView {
+    let exists = |path: PathBuf| std::fs::exists(path).unwrap_or(false);
+    let dir = Path::new(crate::pod::ETC_DIR);
+    PodView {
+        files: spec::POD_FILES.into_iter().filter(|file| exists(dir.join(file))).collect(),
+        shm: crate::pod::has_shm(),
+        pid_namespace: exists(crate::pod::PID_NAMESPACE.into()),
+    }
+}
+
+fn write_bundle(dir: &Path, spec: &Spec) -> Result<(), ContainerError> {
+    let path = dir.join("config.json");
+    let write = || {
+        std::fs::create_dir_all(dir)?;
+        std::fs::create_dir_all(crate::helper::STATE_DIR)?;
+        std::fs::write(&path, serde_json::to_vec(spec)?)
+    };
+    write().map_err(|source| ContainerError::WriteFile { path: path.clone(), source })
+}
+
+/// libcontainer does not say which mount's source it did not find.
+async fn explain(id: &str, spec: &Spec, error: ContainerError) -> ContainerError {
+    if !matches!(error, ContainerError::Create { .. }) {
+        return error;
+    }
+    for (source, destination) in spec::binds(spec) {
+        if let Err(missing) = tokio::fs::metadata(source).await {
+            return ContainerError::NoMountSource {
+                id: id.to_owned(),
+                path: source.to_owned(),
+                destination: destination.to_owned(),
+                source: missing,
+            };
+        }
+    }
+    error
+}

@@ -1,0 +1,167 @@
+//! Mounts that the agent makes for a container, and what must go so that the host can unmount its share.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bulkhead_protocol::SHARE_DIR;
+use bulkhead_protocol::agent::GuestMount;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::error::ContainerError;
+
+/// Makes the mounts in order. On failure those made are unmade.
+pub(super) fn attach_all(wanted: &[GuestMount]) -> Result<Vec<PathBuf>, ContainerError> {
+    let mut made = Vec::new();
+    for wanted in wanted {
+        match attach(wanted) {
+            Ok(target) => made.push(target),
+            Err(source) => {
+                detach_all(&made);
+                let (fs_type, target) = (wanted.fs_type.clone(), PathBuf::from(&wanted.target));
+                return Err(ContainerError::Mount { fs_type, target, source });
+            }
+        }
+    }
+    Ok(made)
+}
+
+fn attach(wanted: &GuestMount) -> io::Result<PathBuf> {
+    let target = PathBuf::from(&wanted.target);
+    if !target.is_absolute() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the target is not absolute"));
+    }
+    std::fs::create_dir_all(&target)?;
+    let (flags, data) = options(&wanted.options);
+    let data = std::ffi::CString::new(data)?;
+    mount(wanted.source.as_str(), &target, wanted.fs_type.as_str(), flags, Some(data.as_c_str()))?;
+    Ok(target)
+}
+
+/// Unmounts in reverse. One that is busy goes when its last user does.
+pub(super) fn detach_all(made: &[PathBuf]) {
+    for target in made.iter().rev() {
+        match unmount(target, UnmountFlags::empty()) {
+            // Not mounted any more: a repeat.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => {
+                tracing::warn!(target = %target.display(), %error, "busy, unmounted lazily");
+                if let Err(error) = unmount(target, UnmountFlags::DETACH) {
+                    tracing::warn!(target = %target.display(), %error, "a mount stays");
+                }
+            }
+        }
+    }
+}
+
+/// Lets go of everything below a container's directory of the share, so that virtiofsd does as well: the file
+/// systems that the host mounted there show up as mounts of ours when they are visited, and what was read stays
+/// cached, with its inodes.
+pub(super) fn leave_share(container: &str) {
+    let dir = Path::new(SHARE_DIR).join(container);
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    detach_all(&below(&table, &dir));
+    // Inodes with pages are not freed, so the pages go first (3, not 2).
+    if let Err(error) = std::fs::write("/proc/sys/vm/drop_caches", "3") {
+        tracing::warn!(%error, "caches are kept, the host may find its mounts busy");
+    }
+}
+
+/// Mount points below a directory, in the order of /proc/self/mountinfo, proc(5): parents first.
+fn below(table: &str, dir: &Path) -> Vec<PathBuf> {
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    points.map(PathBuf::from).filter(|point| point.starts_with(dir) && point != dir).collect()
+}
+
+/// Blanks, tabs, newlines and backslashes are written as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut parts = text.split('\\');
+    plain.extend(parts.next());
+    for part in parts {
+        let code = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match (code, part.get(3..)) {
+            (Some(code), Some(rest)) => {
+                plain.push(char::from(code));
+                plain.push_str(rest);
+            }
+            (_, _) => {
+                plain.push('\\');
+                plain.push_str(part);
+            }
+        }
+    }
+    plain
+}
+
+/// Mount options as mount(8) has them, apart: flags of mount(2), and the rest for the file system.
+fn options(words: &[String]) -> (MountFlags, String) {
+    let mut flags = MountFlags::empty();
+    let mut data: Vec<&str> = Vec::new();
+    for word in words {
+        match word.as_str() {
+            "ro" => flags |= MountFlags::RDONLY,
+            "nosuid" => flags |= MountFlags::NOSUID,
+            "nodev" => flags |= MountFlags::NODEV,
+            "noexec" => flags |= MountFlags::NOEXEC,
+            "sync" => flags |= MountFlags::SYNCHRONOUS,
+            "dirsync" => flags |= MountFlags::DIRSYNC,
+            "noatime" => flags |= MountFlags::NOATIME,
+            "nodiratime" => flags |= MountFlags::NODIRATIME,
+            "relatime" => flags |= MountFlags::RELATIME,
+            "strictatime" => flags |= MountFlags::STRICTATIME,
+            "lazytime" => flags |= MountFlags::LAZYTIME,
+            "bind" => flags |= MountFlags::BIND,
+            "rbind" => flags |= MountFlags::BIND | MountFlags::REC,
+            // What holds anyway.
+            "rw" | "suid" | "dev" | "exec" | "async" | "atime" | "diratime" | "defaults" | "" => {}
+            other => data.push(other),
+        }
+    }
+    (flags, data.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn flags_and_data_are_told_apart() {
+        let (flags, data) = options(&words("rw nosuid noexec size=64m mode=1777"));
+        assert_eq!(flags, MountFlags::NOSUID | MountFlags::NOEXEC);
+        assert_eq!(data, "size=64m,mode=1777");
+        assert_eq!(options(&[]), (MountFlags::empty(), String::new()));
+        assert_eq!(options(&words("rbind ro")).0, MountFlags::BIND | MountFlags::REC | MountFlags::RDONLY);
+    }
+
+    #[test]
+    fn only_what_is_below_the_container_is_found() {
+        let table = "\
+            22 1 0:5 / / rw - rootfs rootfs rw\n\
+            30 22 0:30 / /run/bulkhead/share rw - virtiofs bulkhead rw\n\
+            31 30 0:31 / /run/bulkhead/share/c1/rootfs rw - virtiofs bulkhead rw\n\
+            32 31 0:32 / /run/bulkhead/share/c1/rootfs/a\\040b rw - tmpfs x rw\n\
+            33 30 0:33 / /run/bulkhead/share/c10/rootfs rw - virtiofs bulkhead rw\n";
+        let found = below(table, Path::new("/run/bulkhead/share/c1"));
+        let found: Vec<_> = found.iter().map(|path| path.to_str().unwrap()).collect();
+        assert_eq!(found, ["/run/bulkhead/share/c1/rootfs", "/run/bulkhead/share/c1/rootfs/a b"]);
+    }
+
+    #[test]
+    fn escapes_that_are_none_stay() {
+        assert_eq!(unescape(r"a\134b\012"), "a\\b\n");
+        assert_eq!(unescape(r"a\9"), r"a\9");
+        assert_eq!(unescape(r"\"), r"\");
+    }
+
+    #[test]
+    fn a_relative_target_is_refused_by_name() {
+        let wanted = GuestMount { fs_type: "tmpfs".into(), target: "x".into(), ..Default::default() };
+        let error = attach_all(&[wanted]).unwrap_err();
+        assert!(error.to_string().contains("tmpfs at x"), "{error}");
+    }
+}

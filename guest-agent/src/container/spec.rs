@@ -1,0 +1,277 @@
+//! A container's OCI spec as this guest runs it: pure.
+//!
+//! The sandboxer has taken out what means something on the host only. What is left to the agent is what only it
+//! knows: its cgroup, the pod's files and shared memory, its oom_score_adj, and the pod's pid namespace.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, Process, Root, Spec,
+};
+
+use super::error::ContainerError;
+use crate::cgroup;
+use crate::pod::{ETC_DIR, PID_NAMESPACE, SHM_DIR};
+
+/// Files of the pod that a container sees unless it mounts something there itself.
+pub(crate) const POD_FILES: [&str; 3] = ["hostname", "resolv.conf", "hosts"];
+
+const SHM: &str = "/dev/shm";
+
+/// What there is of the pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PodView {
+    /// Those of [`POD_FILES`] that exist.
+    pub(crate) files: Vec<&'static str>,
+    /// The pod's shared memory is mounted.
+    pub(crate) shm: bool,
+    /// The pod has a pid namespace for all its containers.
+    pub(crate) pid_namespace: bool,
+}
+
+/// A container to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) rootfs: &'a Path,
+    pub(crate) terminal: bool,
+}
+
+/// Parses a spec and makes it this guest's.
+pub(crate) fn fit(json: &[u8], target: Target<'_>, pod: &PodView) -> Result<Spec, ContainerError> {
+    let id = target.id.to_owned();
+    let mut spec: Spec = serde_json::from_slice(json)
+        .map_err(|source| ContainerError::ParseSpec { id: id.clone(), source })?;
+    let missing = |part| ContainerError::IncompleteSpec { id: id.clone(), part };
+    let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
+    let mut linux = spec.linux().clone().ok_or_else(|| missing("linux"))?;
+    let mut root = spec.root().clone().unwrap_or_default();
+    fit_process(&mut process, target.terminal, 0);
+    fit_linux(&mut linux, target.id, pod)?;
+    root.set_path(target.rootfs.to_path_buf());
+    let mounts = mounts(spec.mounts().clone().unwrap_or_default(), &root, pod);
+    // Programs of hooks are the host's.
+    spec.set_process(Some(process))
+        .set_linux(Some(linux))
+        .set_mounts(Some(mounts))
+        .set_root(Some(root))
+        .set_hooks(None);
+    Ok(spec)
+}
+
+/// Parses the process of an exec and makes it this guest's. It is as likely to be chosen when memory runs out as
+/// its container, unless it says otherwise: what a helper makes inherits the agent's own score.
+pub(crate) fn fit_exec(json: &[u8], terminal: bool, score: i32) -> Result<Process, serde_json::Error> {
+    let mut process: Process = serde_json::from_slice(json)?;
+    fit_process(&mut process, terminal, score);
+    Ok(process)
+}
+
+fn fit_process(process: &mut Process, terminal: bool, score: i32) {
+    let score = process.oom_score_adj().unwrap_or(score);
+    process
+        .set_terminal(Some(terminal))
+        .set_oom_score_adj(Some(score))
+        // Profiles and labels are loaded on the host.
+        .set_apparmor_profile(None)
+        .set_selinux_label(None);
+}
+
+fn fit_linux(linux: &mut Linux, id: &str, pod: &PodView) -> Result<(), ContainerError> {
+    let namespaces = linux.namespaces().clone().unwrap_or_default();
+    linux
+        .set_namespaces(Some(namespaces_of(namespaces, id, pod)?))
+        .set_cgroups_path(Some(Path::new(cgroup::PARENT).join(id)))
+        .set_mount_label(None);
+    Ok(())
+}
+
+/// Network, IPC and UTS are the pod's, and the pod's are the guest's own.
+fn namespaces_of(
+    wanted: Vec<LinuxNamespace>,
+    id: &str,
+    pod: &PodView,
+) -> Result<Vec<LinuxNamespace>, ContainerError> {
+    let of_the_pod = [LinuxNamespaceType::Network, LinuxNamespaceType::Ipc, LinuxNamespaceType::Uts];
+    let mut kept: Vec<LinuxNamespace> =
+        wanted.into_iter().filter(|namespace| !of_the_pod.contains(&namespace.typ())).collect();
+    let shared = |namespace: &LinuxNamespace| namespace.path().as_deref() == Some(Path::new(PID_NAMESPACE));
+    if kept.iter().any(shared) && !pod.pid_namespace {
+        return Err(ContainerError::NoPidNamespace { id: id.to_owned() });
+    }
+    // Without one of its own a container would see, and mount, the whole hierarchy.
+    for own in [LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup] {
+        if !kept.iter().any(|namespace| namespace.typ() == own) {
+            kept.extend(LinuxNamespaceBuilder::default().typ(own).build());
+        }
+    }
+    Ok(kept)
+}
+
+/// Adds what the pod has and the spec does not mount. `/dev/shm` is the pod's unless it is bound to something.
+fn mounts(mut mounts: Vec<Mount>, root: &Root, pod: &PodView) -> Vec<Mount> {
+    if pod.shm {
+        mounts.retain(|mount| mount.destination() != Path::new(SHM) || is_bind(mount));
+    }
+    let taken = |mounts: &[Mount], at: &Path| mounts.iter().any(|mount| mount.destination() == at);
+    for file in &pod.files {
+        let at = Path::new("/etc").join(file);
+        if !taken(&mounts, &at) {
+            let access = if root.readonly().unwrap_or(false) { "ro" } else { "rw" };
+            mounts.push(bind(Path::new(ETC_DIR).join(file), &at, access));
+        }
+    }
+    if pod.shm && !taken(&mounts, Path::new(SHM)) {
+        let mut mount = bind(PathBuf::from(SHM_DIR), Path::new(SHM), "rw");
+        add_options(&mut mount, &["nosuid", "noexec", "nodev"]);
+        // Before any mount that the spec has below it, and after /dev.
+        let below = mounts.iter().position(|mount| mount.destination().starts_with(SHM));
+        mounts.insert(below.unwrap_or(mounts.len()), mount);
+    }
+    mounts
+}
+
+fn bind(source: PathBuf, destination: &Path, access: &str) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(destination.to_path_buf())
+        .set_typ(Some("bind".to_owned()))
+        .set_source(Some(source))
+        .set_options(Some(["rbind", "rprivate", access].map(str::to_owned).to_vec()));
+    mount
+}
+
+fn add_options(mount: &mut Mount, more: &[&str]) {
+    let mut options = mount.options().clone().unwrap_or_default();
+    options.extend(more.iter().map(|option| (*option).to_owned()));
+    mount.set_options(Some(options));
+}
+
+/// Mounts whose source is a path of the guest.
+pub(crate) fn binds(spec: &Spec) -> impl Iterator<Item = (&Path, &Path)> {
+    let mounts = spec.mounts().iter().flatten().filter(|mount| is_bind(mount));
+    mounts.filter_map(|mount| Some((mount.source().as_deref()?, mount.destination().as_path())))
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    let options = mount.options().iter().flatten();
+    mount.typ().as_deref() == Some("bind")
+        || options.into_iter().any(|option| option == "bind" || option == "rbind")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPEC: &str = r#"{
+        "ociVersion": "1.2.0",
+        "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0},
+                    "apparmorProfile": "cri", "selinuxLabel": "x"},
+        "root": {"path": "rootfs", "readonly": true},
+        "hooks": {"prestart": [{"path": "/bin/false"}]},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
+            {"destination": "/dev/shm/sub", "type": "tmpfs", "source": "shm"},
+            {"destination": "/etc/hosts", "type": "bind", "source": "/x", "options": ["rbind"]}
+        ],
+        "linux": {
+            "cgroupsPath": "kubepods.slice:cri-containerd:c1",
+            "namespaces": [{"type": "network", "path": "/proc/1/ns/net"}, {"type": "ipc"}, {"type": "uts"},
+                           {"type": "pid"}, {"type": "mount"}]
+        }
+    }"#;
+
+    fn target() -> Target<'static> {
+        Target { id: "c1", rootfs: Path::new("/run/bulkhead/share/c1/rootfs"), terminal: true }
+    }
+
+    fn whole_pod() -> PodView {
+        PodView { files: POD_FILES.to_vec(), shm: true, pid_namespace: true }
+    }
+
+    fn fitted() -> Spec {
+        fit(SPEC.as_bytes(), target(), &whole_pod()).unwrap()
+    }
+
+    #[test]
+    fn what_is_the_hosts_goes_and_what_is_the_guests_comes() {
+        let spec = fitted();
+        let process = spec.process().as_ref().unwrap();
+        assert_eq!(process.terminal(), Some(true));
+        assert_eq!(process.oom_score_adj(), Some(0));
+        assert!(process.apparmor_profile().is_none() && process.selinux_label().is_none());
+        assert!(spec.hooks().is_none());
+        assert_eq!(spec.root().as_ref().unwrap().path(), target().rootfs);
+        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
+        let linux = spec.linux().as_ref().unwrap();
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/bulkhead/c1")));
+        let kinds: Vec<_> = linux.namespaces().as_ref().unwrap().iter().map(LinuxNamespace::typ).collect();
+        assert_eq!(kinds, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup]);
+    }
+
+    #[test]
+    fn the_pods_files_are_added_unless_the_spec_mounts_there() {
+        let spec = fitted();
+        let mounts = spec.mounts().as_ref().unwrap();
+        let source = |at: &str| {
+            let found: Vec<_> = mounts.iter().filter(|mount| mount.destination() == Path::new(at)).collect();
+            assert_eq!(found.len(), 1, "{at}");
+            found[0].source().as_deref().unwrap().to_str().unwrap().to_owned()
+        };
+        assert_eq!(source("/etc/hosts"), "/x");
+        assert_eq!(source("/etc/hostname"), "/run/bulkhead/etc/hostname");
+        assert_eq!(source("/dev/shm"), SHM_DIR);
+        let resolv =
+            mounts.iter().find(|mount| mount.destination() == Path::new("/etc/resolv.conf")).unwrap();
+        assert!(resolv.options().as_ref().unwrap().contains(&"ro".to_owned()), "the root is read-only");
+        let at =
+            |wanted: &str| mounts.iter().position(|mount| mount.destination() == Path::new(wanted)).unwrap();
+        assert!(at("/dev") < at("/dev/shm") && at("/dev/shm") < at("/dev/shm/sub"));
+    }
+
+    #[test]
+    fn a_bound_dev_shm_is_left_alone() {
+        let json = SPEC.replace(
+            r#"{"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}"#,
+            r#"{"destination": "/dev/shm", "type": "bind", "source": "/run/bulkhead/share/c1/mounts/0"}"#,
+        );
+        let spec = fit(json.as_bytes(), target(), &whole_pod()).unwrap();
+        let binds: Vec<_> = binds(&spec).filter(|(_, at)| *at == Path::new("/dev/shm")).collect();
+        assert_eq!(binds, [(Path::new("/run/bulkhead/share/c1/mounts/0"), Path::new("/dev/shm"))]);
+    }
+
+    #[test]
+    fn a_pod_without_anything_adds_nothing() {
+        let spec = fit(SPEC.as_bytes(), target(), &PodView::default()).unwrap();
+        assert_eq!(spec.mounts().as_ref().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn the_pods_pid_namespace_must_exist() {
+        let json = SPEC.replace(r#"{"type": "pid"}"#, r#"{"type": "pid", "path": "/run/bulkhead/ns/pid"}"#);
+        assert!(fit(json.as_bytes(), target(), &whole_pod()).is_ok());
+        let error = fit(json.as_bytes(), target(), &PodView::default()).unwrap_err();
+        assert!(matches!(error, ContainerError::NoPidNamespace { .. }));
+        let other = SPEC.replace(r#"{"type": "pid"}"#, r#"{"type": "pid", "path": "/proc/77/ns/pid"}"#);
+        assert!(fit(other.as_bytes(), target(), &PodView::default()).is_ok());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (json, part) in [(r#"{"ociVersion":"1.0"}"#, "process"), ("{", "no OCI runtime spec")] {
+            let error = fit(json.as_bytes(), target(), &whole_pod()).unwrap_err();
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_exec_is_as_killable_as_its_container() {
+        let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "terminal": true}"#;
+        let process = fit_exec(json, false, 500).unwrap();
+        assert_eq!((process.oom_score_adj(), process.terminal()), (Some(500), Some(false)));
+        let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "oomScoreAdj": 7}"#;
+        assert_eq!(fit_exec(json, true, 500).unwrap().oom_score_adj(), Some(7));
+    }
+}

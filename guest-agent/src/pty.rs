@@ -1,0 +1,114 @@
+//! The host's end of a container's terminal.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+/// Directory of the console sockets. Their names must fit into a socket address with any container id, so they
+/// are numbers.
+const DIR: &str = "/run/bulkhead/tty";
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A terminal that could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PtyError {
+    #[error("listen for the terminal on {path}")]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("receive the terminal on {path}")]
+    Receive { path: PathBuf, source: io::Error },
+    #[error("the message on {path} brought no terminal")]
+    Missing { path: PathBuf },
+    #[error("set the terminal's size to {width}x{height}")]
+    Resize { width: u32, height: u32, source: rustix::io::Errno },
+}
+
+/// The socket on which libcontainer hands over the terminal it made. Removed with the value.
+#[derive(Debug)]
+pub(crate) struct ConsoleSocket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ConsoleSocket {
+    /// Listens.
+    pub(crate) fn new() -> Result<Self, PtyError> {
+        let path = Path::new(DIR).join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
+        let listen = || {
+            std::fs::create_dir_all(DIR)?;
+            let listener = UnixListener::bind(&path)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listener = listen().map_err(|source| PtyError::Listen { path: path.clone(), source })?;
+        Ok(Self { path, listener })
+    }
+
+    /// Where libcontainer connects.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The terminal that was handed over. It has been: libcontainer does so before it reports.
+    pub(crate) fn receive(&self) -> Result<OwnedFd, PtyError> {
+        let fail = |source| PtyError::Receive { path: self.path.clone(), source };
+        let (stream, _) = self.listener.accept().map_err(fail)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut name = [0; 64];
+        recvmsg(&stream, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC)
+            .map_err(|errno| fail(errno.into()))?;
+        let mut messages = control.drain();
+        let fd = messages.find_map(|message| {
+            if let RecvAncillaryMessage::ScmRights(mut fds) = message { fds.next() } else { None }
+        });
+        fd.ok_or_else(|| PtyError::Missing { path: self.path.clone() })
+    }
+}
+
+impl Drop for ConsoleSocket {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "a console socket stays");
+        }
+    }
+}
+
+/// Sets a terminal's size in cells. A size of 0 is unknown and changes nothing.
+pub(crate) fn resize(terminal: &OwnedFd, width: u32, height: u32) -> Result<(), PtyError> {
+    if width == 0 || height == 0 {
+        return Ok(());
+    }
+    let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+    let size = Winsize { ws_row: cells(height), ws_col: cells(width), ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(terminal, size).map_err(|source| PtyError::Resize { width, height, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_reach_the_terminal() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        resize(&pty.master, 132, 43).unwrap();
+        let size = rustix::termios::tcgetwinsize(&pty.slave).unwrap();
+        assert_eq!((size.ws_col, size.ws_row), (132, 43));
+        resize(&pty.master, 0, 50).unwrap();
+        assert_eq!(rustix::termios::tcgetwinsize(&pty.slave).unwrap().ws_row, 43);
+        resize(&pty.master, 1 << 20, 1).unwrap();
+        assert_eq!(rustix::termios::tcgetwinsize(&pty.slave).unwrap().ws_col, u16::MAX);
+    }
+
+    #[test]
+    fn what_is_no_terminal_has_no_size() {
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        assert!(resize(&null, 80, 25).is_err());
+    }
+}
