@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use actix::Actor;
 use bulkhead_config::{Accelerator, Machine};
-use bulkhead_protocol::agent::SetupRequest;
-use rig::{Rig, say_skipped};
+use bulkhead_protocol::agent::{Interface, SetupRequest};
+use rig::{OwnNetns, Rig, say_skipped};
 use vmm_actors::ask::{ask, tell};
+use vmm_actors::host::netns::Netns;
 use vmm_actors::host::process::Exit;
+use vmm_actors::host::tap::Tap;
 use vmm_actors::vm::{EndCause, GuestState, Vm};
 use vmm_actors::{agent, virtiofsd, vm};
 
@@ -46,6 +48,41 @@ async fn microvm_boots_answers_and_powers_off() {
 #[actix::test]
 async fn q35_boots_answers_and_powers_off() {
     boots_answers_and_powers_off(Machine::Q35).await;
+}
+
+async fn finds_its_network_device(machine: Machine) {
+    let Some(mut rig) = Rig::new(machine) else { return };
+    let Some(own) = OwnNetns::make() else { return say_skipped("a network namespace needs root") };
+    let netns = Netns::open(&own.path()).unwrap();
+    let taps = Tap::create(&netns, vec!["rig0".to_owned()]).await.unwrap();
+    let mac = "02:00:5e:10:00:01";
+    let nic = |tap: Tap| vm::Nic { tap: tap.into_fd(), mac: mac.to_owned(), mtu: 1400 };
+    rig.nics.replace(taps.into_iter().map(nic).collect());
+    rig.boot().await;
+    ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    let interface = Interface {
+        mac: mac.to_owned(),
+        name: "eth0".to_owned(),
+        mtu: 1400,
+        addresses: vec!["10.9.8.7/24".to_owned()],
+        ..Interface::default()
+    };
+    let request =
+        SetupRequest { sandbox_id: "rig".to_owned(), interfaces: vec![interface], ..SetupRequest::default() };
+    ask(&rig.agent, |reply| agent::Setup { request: Box::new(request), reply }).await.unwrap();
+    ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+    rig.virtiofsd_exited.recv().await.unwrap();
+    rig.assert_nothing_runs();
+}
+
+#[actix::test]
+async fn a_guest_on_microvm_finds_its_network_device() {
+    finds_its_network_device(Machine::Microvm).await;
+}
+
+#[actix::test]
+async fn a_guest_on_q35_finds_its_network_device() {
+    finds_its_network_device(Machine::Q35).await;
 }
 
 #[actix::test]

@@ -16,11 +16,39 @@ use vmm_actors::id::SandboxId;
 use vmm_actors::pod_dir::PodDir;
 use vmm_actors::virtiofsd::{Spawn, Virtiofsd, VirtiofsdExited, VirtiofsdRecord};
 use vmm_actors::vm::qemu::QemuDriver;
-use vmm_actors::vm::{Boot, Booted, LaunchSpec, Vm, VmError, VmmExited};
+use vmm_actors::vm::{Boot, Booted, LaunchSpec, Nic, Vm, VmError, VmmExited};
 
 /// Tells the reader of the test's output what was not tested.
 pub(crate) fn say_skipped(why: &str) {
     println!("skipped: {why}");
+}
+
+/// A network namespace of the test's own, gone with this value.
+pub(crate) struct OwnNetns(std::process::Child);
+
+impl OwnNetns {
+    /// None where this user may not make one.
+    pub(crate) fn make() -> Option<Self> {
+        let mut holder = Command::new("unshare");
+        holder.args(["--net", "sh", "-c", "echo; exec sleep 600"]);
+        let mut holder = holder.stdout(std::process::Stdio::piped()).spawn().ok()?;
+        let mut made = [0];
+        let read = std::io::Read::read(holder.stdout.as_mut().unwrap(), &mut made);
+        let netns = Self(holder);
+        matches!(read, Ok(1)).then_some(netns)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.0.id()).into()
+    }
+}
+
+impl Drop for OwnNetns {
+    fn drop(&mut self) {
+        if self.0.kill().and_then(|()| self.0.wait()).is_err() {
+            println!("process {} of the network namespace is left", self.0.id());
+        }
+    }
 }
 
 /// Stands for the sandbox.
@@ -59,6 +87,7 @@ impl Handler<AgentSilent> for Parent {
 /// The rig; its directory goes with it.
 pub(crate) struct Rig {
     pub(crate) settings: Settings,
+    pub(crate) nics: std::cell::RefCell<Vec<Nic>>,
     pub(crate) driver: Arc<QemuDriver>,
     pub(crate) dir: PodDir,
     pub(crate) parent: Addr<Parent>,
@@ -169,6 +198,7 @@ impl Rig {
                 .start(),
             virtiofsd_record: None,
             settings,
+            nics: std::cell::RefCell::default(),
             driver,
             dir,
             parent,
@@ -188,7 +218,8 @@ impl Rig {
     /// Starts the VM alone.
     pub(crate) async fn try_boot(&self) -> Result<Booted, VmError> {
         ask(&self.agent, |reply| Listen { reply }).await.unwrap();
-        let spec = Box::new(LaunchSpec::new(self.dir.clone(), &self.settings));
+        let mut spec = Box::new(LaunchSpec::new(self.dir.clone(), &self.settings));
+        spec.nics = self.nics.take();
         ask(&self.vm, |reply| Boot { spec, reply }).await.map_err(|error| match error {
             AskError::Failed(error) => error,
             unanswered @ (AskError::Busy(_) | AskError::Gone(_)) => panic!("{unanswered}"),
