@@ -4,19 +4,30 @@
 //! the configured kernel without a root: it prints its banner, finds nothing to run, panics and ends its VMM.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::sync::OnceCell;
 
 use crate::host::process::{OwnedProcess, Spawn};
 
-/// How long the trial may take. On hardware it takes half a second.
-const TRIAL_WITHIN: Duration = Duration::from_secs(8);
+/// How long the trial's kernel may take to say its first words. On hardware it takes a tenth of a second.
+const BANNER_WITHIN: Duration = Duration::from_secs(3);
+/// How long it may take from there to its end. On hardware it takes half a second.
+const ENDS_WITHIN: Duration = Duration::from_secs(7);
+/// Ends the trial should this process be killed meanwhile: a guest on a broken KVM may spin for ever.
+const WATCHDOG: &str = "/usr/bin/timeout";
 /// First words of the banner of every Linux kernel.
 const BANNER: &str = "Linux version";
-/// What the trial's directory begins with.
-const TRIAL_DIR: &str = "bulkhead-kvm-trial";
+/// What the trial's files are called.
+const TRIAL: &str = "bulkhead-kvm-trial";
+/// Number of the console's descriptor in the trial's VMM.
+const CONSOLE_FD: i32 = 3;
+/// As much of a file is looked at, in bytes: the banner is the first thing that a kernel prints.
+const OUTPUT_LIMIT: u64 = 64 * 1024;
 
 /// The trial and its outcome, the same for the life of the service.
 #[derive(Debug)]
@@ -49,56 +60,64 @@ impl KvmTrial {
     async fn run(&self) -> Result<(), String> {
         let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
         device.map_err(|error| format!("/dev/kvm: {error}"))?;
-        let dir = std::env::temp_dir().join(format!("{TRIAL_DIR}-{}", std::process::id()));
-        std::fs::create_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-        let outcome = self.try_in(&dir).await;
-        if let Err(error) = std::fs::remove_dir_all(&dir) {
-            tracing::warn!(%error, dir = %dir.display(), "cannot remove the trial's directory");
-        }
-        outcome
+        self.trial().await
     }
 
-    async fn try_in(&self, dir: &Path) -> Result<(), String> {
-        let (output, console) = (dir.join("qemu"), dir.join("console"));
+    /// Nothing of it has a name for longer than the start takes, so that nothing is left whatever becomes of us.
+    async fn trial(&self) -> Result<(), String> {
+        let made = |error: io::Error| format!("no file for a trial guest: {error}");
+        let mut console =
+            File::from(memfd_create(TRIAL, MemfdFlags::CLOEXEC).map_err(|error| made(error.into()))?);
+        let output = std::env::temp_dir().join(format!("{TRIAL}-{}", std::process::id()));
         let start = Spawn {
-            program: self.qemu.clone(),
-            args: trial_args(&self.kernel, &console),
+            program: WATCHDOG.into(),
+            args: trial_args(&self.qemu, &self.kernel),
             output: output.clone(),
-            fds: Vec::new(),
+            fds: vec![(console.try_clone().map_err(made)?.into(), CONSOLE_FD)],
             cgroup: None,
             env: Vec::new(),
         };
-        let vmm = OwnedProcess::spawn(start).map_err(|error| format!("the trial did not start: {error}"))?;
-        let ended = tokio::time::timeout(TRIAL_WITHIN, vmm.wait()).await;
+        let vmm = OwnedProcess::spawn(start);
+        let printed = File::open(&output);
+        if let Err(error) = std::fs::remove_file(&output) {
+            tracing::warn!(%error, path = %output.display(), "cannot remove the trial's output file");
+        }
+        let vmm = vmm.map_err(|error| format!("the trial did not start: {error}"))?;
+        let mut ended = tokio::time::timeout(BANNER_WITHIN, vmm.wait()).await.is_ok();
+        if !ended && read(&mut console).contains(BANNER) {
+            ended = tokio::time::timeout(ENDS_WITHIN, vmm.wait()).await.is_ok();
+        }
         drop(vmm);
-        let printed = std::fs::read(&console).unwrap_or_default();
-        judge(
-            ended.is_ok(),
-            &String::from_utf8_lossy(&printed),
-            &std::fs::read_to_string(&output).unwrap_or_default(),
-        )
+        judge(ended, &read(&mut console), &printed.map(|mut file| read(&mut file)).unwrap_or_default())
     }
+}
+
+/// What a file holds, or nothing.
+fn read(file: &mut File) -> String {
+    let mut bytes = Vec::new();
+    let read = file.rewind().and_then(|()| file.take(OUTPUT_LIMIT).read_to_end(&mut bytes));
+    read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
 /// What the trial shows. A kernel that came as far as its panic has had working timers, too.
 fn judge(ended: bool, console: &str, output: &str) -> Result<(), String> {
     match (console.contains(BANNER), ended) {
         (true, true) => Ok(()),
-        (true, false) => Err(format!("a trial guest hung within {TRIAL_WITHIN:?}")),
-        (false, _) => {
+        (true, false) => Err(format!("a trial guest began to boot, but hung for {ENDS_WITHIN:?}")),
+        (false, true) => {
             let word = output.lines().last().unwrap_or("it printed nothing");
-            Err(format!("a trial guest did not boot within {TRIAL_WITHIN:?}: {word}"))
+            Err(format!("the trial's VMM ended at once: {word}"))
         }
+        (false, false) => Err(format!("a trial guest did not say a word within {BANNER_WITHIN:?}")),
     }
 }
 
-fn trial_args(kernel: &Path, console: &Path) -> Vec<OsString> {
-    let mut args: Vec<OsString> =
-        ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(Into::into).into();
+fn trial_args(qemu: &Path, kernel: &Path) -> Vec<OsString> {
+    let limit = BANNER_WITHIN.saturating_add(ENDS_WITHIN).as_secs().to_string();
+    let mut args: Vec<OsString> = vec!["--signal=KILL".into(), limit.into(), qemu.into()];
+    args.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(Into::into));
     args.extend(["-machine", "microvm,accel=kvm", "-cpu", "host", "-m", "128M", "-serial"].map(Into::into));
-    let mut file = OsString::from("file:");
-    file.push(console);
-    args.extend([file, "-kernel".into(), kernel.into()]);
+    args.extend([format!("file:/dev/fd/{CONSOLE_FD}").into(), "-kernel".into(), kernel.into()]);
     args.extend(["-append", "console=ttyS0 earlyprintk=serial panic=-1 reboot=t"].map(Into::into));
     args
 }
@@ -113,7 +132,8 @@ mod tests {
         assert_eq!(judge(true, banner, ""), Ok(()));
         assert!(judge(false, banner, "").unwrap_err().contains("hung"));
         assert!(judge(true, "", "a\nno such device").unwrap_err().contains("no such device"));
-        assert!(judge(false, "", "").unwrap_err().contains("printed nothing"));
+        assert!(judge(true, "", "").unwrap_err().contains("printed nothing"));
+        assert!(judge(false, "", "").unwrap_err().contains("not say a word"));
     }
 
     #[tokio::test]
