@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use containerd_sandbox::{
@@ -29,6 +29,9 @@ const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Key of the JSON that `crictl inspectp` shows.
 const INFO: &str = "info";
 
+/// How long labels are kept for a Start: longer than the actors keep a sandbox that nobody starts.
+const START_WINDOW: Duration = Duration::from_secs(10 * 60);
+
 type Labels = BTreeMap<String, String>;
 
 /// Answers containerd.
@@ -36,7 +39,7 @@ type Labels = BTreeMap<String, String>;
 pub(crate) struct Controller {
     sandboxes: Sandboxes,
     /// Labels of sandboxes between Create and Start: containerd 2.3 replaces its own by what Start answers.
-    labels: Mutex<HashMap<SandboxId, Labels>>,
+    labels: Mutex<HashMap<SandboxId, (Instant, Labels)>>,
 }
 
 impl Controller {
@@ -45,9 +48,15 @@ impl Controller {
         Self { sandboxes, labels: Mutex::default() }
     }
 
-    fn labels(&self) -> MutexGuard<'_, HashMap<SandboxId, Labels>> {
-        // A panic cannot leave half a label: every use is one insertion or one removal.
+    fn labels(&self) -> MutexGuard<'_, HashMap<SandboxId, (Instant, Labels)>> {
+        // A panic cannot leave half a label: every use is one insertion or removals.
         self.labels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep_labels(&self, id: SandboxId, labels: Labels) {
+        let mut kept = self.labels();
+        kept.retain(|_, (since, _)| since.elapsed() < START_WINDOW);
+        kept.insert(id, (Instant::now(), labels));
     }
 }
 
@@ -58,13 +67,13 @@ impl Sandboxer for Controller {
         let labels = request.labels.clone();
         let create = create_sandbox(id.clone(), request)?;
         self.sandboxes.create(create).await.map_err(|error| failure("create", &error))?;
-        self.labels().insert(id, labels);
+        self.keep_labels(id, labels);
         Ok(())
     }
 
     async fn start(&self, id: &str) -> Result<Started, Failure> {
         let id = sandbox_id("start", id)?;
-        let labels = self.labels().remove(&id).unwrap_or_default();
+        let labels = self.labels().remove(&id).map(|(_, labels)| labels).unwrap_or_default();
         let started = self.sandboxes.start(&id).await.map_err(|error| failure("start", &error))?;
         Ok(Started {
             pid: started.pid,
