@@ -22,6 +22,9 @@ use crate::{orphans, pods};
 /// How long calls under way have to end after SIGTERM. systemd's patience (TimeoutStopSec) is longer.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// Directory of the pods' directories, below `run_dir` (see [`vmm_actors::pod_dir`]).
+const PODS: &str = "s";
+
 /// Why the service could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServiceError {
@@ -62,7 +65,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     let settings = Arc::new(settings);
     let sandboxer = &settings.sandboxer;
     let mut ends = EndSignals::new()?;
-    make_directory(&sandboxer.run_dir)?;
+    make_directory(&sandboxer.run_dir.join(PODS))?;
     make_directory(&sandboxer.state_dir)?;
     let _lock = lock(&sandboxer.state_dir)?;
 
