@@ -73,7 +73,9 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), SocketError> {
 /// [`SocketError::AlreadyRunning`], [`SocketError::Lock`].
 pub(crate) fn lock(state_dir: &Path) -> Result<File, SocketError> {
     let path = state_dir.join("lock");
-    let opened = File::options().create(true).truncate(false).write(true).open(&path);
+    // Held for reading only: an open writer would keep an administrator from making the file system read-only.
+    let made = File::options().create(true).truncate(false).write(true).open(&path);
+    let opened = made.and_then(|_| File::open(&path));
     let file = opened.map_err(|source| SocketError::Lock { path: path.clone(), source })?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),

@@ -50,16 +50,18 @@ async fn host_devices_are_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn host_namespaces_are_refused_by_name() {
     let stage = stage!(Stage::vm(Options::default()));
-    let pod = stage.cri().run_pod("namespaces").await;
-    let mut config = Cri::shell("host-pid", "true");
-    let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-    security.namespace_options.as_mut().unwrap().pid = api::NamespaceMode::Node.into();
-    refused(&stage, &pod, config, &["hostPID"]).await;
-    let mut config = Cri::shell("host-ipc", "true");
-    let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-    security.namespace_options.as_mut().unwrap().ipc = api::NamespaceMode::Node.into();
-    refused(&stage, &pod, config, &["hostIPC"]).await;
-    stage.end(&pod).await;
+    let cri = stage.cri();
+    let node = i32::from(api::NamespaceMode::Node);
+    // Kubernetes names the namespaces of the host for the whole pod.
+    for (pid, ipc, name) in [(node, 0, "hostPID"), (0, node, "hostIPC")] {
+        let mut config = cri.pod_config("namespaces");
+        let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        let options = security.namespace_options.as_mut().unwrap();
+        (options.pid, options.ipc) = (pid, ipc);
+        let status = cri.try_run_pod(config).await.expect_err(name);
+        assert!(status.message().contains(name), "{name}: {status:?}");
+    }
+    stage.expect_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,10 @@
 //! A helper process of a pod dies: the pod is over, says so, and can be removed to the last trace.
 
+use std::time::Duration;
+
 use bulkhead_tests::cri::Cri;
 use bulkhead_tests::node::Options;
-use bulkhead_tests::processes;
+use bulkhead_tests::{processes, wait};
 use k8s_cri::v1 as api;
 use nix::sys::signal::Signal;
 
@@ -16,6 +18,10 @@ async fn death_of(program: &str) {
     let done = cri.start(&pod, Cri::shell("done", "echo done; exit 4")).await;
     let running = cri.start(&pod, Cri::shell("running", "echo started; sleep 1000")).await;
     assert_eq!(cri.wait_exit(&done.id).await.exit_code, 4);
+    // What a guest has not said yet dies with it.
+    let said =
+        wait::until(Duration::from_secs(60), async || (!running.log().stdout.is_empty()).then_some(())).await;
+    assert!(said.is_some(), "no output of the running container");
 
     for victim in stage.running(program) {
         processes::signal(victim.pid, Signal::SIGKILL);
@@ -82,7 +88,9 @@ async fn the_death_of_one_pod_is_nothing_to_another() {
 async fn a_guest_that_powers_off_ends_its_pod() {
     let stage = stage!(Stage::vm(Options::default()));
     let cri = stage.cri();
-    let pod = cri.run_pod("panic").await;
+    let mut pod = cri.pod_config("panic");
+    pod.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    let pod = cri.try_run_pod(pod).await.unwrap();
     let mut config = Cri::shell("main", "sleep 1000");
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
     let container = cri.start(&pod, config).await;

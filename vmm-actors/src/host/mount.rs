@@ -185,7 +185,9 @@ impl Mount {
             let (base, text) = crate::host::overlay::relative(data);
             mount_from(&base, || mount_here(kind, source, target, *flags, &text))
         };
-        mounted.map_err(|errno| attach_error(kind, source, target, errno))?;
+        // The kernel does not say which layer of an overlay is at fault; the options name them all.
+        let described = if text.is_empty() { kind.to_owned() } else { format!("{kind}, {text}") };
+        mounted.map_err(|errno| attach_error(&described, source, target, errno))?;
         Ok(Self { target: target.to_owned(), armed: true })
     }
 

@@ -34,12 +34,14 @@ const OUTPUT_LIMIT: u64 = 64 * 1024;
 pub(super) struct KvmTrial {
     qemu: PathBuf,
     kernel: PathBuf,
+    /// Nobody else can write here.
+    run_dir: PathBuf,
     outcome: OnceCell<Result<(), String>>,
 }
 
 impl KvmTrial {
-    pub(super) fn new(qemu: PathBuf, kernel: PathBuf) -> Self {
-        Self { qemu, kernel, outcome: OnceCell::new() }
+    pub(super) fn new(qemu: PathBuf, kernel: PathBuf, run_dir: PathBuf) -> Self {
+        Self { qemu, kernel, run_dir, outcome: OnceCell::new() }
     }
 
     /// Whether a guest runs, or why not. The first caller makes the trial, others wait for it.
@@ -68,7 +70,7 @@ impl KvmTrial {
         let made = |error: io::Error| format!("no file for a trial guest: {error}");
         let mut console =
             File::from(memfd_create(TRIAL, MemfdFlags::CLOEXEC).map_err(|error| made(error.into()))?);
-        let output = std::env::temp_dir().join(format!("{TRIAL}-{}", std::process::id()));
+        let output = self.run_dir.join(TRIAL);
         let start = Spawn {
             program: WATCHDOG.into(),
             args: trial_args(&self.qemu, &self.kernel),
@@ -138,7 +140,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_trial_is_made_once_and_tells_why_it_failed() {
-        let trial = KvmTrial::new("/nonexistent/qemu".into(), "/nonexistent/vmlinux".into());
+        let trial =
+            KvmTrial::new("/nonexistent/qemu".into(), "/nonexistent/vmlinux".into(), std::env::temp_dir());
         let first = trial.outcome().await.unwrap_err().to_owned();
         assert!(first.contains("/dev/kvm") || first.contains("/nonexistent/qemu"), "{first}");
         assert_eq!(trial.outcome().await, Err(first.as_str()));

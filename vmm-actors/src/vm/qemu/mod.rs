@@ -35,7 +35,11 @@ impl QemuDriver {
     /// A driver with these settings. Nothing is started before [`probe`](Self::probe) or the first launch.
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
-        let kvm = KvmTrial::new(settings.qemu.path.clone(), settings.guest.kernel.clone());
+        let kvm = KvmTrial::new(
+            settings.qemu.path.clone(),
+            settings.guest.kernel.clone(),
+            settings.sandboxer.run_dir.clone(),
+        );
         Self { settings: settings.qemu.clone(), kvm }
     }
 
