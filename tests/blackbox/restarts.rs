@@ -48,6 +48,11 @@ impl Counting {
     /// The pod is as good as before: ready, exec, a second container, counting.
     async fn expect_well(&self, stage: &Stage) {
         let cri = stage.cri();
+        // containerd dials a sandboxer that was away again after up to 3 s.
+        wait::expect("containerd reaches the sandboxer", Duration::from_secs(10), async || {
+            cri.pod_status(&self.pod.id).await.ok()
+        })
+        .await;
         assert!(cri.pod_ready(&self.pod.id).await);
         let status = cri.container_status(&self.container.id).await;
         assert_eq!(status.state(), api::ContainerState::ContainerRunning, "{status:?}");

@@ -39,9 +39,12 @@ pub(super) fn plan_in(
     let mut parents = Vec::new();
     for root in layout.roots() {
         let mut directory = root.clone();
-        for name in parent.split('/').filter(|name| !name.is_empty()) {
+        let mut names = parent.split('/').filter(|name| !name.is_empty()).peekable();
+        while let Some(name) = names.next() {
             directory.push(name);
-            if is_default || !directory.exists() {
+            // What is above the default parent belongs to whoever made it.
+            let is_default_parent = is_default && names.peek().is_none();
+            if is_default_parent || !directory.exists() {
                 parents.push(directory.clone());
             }
         }
