@@ -1,8 +1,8 @@
 //! Kernel modules, loaded in the stages in which they are needed.
 //!
 //! The image lists its modules in load order, one file name a line, in `/lib/modules/order`. Loading one costs
-//! milliseconds (hundreds under emulation), so only what carries the announcement is loaded before it, then what
-//! Setup needs, then everything else. Within a stage the list's order holds.
+//! milliseconds (tens under emulation), so only what carries the announcement is loaded before it, then what Setup
+//! and containers need, and after Setup everything else. Within a stage the list's order holds.
 
 use std::fs::File;
 use std::io;
@@ -77,8 +77,8 @@ pub(crate) fn load_all(files: &[String]) {
 fn load(path: &Path) -> Result<(), ModuleError> {
     let file = File::open(path).map_err(|source| ModuleError::Open { path: path.to_owned(), source })?;
     match rustix::system::finit_module(&file, c"", 0) {
-        // Loaded already, or for a device that this machine does not have.
-        Ok(()) | Err(Errno::EXIST | Errno::NODEV) => {
+        // Loaded already, or for a device or a hypervisor that this machine does not have.
+        Ok(()) | Err(Errno::EXIST | Errno::NODEV | Errno::OPNOTSUPP) => {
             // The kernel has its own copy now; the file's memory is better given back.
             if let Err(error) = std::fs::remove_file(path) {
                 tracing::debug!(path = %path.display(), %error, "could not remove a loaded module's file");

@@ -8,6 +8,7 @@ use bulkhead_protocol::SHARE_DIR;
 use bulkhead_protocol::agent::SetupRequest;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
+use tokio::sync::watch;
 
 use crate::boot::RUN_DIR;
 use crate::clock::{self, SetClock};
@@ -50,12 +51,13 @@ pub(crate) enum SetupError {
 pub(crate) struct Pod {
     reaper: Arc<Reaper>,
     done: tokio::sync::Mutex<Option<SetupRequest>>,
+    set_up: watch::Sender<bool>,
 }
 
 impl Pod {
     /// A guest that is no pod yet.
     pub(crate) fn new(reaper: Arc<Reaper>) -> Self {
-        Self { reaper, done: tokio::sync::Mutex::new(None) }
+        Self { reaper, done: tokio::sync::Mutex::new(None), set_up: watch::Sender::new(false) }
     }
 
     /// Does what Setup asks. The same content again is harmless, and completes what failed before.
@@ -73,7 +75,14 @@ impl Pod {
         apply(&self.reaper, &request).await?;
         tracing::info!(sandbox = request.sandbox_id, "the guest is a pod");
         *done = Some(request);
+        self.set_up.send_replace(true);
         Ok(())
+    }
+
+    /// Waits until the guest is a pod.
+    pub(crate) async fn is_set_up(&self) {
+        // Fails only without a sender, and that is ours.
+        self.set_up.subscribe().wait_for(|set_up| *set_up).await.ok();
     }
 }
 

@@ -25,15 +25,18 @@ use crate::{announce, clock, cmdline, helper, log, shutdown, status};
 /// oom_score_adj of a process that the kernel must not choose, proc(5).
 const NEVER: &str = "-1000";
 
+/// The nice value that yields to everybody, setpriority(2).
+const LEAST: i32 = 19;
+/// A guest that nobody has set up by then loads the rest of its modules all the same.
+const SETUP_WINDOW: Duration = Duration::from_secs(10);
+
 /// How far the guest is, beyond being able to announce itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Readiness {
     /// It has announced itself.
     Announced,
-    /// Mounts and modules for Setup are there.
+    /// Mounts and modules for Setup and for containers are there.
     Setup,
-    /// Everything is.
-    All,
 }
 
 /// What ends the agent.
@@ -97,7 +100,8 @@ async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
     let hub = Arc::new(Streams::default());
     tokio::spawn(stdio::accept(streams, Arc::clone(&hub)));
     let containers = Containers::new(Arc::clone(&reaper), hub);
-    let service = AgentService::new(Arc::new(Pod::new(reaper)), containers, readiness);
+    let pod = Arc::new(Pod::new(reaper));
+    let service = AgentService::new(Arc::clone(&pod), containers, readiness);
     let mut server = Server::new()
         .add_listener(Listener::new(listen::from_host(rpc)))
         .register_service(agent_ttrpc::create_agent(Arc::new(service)));
@@ -105,24 +109,37 @@ async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
     if let Err(error) = announce::once().await {
         tokio::spawn(announce::retry(error));
     }
-    // A thread: loading modules blocks for long, and the host calls already.
-    std::thread::spawn(move || finish_boot(&stages, &ready));
+    let Stages { setup, rest, .. } = stages;
+    // Threads: loading modules blocks for long, and the host calls already.
+    std::thread::spawn(move || prepare_setup(&setup, &ready));
+    tokio::select! {
+        () = pod.is_set_up() => {}
+        () = tokio::time::sleep(SETUP_WINDOW) => {}
+    }
+    std::thread::spawn(move || load_rest(&rest));
     loop {
         tokio::time::sleep(Duration::from_secs(3600)).await;
     }
 }
 
-/// What the announcement did not wait for.
-fn finish_boot(stages: &Stages, ready: &watch::Sender<Readiness>) {
+/// What the announcement did not wait for, and Setup does.
+fn prepare_setup(modules: &[String], ready: &watch::Sender<Readiness>) {
     if let Err(error) = boot::second() {
         tracing::error!(error = %status::chain(&error), "a mount is missing");
     }
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", NEVER) {
         tracing::warn!(%error, "the kernel may choose the agent when memory runs out");
     }
-    modules::load_all(&stages.setup);
+    modules::load_all(modules);
     ready.send_replace(Readiness::Setup);
-    modules::load_all(&stages.rest);
-    ready.send_replace(Readiness::All);
+}
+
+/// Modules for devices that are plugged in later. Nobody waits for them, so they yield to the pod.
+fn load_rest(modules: &[String]) {
+    // The calling thread only, setpriority(2).
+    if let Err(error) = rustix::process::setpriority_process(None, LEAST) {
+        tracing::debug!(%error, "loading modules competes with the pod");
+    }
+    modules::load_all(modules);
     tracing::debug!("boot finished");
 }

@@ -110,7 +110,7 @@ impl Agent for AgentService {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        self.ready(Readiness::All).await;
+        self.ready(Readiness::Setup).await;
         let pid = detached(self.containers().create(request)).await?;
         Ok(CreateContainerResponse { pid, ..Default::default() })
     }
