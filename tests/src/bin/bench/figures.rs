@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
+use super::steps::Step;
+
 /// A thing measured several times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Series {
@@ -33,15 +35,24 @@ pub(crate) struct Figures {
     machine: BTreeMap<&'static str, String>,
     series: BTreeMap<Series, Vec<f64>>,
     values: Vec<(String, f64, &'static str)>,
+    /// Begin and duration in milliseconds of each step, a pair a pod.
+    steps: BTreeMap<String, Vec<(f64, f64)>>,
 }
 
 impl Figures {
     pub(crate) const fn new(machine: BTreeMap<&'static str, String>) -> Self {
-        Self { machine, series: BTreeMap::new(), values: Vec::new() }
+        Self { machine, series: BTreeMap::new(), values: Vec::new(), steps: BTreeMap::new() }
     }
 
     pub(crate) fn add(&mut self, series: Series, took: Duration) {
         self.series.entry(series).or_default().push(took.as_secs_f64() * 1e3);
+    }
+
+    pub(crate) fn add_steps(&mut self, steps: Vec<Step>) {
+        for Step { name, begin, took } in steps {
+            let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
+            self.steps.entry(name).or_default().push((millis(begin), millis(took)));
+        }
     }
 
     pub(crate) fn set(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
@@ -91,6 +102,29 @@ impl Figures {
         text
     }
 
+    /// Where the time of coming up goes: medians of each step, in the order of their begins.
+    fn spans(&self) -> Vec<(&str, f64, f64)> {
+        let mut spans: Vec<_> = self
+            .steps
+            .iter()
+            .map(|(name, times)| {
+                let (begins, lengths): (Vec<f64>, Vec<f64>) = times.iter().copied().unzip();
+                (name.as_str(), median(&begins), median(&lengths))
+            })
+            .collect();
+        spans.sort_by(|one, other| one.1.total_cmp(&other.1));
+        spans
+    }
+
+    /// The steps as Markdown.
+    pub(crate) fn spans_table(&self) -> String {
+        let mut text = String::from("\n| step of Create | begins at | takes |\n|---|---:|---:|\n");
+        for (name, begin, length) in self.spans() {
+            writeln!(text, "| {name} | {begin:.1} ms | {length:.1} ms |").expect("write to a string");
+        }
+        text
+    }
+
     pub(crate) fn json(&self) -> String {
         let series: serde_json::Map<String, serde_json::Value> = self
             .series
@@ -108,7 +142,19 @@ impl Figures {
             .chain(&self.values)
             .map(|(name, value, unit)| (name.clone(), serde_json::json!({ "value": value, "unit": unit })))
             .collect();
-        let all = serde_json::json!({ "machine": self.machine, "series": series, "values": values });
+        let steps: serde_json::Map<String, serde_json::Value> = self
+            .spans()
+            .into_iter()
+            .map(|(name, begin, length)| {
+                (name.to_owned(), serde_json::json!({ "begin_ms": begin, "median_ms": length }))
+            })
+            .collect();
+        let all = serde_json::json!({
+            "machine": self.machine,
+            "series": series,
+            "values": values,
+            "steps": steps,
+        });
         serde_json::to_string_pretty(&all).expect("figures are JSON")
     }
 }

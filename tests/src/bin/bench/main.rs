@@ -11,6 +11,7 @@ mod bare;
 mod figures;
 mod machine;
 mod memory;
+mod steps;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,7 +51,7 @@ async fn main() -> ExitCode {
     memory::measure(&node, &mut figures).await;
     together(&node, &mut figures).await;
     before.expect_nothing_left(&node).await;
-    println!("{}", figures.table());
+    println!("{}{}", figures.table(), figures.spans_table());
     let to = std::env::var_os("BULKHEAD_BENCH_JSON").map_or_else(
         || peers::root().join("target/bench.json"),
         |path| peers::root().join(PathBuf::from(path)),
@@ -81,6 +82,7 @@ async fn one_by_one(node: &Node, recipe: &bare::Recipe, figures: &mut Figures) {
         let pod = pod.unwrap_or_else(|status| panic!("RunPodSandbox: {status:?}"));
         figures.add(Series::RunPod, run);
         figures.add(Series::Cni, cni_time(node, &pod));
+        figures.add_steps(steps::of(node, &pod).await);
         let container = first_byte(node, &pod, figures).await;
         for _ in 0..3 {
             let (exec, _) = timed(cri.exec(&container, "true")).await;
