@@ -1,4 +1,4 @@
-//! Boots real VMs through the actors. Needs QEMU, the peers (`BULKHEAD_PEERS`, else `.peers/bin` of the workspace) and
+//! Boots real VMs through the actors. Needs QEMU, the peers (`BULKHEAD_PEERS`, else `.peers` of the workspace) and
 //! the guest (`BULKHEAD_GUEST_DIR`, else `out` of the workspace); says aloud what it skips for the want of one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a rig that does not come up is a failed test")]

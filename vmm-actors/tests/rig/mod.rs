@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a rig that does not come up is a failed test")]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -18,9 +19,13 @@ use vmm_actors::virtiofsd::{Spawn, Virtiofsd, VirtiofsdExited, VirtiofsdRecord};
 use vmm_actors::vm::qemu::QemuDriver;
 use vmm_actors::vm::{Boot, Booted, LaunchSpec, Nic, Vm, VmError, VmmExited};
 
-/// Tells the reader of the test's output what was not tested.
+/// Tells the reader of the test's output what was not tested, past libtest's capture, which hides what passing
+/// tests print. With `BULKHEAD_REQUIRE_PEERS=1` a test that cannot run is a failed one.
 pub(crate) fn say_skipped(why: &str) {
-    println!("skipped: {why}");
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    writeln!(std::io::stderr().lock(), "skipped: {name}: {why}").unwrap();
+    let required = std::env::var_os("BULKHEAD_REQUIRE_PEERS").is_some_and(|value| value == "1");
+    assert!(!required, "{name} cannot run here: {why}");
 }
 
 /// A network namespace of the test's own, gone with this value.
@@ -134,12 +139,14 @@ fn workspace() -> PathBuf {
 }
 
 fn from_env(name: &str, otherwise: &str) -> PathBuf {
-    std::env::var_os(name).map_or_else(|| workspace().join(otherwise), PathBuf::from)
+    // Relative to the workspace, in which the test does not run.
+    workspace().join(std::env::var_os(name).map_or_else(|| PathBuf::from(otherwise), PathBuf::from))
 }
 
 /// Settings that name what this machine has, or what is missing.
 fn settings(machine: Machine) -> Result<Settings, String> {
-    let (guest, peers) = (from_env("BULKHEAD_GUEST_DIR", "out"), from_env("BULKHEAD_PEERS", ".peers/bin"));
+    let guest = from_env("BULKHEAD_GUEST_DIR", "out");
+    let peers = from_env("BULKHEAD_PEERS", ".peers").join("bin");
     let mut settings = Settings::default();
     settings.guest.kernel = guest.join("vmlinux");
     settings.guest.image = guest.join("bulkhead-guest.cpio");
