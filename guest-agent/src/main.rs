@@ -20,6 +20,7 @@
 //! | `pod`, `network`, `clock`, `sysctl` | Setup |
 //! | `container/` | containers, their processes, the reaper of PID 1, cgroup v2 |
 //! | `stdio/`, `pty` | pipes and terminals to streams |
+//! | `forward` | TCP connections of the host to the pod's loopback |
 //! | `shutdown` | the end of the VM |
 //!
 //! PID 1 must not end: no function here panics on purpose, a panic in a task ends that task and is logged, and the
@@ -32,6 +33,7 @@ mod cgroup;
 mod clock;
 mod cmdline;
 mod container;
+mod forward;
 mod helper;
 mod listen;
 mod log;

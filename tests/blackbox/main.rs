@@ -22,5 +22,6 @@ mod deaths;
 mod harness;
 mod old_containerd;
 mod pods;
+mod port_forward;
 mod restarts;
 mod stdio;

@@ -4,12 +4,13 @@
 //! |---|---|---|
 //! | guest → host, once | vsock to CID 2, port [`ANNOUNCE_PORT`], one [frame](frame) | [`agent::Announce`] |
 //! | sandboxer → agent, shim → agent | vsock port [`AGENT_PORT`], ttrpc | [`agent_ttrpc::Agent`] |
-//! | shim → agent, one per stream | vsock port [`STREAM_PORT`], [frames](stream) | stdin, stdout, stderr |
+//! | shim → agent, one per stream | vsock port [`STREAM_PORT`], [frames](stream) | stdin, stdout, stderr, forwarded TCP |
 //! | shim → sandboxer | `control.sock`, ttrpc | [`pod_ttrpc::Pod`] |
 //! | sandboxer → shim | `shim.sock`, ttrpc | [`shim_ttrpc::Shim`] |
 //!
 //! Every session starts with Hello: each side names the range of versions it speaks, the newest common one holds.
 
+pub mod forward;
 pub mod frame;
 pub mod stream;
 pub mod version;

@@ -57,7 +57,8 @@ async fn introduce(mut connection: VsockStream, hub: Arc<Streams>) {
         tokio::time::timeout(HEADER_LIMIT, frame::read_message::<_, StreamHeader>(&mut connection)).await;
     match header {
         Ok(Ok(header)) => match header.kind.enum_value() {
-            Ok(kind) => {
+            Ok(Kind::FORWARD) => crate::forward::serve(connection, header.port).await,
+            Ok(kind @ (Kind::STDIN | Kind::STDOUT | Kind::STDERR)) => {
                 let key = StreamKey { container: header.container_id, exec: header.exec_id, kind };
                 tracing::trace!(%key, "connected");
                 hub.offer(key, connection);

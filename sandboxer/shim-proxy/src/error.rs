@@ -224,7 +224,7 @@ fn passed_on(status: &Status) -> Code {
 }
 
 /// A guest's text, as long and as plain as a log line may be.
-fn bounded(text: &str) -> String {
+pub(crate) fn bounded(text: &str) -> String {
     text.chars().take(GUEST_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

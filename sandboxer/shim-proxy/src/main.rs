@@ -6,6 +6,7 @@
 //! | [`serve`], [`task_service`], [`shim_service`] | the two servers: Task API for containerd, control for the sandboxer |
 //! | [`pod`], [`lifecycle`] | containers and execs; the state machine that decides, the actions that follow |
 //! | [`stdio`] | containerd's FIFOs and the guest's streams |
+//! | [`forward`] | port-forward: localhost of the pod's network namespace, led into the guest |
 //! | [`agent`], [`dial`], [`control`], [`events`] | links: guest agent, guest ports, sandboxer, containerd's events |
 //! | [`vmm`], [`bundles`] | what is watched: the VMM process, containerd's bundles |
 
@@ -19,6 +20,7 @@ mod dial;
 mod error;
 mod events;
 mod flight;
+mod forward;
 mod info;
 mod lifecycle;
 mod lock;

@@ -59,7 +59,9 @@ impl Shim for ShimService {
             }
         }
         info!(vmm = request.vmm_pid, vsock = request.vsock, "attached");
-        self.0.attach(Path::new(&request.vsock));
+        let vsock = Path::new(&request.vsock);
+        self.0.attach(vsock);
+        self.0.open_forward(&request.netns, vsock).await;
         Ok(Nothing::new())
     }
 
@@ -67,6 +69,8 @@ impl Shim for ShimService {
         let at_nanos = if request.exited_at_nanos > 0 { request.exited_at_nanos } else { clock::now_nanos() };
         let reason = if request.reason.is_empty() { "the sandboxer ended it" } else { &request.reason };
         self.0.vm_gone(Exit { status: request.exit_status.min(255), at_nanos }, &reason.into());
+        // The sandboxer lets containerd remove the network namespace once this is answered.
+        self.0.close_forward().await;
         Ok(Nothing::new())
     }
 
@@ -80,6 +84,7 @@ impl Shim for ShimService {
 
     async fn shutdown(&self, _: &TtrpcContext, _: Nothing) -> ttrpc::Result<Nothing> {
         self.0.vm_gone(killed_now(), &"the pod is being removed".into());
+        self.0.close_forward().await;
         self.0.shutdown.notify_one();
         Ok(Nothing::new())
     }

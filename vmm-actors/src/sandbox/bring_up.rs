@@ -221,7 +221,7 @@ impl BringUp {
     }
 
     async fn attach(&self, vm: &VmRecord) -> Result<(), BringUpError> {
-        let attach = |reply| shim::Attach { vmm: vm.vmm.clone(), reply };
+        let attach = |reply| shim::Attach { vmm: vm.vmm.clone(), netns: self.record.netns.clone(), reply };
         let attached = ask(&self.children.shim, attach);
         self.timeline.step("attach the shim proxy", attached).await.map_err(BringUpError::Attach)
     }

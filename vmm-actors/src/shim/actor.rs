@@ -233,11 +233,12 @@ impl Handler<Keep> for Shim {
 
 impl Handler<Attach> for Shim {
     type Result = ();
-    fn handle(&mut self, Attach { vmm, reply }: Attach, ctx: &mut Self::Context) {
+    fn handle(&mut self, Attach { vmm, netns, reply }: Attach, ctx: &mut Self::Context) {
         let request = AttachRequest {
             vmm_pid: vmm.pid,
             vmm_start_time: vmm.start_time,
             vsock: self.dir.vsock().to_string_lossy().into_owned(),
+            netns: netns.to_string_lossy().into_owned(),
             ..AttachRequest::default()
         };
         let call = |socket: PathBuf| async move { Peer::connect(&socket).await?.attach(&request).await };

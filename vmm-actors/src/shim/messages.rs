@@ -80,6 +80,8 @@ pub struct Keep;
 pub struct Attach {
     /// The VMM, whose end the proxy notices by itself.
     pub vmm: ProcessIdentity,
+    /// The pod's network namespace, whose loopback the proxy leads into the guest.
+    pub netns: PathBuf,
     /// Answered when Task calls can reach the guest.
     pub reply: Reply<(), ShimError>,
 }

@@ -28,6 +28,7 @@ use crate::control::Control;
 use crate::error::TaskError;
 use crate::events::Events;
 use crate::flight::Flight;
+use crate::forward::{self, Forward};
 use crate::lifecycle::{Effect, Event, Exit, Notice, State};
 use crate::lock::locked;
 
@@ -54,6 +55,7 @@ pub(crate) struct Pod {
     /// Asks the process to end.
     pub(crate) shutdown: Notify,
     vsock: OnceLock<PathBuf>,
+    forward: tokio::sync::Mutex<Option<Forward>>,
     vmm_watched: AtomicBool,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     bundles: Option<BundleWatch>,
@@ -76,6 +78,7 @@ impl Pod {
             disconnected: Notify::new(),
             shutdown: Notify::new(),
             vsock: OnceLock::new(),
+            forward: tokio::sync::Mutex::default(),
             vmm_watched: AtomicBool::new(false),
             containers: Mutex::default(),
             bundles: bundles.ok(),
@@ -99,12 +102,30 @@ impl Pod {
         });
     }
 
+    /// Leads the loopback of the pod's network namespace into the guest. Repeating it is harmless.
+    pub(crate) async fn open_forward(&self, netns: &str, vsock: &Path) {
+        let mut forward = self.forward.lock().await;
+        if forward.is_none() && self.agent.gone().is_none() {
+            *forward = forward::open_or_explain(netns, vsock);
+        }
+    }
+
+    /// Lets go of the pod's network namespace. When this returns, whoever asked, nothing of ours is open there.
+    pub(crate) async fn close_forward(&self) {
+        let mut forward = self.forward.lock().await;
+        if let Some(forward) = forward.take() {
+            forward.close().await;
+        }
+    }
+
     /// The VM has ended: so has everything in it. Only the first call counts.
     pub(crate) fn vm_gone(self: &Arc<Self>, exit: Exit, reason: &Arc<str>) {
         if !self.agent.set_gone(exit, reason) {
             return;
         }
         info!(reason = &**reason, status = exit.status, "the VM is gone");
+        let pod = self.clone();
+        tokio::spawn(async move { pod.close_forward().await });
         for container in self.containers() {
             for at in container.everything() {
                 at.process.cut_streams();

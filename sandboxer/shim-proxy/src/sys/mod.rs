@@ -1,5 +1,7 @@
-//! The one place that needs `unsafe`: descriptors that are handed down, and ones that tokio has no type for.
-#![allow(unsafe_code, reason = "neither can be had in another way; see the SAFETY notes")]
+//! The one place that needs `unsafe`: descriptors that are handed down, ones that tokio has no type for, and bpf(2).
+#![allow(unsafe_code, reason = "none can be had in another way; see the SAFETY notes")]
+
+pub(crate) mod bpf;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

@@ -1,0 +1,189 @@
+//! Port-forward: containerd enters the pod's network namespace and dials localhost there, but the pod's processes
+//! listen in the guest. So every TCP connection to the namespace's loopback is led to a socket of ours, whatever its
+//! port, and on to the same port of the guest's loopback.
+//!
+//! Owns the sockets, the BPF link that leads to them, and every connection under way; all of it ends with
+//! [`Forward::close`], or with this process. Nothing else of the namespace is touched.
+
+mod lookup;
+mod relay;
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use crate::error::chain;
+use crate::sys::bpf;
+
+/// Connections under way at once; more wait in the kernel's queue.
+const MOST: usize = 256;
+/// Pause after an accept that failed, for want of descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why ports of the pod cannot be forwarded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ForwardError {
+    /// The namespace is not there.
+    #[error("cannot open network namespace {}", path.display())]
+    OpenNetns {
+        /// As the sandboxer named it.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The namespace could not be entered, or nothing be opened in it.
+    #[error("cannot listen on {address} in network namespace {}", path.display())]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// As the sandboxer named it.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The kernel takes no such program: it needs CONFIG_BPF_SYSCALL, and CAP_BPF and CAP_NET_ADMIN for us.
+    #[error("cannot {act} (bpf(2))")]
+    Bpf {
+        /// Which step.
+        act: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A socket could not be joined to the event loop.
+    #[error("cannot serve the sockets in the network namespace")]
+    Serve(#[source] io::Error),
+}
+
+/// Forwarding under way.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+impl Forward {
+    /// From now on connections to the loopback of `netns` reach the guest behind `vsock`.
+    ///
+    /// # Errors
+    /// [`ForwardError`]; then nothing is left in the namespace.
+    pub(crate) fn open(netns: &Path, vsock: &Path) -> Result<Self, ForwardError> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let namespace = rustix::fs::open(netns, flags, Mode::empty())
+            .map_err(|source| ForwardError::OpenNetns { path: netns.into(), source: source.into() })?;
+        let listeners = listen(&namespace, netns)?;
+        let link = lead(&namespace, &listeners)?;
+        let listeners = listeners.into_iter().map(|(_, listener)| TcpListener::from_std(listener));
+        let listeners = listeners.collect::<Result<_, _>>().map_err(ForwardError::Serve)?;
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(serve(link, listeners, vsock.into(), stopped));
+        Ok(Self { stop, served })
+    }
+
+    /// Ends it. When this returns, nothing of ours is open in the namespace.
+    pub(crate) async fn close(self) {
+        drop(self.stop);
+        if let Err(error) = self.served.await {
+            warn!(%error, "forwarding ended early");
+        }
+    }
+}
+
+/// Listens in the namespace, on any port: it is never dialled by that port. Without IPv6 there, on IPv4 alone.
+fn listen(namespace: &OwnedFd, path: &Path) -> Result<Vec<(u32, StdListener)>, ForwardError> {
+    let ipv4 = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let ipv6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+    let failed = |address| move |source| ForwardError::Listen { address, path: path.into(), source };
+    // A thread of its own enters the namespace and ends there.
+    let bound = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok::<_, io::Error>((StdListener::bind(ipv4), StdListener::bind(ipv6)))
+        })?;
+        thread.join().unwrap_or_else(|_panic| Err(io::Error::other("the thread in it panicked")))
+    });
+    let (bound4, bound6) = bound.map_err(failed(ipv4))?;
+    let mut listeners = vec![(lookup::IPV4, bound4.map_err(failed(ipv4))?)];
+    match bound6 {
+        Ok(listener) => listeners.push((lookup::IPV6, listener)),
+        Err(error) => debug!(%error, "no IPv6 in the pod's network namespace"),
+    }
+    for (_, listener) in &listeners {
+        listener.set_nonblocking(true).map_err(ForwardError::Serve)?;
+    }
+    Ok(listeners)
+}
+
+/// Leads the namespace's loopback connections to the listeners, until the answer is dropped.
+fn lead(namespace: &OwnedFd, listeners: &[(u32, StdListener)]) -> Result<OwnedFd, ForwardError> {
+    let failed = |act| move |source| ForwardError::Bpf { act, source };
+    let map = bpf::socket_map(lookup::IPV6 + 1).map_err(failed("make a map of sockets"))?;
+    for (key, listener) in listeners {
+        bpf::put(&map, *key, listener).map_err(failed("put a socket into the map"))?;
+    }
+    let program = bpf::load(&lookup::program(map.as_raw_fd())).map_err(failed("load the program"))?;
+    bpf::attach(&program, namespace.as_fd()).map_err(failed("attach the program to the network namespace"))
+}
+
+async fn serve(
+    link: OwnedFd,
+    listeners: Vec<TcpListener>,
+    vsock: Arc<Path>,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let mut relays = JoinSet::new();
+    loop {
+        tokio::select! {
+            _closed = &mut stopped => break,
+            client = accept(&listeners), if relays.len() < MOST => {
+                relays.spawn(relay::relay(client, vsock.clone()));
+            }
+            Some(_ended) = relays.join_next() => {}
+        }
+    }
+    // No connection comes any more, then none is left.
+    drop(link);
+    drop(listeners);
+    relays.shutdown().await;
+}
+
+/// The next connection on any of them.
+async fn accept(listeners: &[TcpListener]) -> TcpStream {
+    loop {
+        let next = listeners.iter().map(|listener| Box::pin(listener.accept()));
+        match futures::future::select_all(next).await.0 {
+            Ok((client, _)) => return client,
+            Err(error) => {
+                warn!(%error, "cannot accept a forwarded connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Opens it, or says why ports of this pod cannot be forwarded: that is no reason not to run it.
+pub(crate) fn open_or_explain(netns: &str, vsock: &Path) -> Option<Forward> {
+    if netns.is_empty() {
+        return None;
+    }
+    match Forward::open(Path::new(netns), vsock) {
+        Ok(forward) => Some(forward),
+        Err(error) => {
+            warn!(error = chain(&error), "ports of this pod cannot be forwarded");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
