@@ -36,11 +36,12 @@ impl Pod {
         if new.exec.is_empty() || new.process.is_empty() {
             return Err(TaskError::BadRequest("an exec needs an id and a process".to_owned()));
         }
+        let process = for_guest(&new.process)?;
         let init = self.visible(&new.container, "")?;
         self.feed(&init, Event::ExecAsked)?;
         let flight = match init.container.add_exec(&new.exec, new.stdio.clone()) {
             Some(at) => {
-                let flight = Flight::launch(create(self.clone(), at.clone(), new.process, until));
+                let flight = Flight::launch(create(self.clone(), at.clone(), process, until));
                 at.process.set_creation(flight.clone());
                 flight
             }
@@ -63,6 +64,18 @@ impl Pod {
             | State::Gone { .. } => Err(TaskError::AlreadyExists { what: at.name() }),
         }
     }
+}
+
+/// Profiles and labels are the host's: the guest has no use for their names, as the sandboxer leaves them out of a
+/// container's own spec.
+const OF_THE_HOST: [&str; 3] = ["apparmorProfile", "selinuxLabel", "execCPUAffinity"];
+
+fn for_guest(process: &[u8]) -> Result<Vec<u8>, TaskError> {
+    let bad = |error| TaskError::BadRequest(format!("the process of an exec is no OCI process: {error}"));
+    let mut fields: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(process).map_err(bad)?;
+    fields.retain(|name, _| !OF_THE_HOST.contains(&name.as_str()));
+    serde_json::to_vec(&fields).map_err(bad)
 }
 
 async fn create(pod: Arc<Pod>, at: At, process: Vec<u8>, until: Instant) -> Result<u32, TaskError> {
@@ -103,4 +116,27 @@ async fn attempt(pod: &Arc<Pod>, at: &At, process: Vec<u8>, until: Instant) -> R
     let (made, guest) = tokio::join!(made, GuestEnds::connect(vsock, at.owner(), &at.process.stdio));
     made?;
     Ok(Streams::start(host, guest?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_loses_what_is_the_hosts_and_nothing_else() {
+        let process =
+            br#"{"args":["a"],"cwd":"/","apparmorProfile":"cri","selinuxLabel":"x:y","noNewPrivileges":true,
+            "execCPUAffinity":{"initial":"3"},"user":{"uid":7,"gid":8,"additionalGids":[9]}}"#;
+        let guest: serde_json::Value = serde_json::from_slice(&for_guest(process).unwrap()).unwrap();
+        let expected = serde_json::json!({"args": ["a"], "cwd": "/", "noNewPrivileges": true,
+            "user": {"uid": 7, "gid": 8, "additionalGids": [9]}});
+        assert_eq!(guest, expected);
+    }
+
+    #[test]
+    fn what_is_no_process_is_refused() {
+        for text in ["", "7", "{", "[]"] {
+            assert!(matches!(for_guest(text.as_bytes()), Err(TaskError::BadRequest(_))), "{text}");
+        }
+    }
 }

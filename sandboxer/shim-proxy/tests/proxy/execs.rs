@@ -11,7 +11,7 @@ fn exec(rig: &Rig, exec: &str) -> ExecProcessRequest {
     let [stdin, stdout, stderr] = rig.fifos(exec);
     let spec = Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
-        value: br#"{"args":["true"],"cwd":"/"}"#.to_vec(),
+        value: br#"{"args":["true"],"cwd":"/","apparmorProfile":"cri","selinuxLabel":"x"}"#.to_vec(),
         ..Default::default()
     };
     ExecProcessRequest {
@@ -34,6 +34,7 @@ async fn an_exec_lives_as_containerd_expects() {
     soon(rig.task.exec(within(), &request)).await.unwrap();
     let state = rig.state("c", "e").await.unwrap();
     assert_eq!((state.status.unwrap(), state.pid, state.exec_id.as_str()), (Status::CREATED, 0, "e"));
+    assert_eq!(rig.agent.exec_spec("c", "e"), r#"{"args":["true"],"cwd":"/"}"#, "labels are the host's");
     let wait = rig.wait("c", "e");
     let pid = rig.start("c", "e").await.unwrap();
     assert!(pid > 0);

@@ -34,6 +34,7 @@ struct World {
     zero_pid: bool,
     ooms: HashMap<String, u64>,
     stdio: HashMap<Key, Stdio>,
+    exec_specs: HashMap<Key, Vec<u8>>,
 }
 
 #[derive(Default)]
@@ -161,6 +162,12 @@ impl FakeAgent {
         self.until(|world| world.calls.iter().any(|each| each == call).then_some(())).await;
     }
 
+    /// The process that an exec was created with.
+    pub(crate) fn exec_spec(&self, container: &str, exec: &str) -> String {
+        let key = (container.to_owned(), exec.to_owned());
+        String::from_utf8(self.world.lock().unwrap().exec_specs[&key].clone()).unwrap()
+    }
+
     /// Which containers and execs it holds.
     pub(crate) fn holds(&self) -> Vec<Key> {
         self.world.lock().unwrap().processes.keys().cloned().collect()
@@ -286,6 +293,7 @@ impl Agent for FakeAgent {
         let key = (request.container_id, request.exec_id);
         self.change(|world| {
             world.stdio.insert(key.clone(), request.stdio.unwrap_or_default());
+            world.exec_specs.insert(key.clone(), request.process);
             world.processes.insert(key, Process::default());
         });
         Ok(Empty::new())
