@@ -256,6 +256,10 @@ async fn the_oom_killer_is_reported() {
     assert!(oom.count >= 1);
     let ended = guest.wait("oom", "").await;
     assert_eq!((ended.exit_status, ended.oom_killed), (137, true));
+    // Until it is deleted, an ended container has figures: containerd learns the cause from them.
+    let stats = guest.agent.stats(soon(), &of("oom")).await.unwrap();
+    assert!(stats.memory_events["oom_kill"] >= 1 && stats.cpu_usage_usec > 0, "{stats}");
+    assert_eq!((stats.pids_current, stats.memory_usage_limit), (0, 16_777_216));
     let more = WaitOomRequest { container_id: "oom".into(), seen: oom.count, ..Default::default() };
     let waiting = guest.agent.wait_oom(soon(), &more);
     guest.delete("oom", "").await;

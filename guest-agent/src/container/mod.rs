@@ -113,9 +113,14 @@ impl Containers {
         Ok(self.find(id)?.cgroup.pids()?)
     }
 
-    /// What a container uses.
+    /// What a container uses, or has used until its end: the host asks until it is deleted.
     pub(crate) fn stats(&self, id: &str) -> Result<StatsResponse, ContainerError> {
-        Ok(cgroup::stats(&self.find(id)?.cgroup)?)
+        let container = self.find(id)?;
+        match cgroup::stats(&container.cgroup) {
+            // Its delete is under way.
+            Err(_) if !container.cgroup.exists() => Ok(StatsResponse::default()),
+            read => Ok(read?),
+        }
     }
 
     /// Sets a container's limits from an OCI `linux.resources` object.

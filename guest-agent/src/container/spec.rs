@@ -18,6 +18,9 @@ pub(crate) const POD_FILES: [&str; 3] = ["hostname", "resolv.conf", "hosts"];
 
 const SHM: &str = "/dev/shm";
 
+/// The OOM killer must reach whatever runs in a container before the agent, which has -1000 (proc(5)).
+const MIN_OOM_SCORE_ADJ: i32 = -999;
+
 /// What there is of the pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PodView {
@@ -68,7 +71,7 @@ pub(crate) fn fit_exec(json: &[u8], terminal: bool, score: i32) -> Result<Proces
 }
 
 fn fit_process(process: &mut Process, terminal: bool, score: i32) {
-    let score = process.oom_score_adj().unwrap_or(score);
+    let score = process.oom_score_adj().unwrap_or(score).max(MIN_OOM_SCORE_ADJ);
     process
         .set_terminal(Some(terminal))
         .set_oom_score_adj(Some(score))
@@ -273,5 +276,11 @@ mod tests {
         assert_eq!((process.oom_score_adj(), process.terminal()), (Some(500), Some(false)));
         let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "oomScoreAdj": 7}"#;
         assert_eq!(fit_exec(json, true, 500).unwrap().oom_score_adj(), Some(7));
+        let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "oomScoreAdj": -1000}"#;
+        assert_eq!(
+            fit_exec(json, true, 500).unwrap().oom_score_adj(),
+            Some(-999),
+            "only the agent is spared"
+        );
     }
 }
