@@ -19,6 +19,7 @@ mod bad_peers;
 mod bad_settings;
 mod containers;
 mod deaths;
+mod floods;
 mod harness;
 mod old_containerd;
 mod orphans;

@@ -1,5 +1,6 @@
 //! The pod's Task API spoken directly, for bundles that containerd itself would never write.
 
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,9 +24,12 @@ impl std::fmt::Debug for Task {
 }
 
 impl Task {
-    /// Connects to `socket`.
+    /// Connects to `socket`, whose path may be longer than a socket's can be.
     pub async fn connect(socket: &Path) -> Self {
-        let address = format!("unix://{}", socket.display());
+        let (folder, name) = (socket.parent().expect("a folder"), socket.file_name().expect("a name"));
+        let folder =
+            std::fs::File::open(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let address = format!("unix:///proc/self/fd/{}/{}", folder.as_raw_fd(), name.to_string_lossy());
         let client =
             Client::connect(&address).await.unwrap_or_else(|error| panic!("connect to {address}: {error}"));
         Self(TaskClient::new(client))

@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::SandboxId;
 
-/// The runtime directory of one pod, `<run_dir>/s/<id>/`, mode 0700. On tmpfs; gone after a reboot.
+/// Most that the files of one pod's directory may take, in bytes: the guest's console and what the helpers print, which
+/// a guest can make grow. The kernel sees to it, whether or not the service runs.
+pub const LIMIT: u64 = 4 << 20;
+
+/// The runtime directory of one pod, `<run_dir>/s/<id>/`, mode 0700. A tmpfs of [`LIMIT`] bytes; gone after a reboot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodDir(PathBuf);
 

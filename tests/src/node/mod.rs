@@ -123,10 +123,11 @@ impl Node {
         self.dir.join("v")
     }
 
-    /// Directory of one pod below the sandboxer's `run_dir`.
+    /// Directory of one pod below the sandboxer's `run_dir`, by a path that works out here: it is a mount that only
+    /// the node's own processes see.
     #[must_use]
     pub fn pod_dir(&self, sandbox: &str) -> PathBuf {
-        self.run_dir().join("s").join(sandbox)
+        self.inside(&self.run_dir().join("s").join(sandbox).display().to_string())
     }
 
     /// The CRI client.
@@ -252,7 +253,8 @@ impl Node {
         eprintln!("==== node {} failed, its logs:", self.dir.display());
         report::tail(&self.dir.join("log/containerd.log"), 60);
         report::tail(&self.dir.join("log/sandboxer.log"), 120);
-        for pod in std::fs::read_dir(self.run_dir().join("s")).into_iter().flatten().flatten() {
+        let pods = self.inside(&self.run_dir().join("s").display().to_string());
+        for pod in std::fs::read_dir(pods).into_iter().flatten().flatten() {
             for file in std::fs::read_dir(pod.path()).into_iter().flatten().flatten() {
                 let name = file.file_name().to_string_lossy().into_owned();
                 if name == "console.log" || name.ends_with(".stderr") {

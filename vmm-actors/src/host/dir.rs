@@ -5,7 +5,13 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::mount::MountFlags;
+
+use super::mount::{self, Filesystem, Mount, MountError};
 use super::mountinfo;
+
+/// Name of the file system of a bounded directory, in the kernel's list of mounts.
+const BOUND: &str = "bulkhead-pod";
 
 /// A directory that only root can enter, removed on drop with all that is in it, unless [`keep`](Self::keep) was
 /// called.
@@ -35,6 +41,9 @@ pub enum DirError {
         /// What is mounted in it.
         mount: PathBuf,
     },
+    /// The directory could not be made a file system of its own, or that not be undone.
+    #[error(transparent)]
+    Bound(MountError),
     /// The directory could not be removed.
     #[error("cannot remove directory {}", path.display())]
     Remove {
@@ -56,6 +65,29 @@ impl PrivateDir {
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(wrap)?;
         fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(wrap)?;
         Ok(Self { path: path.to_owned(), armed: true })
+    }
+
+    /// Makes a directory as [`create`](Self::create) does, that takes `limit` bytes of file content and no more: who
+    /// writes beyond gets ENOSPC. One that is bounded already is taken over as it is.
+    ///
+    /// # Errors
+    /// [`DirError::Create`], [`DirError::Bound`]; what was made is removed again then.
+    pub fn create_bounded(path: &Path, limit: u64) -> Result<Self, DirError> {
+        let made = Self::create(path)?;
+        let real = real(path);
+        let wrap = |source| DirError::Create { path: path.to_owned(), source };
+        if mountinfo::below(&real).map_err(wrap)?.contains(&real) {
+            return Ok(made);
+        }
+        let bounded = Filesystem {
+            kind: "tmpfs".to_owned(),
+            source: BOUND.into(),
+            flags: MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            data: vec!["mode=0700".to_owned(), format!("size={limit}")],
+        };
+        // From here on it goes with the directory.
+        Mount::filesystem(&bounded, &real).map_err(DirError::Bound)?.keep();
+        Ok(made)
     }
 
     /// Where it is.
@@ -80,18 +112,44 @@ impl Drop for PrivateDir {
     }
 }
 
-/// Removes a directory with all that is in it. One that is gone is fine.
+/// Removes a directory with all that is in it, be it bounded or not. One that is gone is fine.
 ///
 /// # Errors
-/// [`DirError::Mounted`] before anything is removed when something is mounted in it; [`DirError::Remove`].
+/// [`DirError::Mounted`] before anything is removed when something is mounted in it; [`DirError::Bound`];
+/// [`DirError::Remove`].
 pub fn remove(path: &Path) -> Result<(), DirError> {
     let wrap = |source| DirError::Remove { path: path.to_owned(), source };
-    if let Some(mount) = mountinfo::below(path).map_err(wrap)?.into_iter().next() {
-        return Err(DirError::Mounted { path: path.to_owned(), mount });
+    let real = real(path);
+    let mounted = mountinfo::below(&real).map_err(wrap)?;
+    if let Some(mount) = mounted.iter().find(|mount| **mount != real || !is_ours(&real)) {
+        return Err(DirError::Mounted { path: path.to_owned(), mount: mount.clone() });
+    }
+    if !mounted.is_empty() {
+        unbound(&real).map_err(DirError::Bound)?;
     }
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(wrap),
+    }
+}
+
+/// The path as the kernel lists it.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_gone| path.to_owned())
+}
+
+/// What is mounted over a directory is the bound that was put on it.
+fn is_ours(path: &Path) -> bool {
+    mountinfo::source(path).is_ok_and(|source| source.as_deref() == Some(BOUND))
+}
+
+fn unbound(path: &Path) -> Result<(), MountError> {
+    match mount::unmount(path) {
+        Err(error) if error.is_busy() => {
+            tracing::warn!(path = %path.display(), "somebody has a file of it open, detaching it");
+            mount::detach(path)
+        }
+        result => result,
     }
 }
 
@@ -125,5 +183,65 @@ mod tests {
     fn a_directory_in_which_something_is_mounted_is_never_removed() {
         let error = remove(Path::new("/proc")).unwrap_err();
         assert!(matches!(error, DirError::Mounted { .. }), "{error}");
+    }
+
+    /// Runs a test on a thread with a mount namespace of its own.
+    fn in_own_mounts(test: impl FnOnce(&Path) + Send + 'static) {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().to_owned();
+        let body = move || {
+            use rustix::mount::{MountPropagationFlags, mount_change};
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            test(&path);
+        };
+        std::thread::spawn(body).join().unwrap();
+    }
+
+    #[test]
+    fn a_bounded_directory_takes_so_much_and_no_more() {
+        in_own_mounts(|dir| {
+            let path = dir.join("s/x");
+            let guard = PrivateDir::create_bounded(&path, 1 << 20).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+            let error = fs::write(path.join("flood"), vec![b'x'; 2 << 20]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+            assert_eq!(fs::metadata(path.join("flood")).unwrap().len(), 1 << 20);
+            // What needs no content can still be made.
+            std::os::unix::net::UnixListener::bind(path.join("late.sock")).unwrap();
+            fs::create_dir(path.join("late")).unwrap();
+            // A repeat changes nothing.
+            PrivateDir::create_bounded(&path, 1 << 20).unwrap().keep();
+            assert!(path.join("flood").exists());
+            assert_eq!(mountinfo::below(dir).unwrap(), [path.as_path()]);
+            drop(guard);
+            assert!(!path.exists() && mountinfo::below(dir).unwrap().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_bounded_directory_goes_though_a_file_of_it_is_open() {
+        in_own_mounts(|dir| {
+            let path = dir.join("x");
+            PrivateDir::create_bounded(&path, 1 << 20).unwrap().keep();
+            let open = fs::File::create(path.join("open")).unwrap();
+            remove(&path).unwrap();
+            assert!(!path.exists() && mountinfo::below(dir).unwrap().is_empty());
+            drop(open);
+        });
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_bounded_directory_keeps_it() {
+        in_own_mounts(|dir| {
+            let path = dir.join("x");
+            PrivateDir::create_bounded(&path, 1 << 20).unwrap().keep();
+            let inner = PrivateDir::create_bounded(&path.join("inner"), 1 << 20).unwrap();
+            let error = remove(&path).unwrap_err();
+            assert!(matches!(&error, DirError::Mounted { mount, .. } if mount.ends_with("inner")), "{error}");
+            assert!(path.exists());
+            drop(inner);
+            remove(&path).unwrap();
+        });
     }
 }

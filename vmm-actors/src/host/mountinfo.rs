@@ -17,6 +17,23 @@ pub fn below(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(select(&text, path))
 }
 
+/// What the topmost mount at exactly this path is a mount of, as its maker named it. `None` where nothing is mounted.
+///
+/// # Errors
+/// What reading the kernel's list says.
+pub fn source(path: &Path) -> io::Result<Option<String>> {
+    Ok(source_in(&fs::read("/proc/thread-self/mountinfo")?, path))
+}
+
+/// The second field behind the separator.
+fn source_in(text: &[u8], path: &Path) -> Option<String> {
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let topmost = lines.rfind(|line| mount_point(line).as_deref() == Some(path))?;
+    let mut fields = topmost.split(|byte| *byte == b' ').skip_while(|field| *field != b"-");
+    let source = fields.nth(2)?;
+    Some(String::from_utf8_lossy(&unescape(source)).into_owned())
+}
+
 fn select(text: &[u8], path: &Path) -> Vec<PathBuf> {
     let points = text.split(|byte| *byte == b'\n').filter_map(mount_point);
     let mut found: Vec<PathBuf> = points.filter(|point| point.starts_with(path)).collect();
@@ -69,6 +86,15 @@ mod tests {
         let found = select(LIST, Path::new("/p"));
         let names: Vec<&str> = found.iter().map(|path| path.to_str().unwrap()).collect();
         assert_eq!(names, ["/p/c/rootfs/sub", "/p/c/with space\\", "/p/c/with space\\", "/p/c/rootfs", "/p"]);
+    }
+
+    #[test]
+    fn the_topmost_mount_says_what_it_is_of() {
+        let list = b"2 1 0:5 / /p rw shared:3 - tmpfs first rw\n3 2 0:6 / /p rw - tmpfs second rw\n\
+            4 1 0:7 / /q rw shared:1 master:2 - overlay a\\040b rw\n";
+        assert_eq!(source_in(list, Path::new("/p")).as_deref(), Some("second"));
+        assert_eq!(source_in(list, Path::new("/q")).as_deref(), Some("a b"));
+        assert_eq!(source_in(list, Path::new("/")), None);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::network::Prepared;
 use crate::shim::ShimRecord;
 use crate::virtiofsd::VirtiofsdRecord;
 use crate::vm::VmRecord;
-use crate::{agent, cgroup, mounts, network, shim, virtiofsd, vm};
+use crate::{agent, cgroup, mounts, network, pod_dir, shim, virtiofsd, vm};
 
 /// What came up, for the record.
 #[derive(Debug, Clone)]
@@ -148,7 +148,8 @@ impl BringUp {
     }
 
     fn make_directory(&self) -> Result<(), BringUpError> {
-        let made = PrivateDir::create(self.record.dir.path()).map_err(BringUpError::Directory)?;
+        let path = self.record.dir.path();
+        let made = PrivateDir::create_bounded(path, pod_dir::LIMIT).map_err(BringUpError::Directory)?;
         // From now on it goes with everything else of the sandbox.
         made.keep();
         Ok(())

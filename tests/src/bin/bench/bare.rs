@@ -35,7 +35,7 @@ impl Recipe {
             found.unwrap_or_else(|| panic!("no {program} runs for the pod")).args.clone()
         };
         Self {
-            pod_dir: node.pod_dir(sandbox).display().to_string(),
+            pod_dir: node.run_dir().join("s").join(sandbox).display().to_string(),
             vmm: of("qemu-system-x86_64"),
             virtiofsd: of("virtiofsd"),
             vsock: of("vhost-device-vsock"),
