@@ -1,7 +1,6 @@
 //! The sandbox actor: decides by [`state`](super::state), then acts.
 
 use std::fmt;
-use std::sync::Arc;
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, WrapFuture};
 use tracing::{Instrument, Span, error, info, info_span, warn};
@@ -15,6 +14,7 @@ use super::messages::{
     Abandon, Exited, Happened, Observe, Orphan, START_OVERDUE, Shutdown, Snapshot, Start, Started, Stop, Wait,
 };
 use super::record::{Nanos, Phase, Record, RecordError};
+use super::recorder::Recorder;
 use super::release::{Release, Scope};
 use super::state::{Cause, Class, Effect, Event, State};
 use super::timeline::Timeline;
@@ -50,8 +50,7 @@ pub struct Sandbox {
     wait: Waiters<Exited>,
     first: Option<First>,
     place: Place,
-    /// Saves are made one after the other, in the order they were asked for.
-    saving: Arc<tokio::sync::Mutex<()>>,
+    recorder: Recorder,
 }
 
 impl Sandbox {
@@ -70,6 +69,7 @@ impl Sandbox {
         let span = info_span!("sandbox", id = %record.id);
         Self {
             containers: Containers::recorded(&record),
+            recorder: Recorder::new(host.store.clone()),
             host,
             record,
             state,
@@ -87,7 +87,6 @@ impl Sandbox {
             stop: Waiters::default(),
             wait: Waiters::default(),
             place,
-            saving: Arc::default(),
         }
     }
 
@@ -156,6 +155,7 @@ impl Sandbox {
         let bring_up = BringUp {
             host: self.host.clone(),
             record: self.record.clone(),
+            recorder: self.recorder.clone(),
             children,
             timeline: self.timeline.clone(),
         };
@@ -195,18 +195,9 @@ impl Sandbox {
         }));
     }
 
-    /// Makes the record as it is now durable, after every save asked for before.
+    /// Makes the record as it is now durable.
     pub(super) fn save(&self) -> impl Future<Output = Result<(), RecordError>> + use<> {
-        let (store, record, saving) =
-            (self.host.store.clone(), self.record.clone(), Arc::clone(&self.saving));
-        async move {
-            let _turn = saving.lock().await;
-            let path = store.path(&record.id);
-            let written = tokio::task::spawn_blocking(move || store.save(&record)).await;
-            written.unwrap_or_else(|panic| {
-                Err(RecordError::Write { path, source: std::io::Error::other(panic) })
-            })
-        }
+        self.recorder.save(&self.record)
     }
 
     fn keep_and_answer_start(&mut self) {
@@ -269,16 +260,10 @@ impl Sandbox {
     }
 
     fn forget(&mut self, ctx: &mut Context<Self>) {
-        let (store, id, saving) = (self.host.store.clone(), self.id(), Arc::clone(&self.saving));
-        let deleted = async move {
-            let _turn = saving.lock().await;
-            tokio::task::spawn_blocking(move || store.delete(&id)).await
-        };
+        let deleted = self.recorder.delete(&self.record);
         ctx.spawn(deleted.into_actor(self).map(|deleted, sandbox, ctx| {
-            match deleted {
-                Ok(Ok(())) => {}
-                Ok(Err(failed)) => error!(parent: &sandbox.span, error = chain(&failed), "the record stays"),
-                Err(panic) => error!(parent: &sandbox.span, %panic, "the record stays"),
+            if let Err(failed) = deleted {
+                error!(parent: &sandbox.span, error = chain(&failed), "the record stays");
             }
             sandbox.note(Event::Forgotten, ctx);
         }));

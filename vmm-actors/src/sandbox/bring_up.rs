@@ -16,6 +16,7 @@ use bulkhead_protocol::agent::SetupRequest;
 use super::children::{Children, Host};
 use super::error::chain;
 use super::record::{Nanos, Record, RecordError};
+use super::recorder::Recorder;
 use super::sizing::Size;
 use super::state::{Cause, Class};
 use super::timeline::Timeline;
@@ -43,8 +44,6 @@ pub(super) struct BroughtUp {
 pub(super) enum BringUpError {
     #[error("cannot record the sandbox")]
     Record(#[source] RecordError),
-    #[error("the step panicked")]
-    Panicked(#[source] tokio::task::JoinError),
     #[error("cannot make the pod's directory")]
     Directory(#[source] DirError),
     #[error("cannot make the pod's cgroup")]
@@ -83,8 +82,7 @@ impl BringUpError {
             Self::Shim(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
             Self::Guest(AskError::Failed(error)) if error.is_timeout() => Class::TimedOut,
             Self::Record(_) => Class::Exhausted,
-            Self::Panicked(_)
-            | Self::Directory(_)
+            Self::Directory(_)
             | Self::Cgroup(_)
             | Self::Network(_)
             | Self::Mounts(_)
@@ -103,6 +101,7 @@ impl BringUpError {
 pub(super) struct BringUp {
     pub(super) host: Host,
     pub(super) record: Record,
+    pub(super) recorder: Recorder,
     pub(super) children: Children,
     pub(super) timeline: Timeline,
 }
@@ -130,13 +129,8 @@ impl BringUp {
     }
 
     async fn record_intent(&self) -> Result<(), BringUpError> {
-        let (store, record) = (self.host.store.clone(), self.record.clone());
-        let saved =
-            self.timeline.step("record the intent", tokio::task::spawn_blocking(move || store.save(&record)));
-        match saved.await {
-            Ok(saved) => saved.map_err(BringUpError::Record),
-            Err(panic) => Err(BringUpError::Panicked(panic)),
-        }
+        let saved = self.recorder.save(&self.record);
+        self.timeline.step("record the intent", saved).await.map_err(BringUpError::Record)
     }
 
     /// What does not depend on each other is made at once.

@@ -20,6 +20,7 @@ mod error;
 mod figures;
 mod messages;
 pub mod record;
+mod recorder;
 mod release;
 mod sizing;
 pub mod state;

@@ -385,4 +385,4 @@ fn read(path: &Path) -> Result<Record, Broken> {
 
 #[cfg(test)]
 #[path = "record_tests.rs"]
-mod tests;
+pub(super) mod tests;

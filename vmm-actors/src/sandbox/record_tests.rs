@@ -5,7 +5,7 @@ fn id(text: &str) -> SandboxId {
     SandboxId::new(text).unwrap()
 }
 
-fn record(name: &str) -> Record {
+pub(crate) fn record(name: &str) -> Record {
     let request = CreateSandbox { id: id(name), netns: "/run/netns/none".into(), pod: PodSpec::default() };
     Record::intend(request, &Settings::default()).unwrap()
 }
