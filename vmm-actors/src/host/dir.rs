@@ -128,7 +128,7 @@ pub fn remove(path: &Path) -> Result<(), DirError> {
         unbound(&real).map_err(DirError::Bound)?;
     }
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(_) if is_gone(path) => Ok(()),
         result => result.map_err(wrap),
     }
 }
@@ -151,6 +151,12 @@ fn unbound(path: &Path) -> Result<(), MountError> {
         }
         result => result,
     }
+}
+
+/// Nothing is there: neither it nor, perhaps, a directory above it.
+fn is_gone(path: &Path) -> bool {
+    let found = fs::symlink_metadata(path).map_err(|error| error.kind());
+    matches!(found, Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
 }
 
 #[cfg(test)]
@@ -177,6 +183,16 @@ mod tests {
         let path = dir.path().join("x");
         PrivateDir::create(&path).unwrap().keep();
         assert!(path.exists());
+    }
+
+    #[test]
+    fn what_is_not_there_is_removed_and_what_is_no_directory_is_not() {
+        let dir = TempDir::new().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        remove(&dir.path().join("missing/x")).unwrap();
+        remove(&file.join("x")).unwrap();
+        assert!(matches!(remove(&file), Err(DirError::Remove { .. })));
     }
 
     #[test]
