@@ -300,6 +300,13 @@ impl Handler<Ping> for Agent {
 impl Handler<Shutdown> for Agent {
     type Result = ();
     fn handle(&mut self, Shutdown { grace, reply }: Shutdown, ctx: &mut Self::Context) {
+        if let State::Lost = self.state {
+            // A guest that was taken over a moment ago may not have been reached yet.
+            let vsock = self.dir.vsock();
+            let told = async move { Session::open(&vsock).await?.0.shutdown(grace).await };
+            ctx.spawn(async move { answer(reply, told.await) }.into_actor(self));
+            return;
+        }
         let call = move |session: Session| async move { session.shutdown(grace).await };
         self.call("be shut down", reply, call, ctx);
     }

@@ -145,3 +145,13 @@ async fn a_lost_connection_is_dialled_again() {
     ask(&agent, |reply| Ping { reply }).await.unwrap();
     assert!(second.calls().contains(&"Hello".to_owned()), "{:?}", second.calls());
 }
+
+#[actix::test]
+async fn a_guest_that_was_just_taken_over_hears_of_its_end() {
+    let (bench, _) = Bench::new();
+    let guest = bench.guest(Fault::NeverAnnounces);
+    let agent = Agent::adopt(bench.dir.clone(), bench.parent.clone().recipient()).start();
+    ask(&agent, |reply| Shutdown { grace: Duration::ZERO, reply }).await.unwrap();
+    bench.vmm.wait().await;
+    assert!(guest.calls().contains(&"Shutdown".to_owned()), "{:?}", guest.calls());
+}
