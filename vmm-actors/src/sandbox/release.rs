@@ -19,6 +19,8 @@ use crate::{agent, cgroup, mounts, network, shim, virtiofsd, vm};
 
 /// How long the agent may take to answer that it heard of the end.
 const AGENT_HEARS: Duration = Duration::from_secs(2);
+/// How long the shim proxy may take for an answer from memory. One that is late is not waited for again.
+const SHIM_ANSWERS: Duration = Duration::from_secs(2);
 /// How long the guest may take to sync and power off before the VMM is killed.
 const GUEST_ENDS: Duration = Duration::from_secs(10);
 
@@ -46,7 +48,7 @@ impl Release {
     pub(super) async fn run(self) -> Vec<String> {
         let mut left = Vec::new();
         let grace = self.end_guest().await;
-        self.tell_shim().await;
+        let shim = self.tell_shim().await;
         left.note("the VM", ask(&self.children.vm, |reply| vm::Shutdown { grace, reply }).await);
         let virtiofsd = ask(&self.children.virtiofsd, |reply| virtiofsd::Kill { reply });
         left.note("virtiofsd", virtiofsd.await);
@@ -54,7 +56,7 @@ impl Release {
         let network = self.record.network.clone();
         let network = ask(&self.children.network, |reply| network::Release { record: network, reply });
         left.note("network", network.await);
-        if self.scope == Scope::Everything || self.shim_is_idle().await {
+        if self.scope == Scope::Everything || self.is_idle(shim).await {
             left.note("the shim proxy", ask(&self.children.shim, |reply| shim::Shutdown { reply }).await);
             let cgroup = self.record.cgroup.clone();
             let cgroup = ask(&self.children.cgroup, |reply| cgroup::Delete { record: cgroup, reply });
@@ -77,13 +79,19 @@ impl Release {
     }
 
     /// Ends every Wait on a container of the pod.
-    async fn tell_shim(&self) {
+    async fn tell_shim(&self) -> Hearing {
         let reason = self.cause.as_ref().map_or_else(String::new, |cause| cause.reason.clone());
         let exited_at = self.ended_at.0;
         let gone = |reply| shim::VmGone { exit_status: KILLED, exited_at_nanos: exited_at, reason, reply };
-        if let Err(failed) = ask(&self.children.shim, gone).await {
-            debug!(error = chain(&failed), "the shim proxy was not told of the VM's end");
+        match timeout(SHIM_ANSWERS, ask(&self.children.shim, gone)).await {
+            Ok(Ok(())) => return Hearing::Hears,
+            Ok(Err(failed)) => debug!(error = chain(&failed), "the shim proxy was not told of the VM's end"),
+            Err(_late) => {
+                warn!(waited = ?SHIM_ANSWERS, "the shim proxy does not hear of the VM's end");
+                return Hearing::Hangs;
+            }
         }
+        Hearing::Gone
     }
 
     async fn remove_directory(&self) -> Result<(), DirError> {
@@ -95,15 +103,34 @@ impl Release {
         removed.unwrap_or_else(|panic| Err(DirError::Remove { path, source: std::io::Error::other(panic) }))
     }
 
-    async fn shim_is_idle(&self) -> bool {
-        match ask(&self.children.shim, |reply| shim::Observe { reply }).await {
-            Ok(view) => view.containers.is_empty(),
-            Err(failed) => {
+    /// Whether the shim proxy has nothing that containerd may still ask for. One that hangs may have.
+    async fn is_idle(&self, shim: Hearing) -> bool {
+        match shim {
+            Hearing::Gone => return true,
+            Hearing::Hangs => return false,
+            Hearing::Hears => {}
+        }
+        let asked = ask(&self.children.shim, |reply| shim::Observe { reply });
+        match timeout(SHIM_ANSWERS, asked).await {
+            Ok(Ok(view)) => view.containers.is_empty(),
+            Ok(Err(failed)) => {
                 debug!(error = chain(&failed), "the shim proxy does not say what it has");
                 true
             }
+            Err(_late) => false,
         }
     }
+}
+
+/// Whether a shim proxy can be spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hearing {
+    /// It answers.
+    Hears,
+    /// It runs and does not answer.
+    Hangs,
+    /// It has ended, or takes no calls.
+    Gone,
 }
 
 /// Exit status of a container whose VM is gone: 128 + SIGKILL.
