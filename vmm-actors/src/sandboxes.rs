@@ -76,7 +76,7 @@ impl Sandboxes {
     /// # Errors
     /// [`SandboxError::Leftover`] with what could not be released.
     pub async fn stop(&self, id: &SandboxId) -> Result<(), SandboxError> {
-        done_when_gone(self.command(id, Stop).await)
+        self.done_when_gone(id, self.command(id, Stop).await).await
     }
 
     /// Stops and forgets. An unknown sandbox is forgotten already.
@@ -84,7 +84,7 @@ impl Sandboxes {
     /// # Errors
     /// [`SandboxError::Leftover`] with what could not be released.
     pub async fn shutdown(&self, id: &SandboxId) -> Result<(), SandboxError> {
-        done_when_gone(self.command(id, Shutdown).await)
+        self.done_when_gone(id, self.command(id, Shutdown).await).await
     }
 
     /// Waits for the sandbox's end.
@@ -161,7 +161,8 @@ impl Sandboxes {
         id: &SandboxId,
         container: ContainerId,
     ) -> Result<(), SandboxError> {
-        done_when_gone(self.command(id, |reply| ReleaseContainer { id: container, reply }).await)
+        let released = self.command(id, |reply| ReleaseContainer { id: container, reply }).await;
+        self.done_when_gone(id, released).await
     }
 
     /// Notes a container's pid in the guest.
@@ -175,6 +176,20 @@ impl Sandboxes {
         guest_pid: u32,
     ) -> Result<(), SandboxError> {
         self.query(id, ContainerStarted { id: container, guest_pid }).await
+    }
+
+    /// Stop, Shutdown and release have reached their end when the sandbox is not there, or left while they were on
+    /// their way to it.
+    async fn done_when_gone(
+        &self,
+        id: &SandboxId,
+        outcome: Result<(), SandboxError>,
+    ) -> Result<(), SandboxError> {
+        match outcome {
+            Err(SandboxError::NotFound(_)) => Ok(()),
+            Err(SandboxError::Gone(_)) if self.lookup(id).await.is_err() => Ok(()),
+            other => other,
+        }
     }
 
     async fn lookup(&self, id: &SandboxId) -> Result<Addr<Sandbox>, SandboxError> {
@@ -211,13 +226,5 @@ fn flatten(error: AskError<SandboxError>, id: &SandboxId) -> SandboxError {
         AskError::Failed(error) => error,
         AskError::Busy(_) => SandboxError::Busy(id.clone()),
         AskError::Gone(_) => SandboxError::Gone(id.clone()),
-    }
-}
-
-/// Stop, Shutdown and release have reached their end when the sandbox is not there.
-fn done_when_gone(outcome: Result<(), SandboxError>) -> Result<(), SandboxError> {
-    match outcome {
-        Err(SandboxError::NotFound(_)) => Ok(()),
-        other => other,
     }
 }
