@@ -38,7 +38,7 @@ impl Sandboxes {
         driver: Arc<dyn Driver>,
     ) -> Result<(Self, RecoveryReport), RecordError> {
         let store = Store::open(&settings.sandboxer.state_dir)?;
-        let (recovered, report) = registry::recover(&store)?;
+        let (recovered, report) = registry::recover(&store, &settings.sandboxer.run_dir)?;
         let host = Host { settings, driver, store };
         Ok((Self { registry: Registry::new(host, recovered).start() }, report))
     }

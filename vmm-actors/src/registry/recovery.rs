@@ -1,12 +1,15 @@
 //! What a service that has just started finds of its predecessor: read before any socket is bound, local and fast.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use crate::cgroup;
+use crate::cgroup::{self, CgroupError};
+use crate::host::dir;
 use crate::host::process::{OwnedProcess, ProcessIdentity, boot_id};
 use crate::id::SandboxId;
+use crate::mounts;
+use crate::pod_dir::PodDir;
 use crate::sandbox::record::{Found, Phase, Record, RecordError, Store};
 use crate::sandbox::verdict::{Reality, Verdict, judge};
 use crate::sandbox::{Begin, chain};
@@ -30,7 +33,10 @@ pub struct RecoveryReport {
 ///
 /// # Errors
 /// [`RecordError::OpenDirectory`] when the state directory cannot be used.
-pub(crate) fn recover(store: &Store) -> Result<(Vec<(SandboxId, Begin)>, RecoveryReport), RecordError> {
+pub(crate) fn recover(
+    store: &Store,
+    run_dir: &Path,
+) -> Result<(Vec<(SandboxId, Begin)>, RecoveryReport), RecordError> {
     let mut report = RecoveryReport::default();
     let mut begins = Vec::new();
     for found in store.load_all()? {
@@ -47,7 +53,7 @@ pub(crate) fn recover(store: &Store) -> Result<(Vec<(SandboxId, Begin)>, Recover
                 report.quarantined.push(path);
                 if let Some(id) = id {
                     // Slow where the cgroup tree is large, and nobody waits for it.
-                    actix::spawn(end_unrecorded(id));
+                    actix::spawn(end_unrecorded(PodDir::new(run_dir, &id), id));
                 }
             }
         }
@@ -103,23 +109,31 @@ fn lives(identity: &ProcessIdentity) -> bool {
     }
 }
 
-/// A record that does not read says nothing of its processes; the cgroup named after the sandbox has them.
-async fn end_unrecorded(id: SandboxId) {
-    let looked = tokio::task::spawn_blocking({
-        let id = id.clone();
-        move || cgroup::find_by_name(&id)
-    });
-    let found = match looked.await {
-        Ok(Ok(found)) => found,
-        Ok(Err(failed)) => {
-            return warn!(sandbox = %id, error = chain(&failed), "cannot look for its processes");
-        }
-        Err(panic) => return warn!(sandbox = %id, %panic, "cannot look for its processes"),
-    };
-    let pids = cgroup::find_pids(&found);
-    match cgroup::delete(&found).await {
-        Ok(()) if pids.is_empty() => {}
-        Ok(()) => warn!(sandbox = %id, ?pids, "ended the processes of a sandbox without a record"),
-        Err(failed) => warn!(sandbox = %id, error = chain(&failed), "cannot end its processes"),
+/// A record that does not read says nothing of its sandbox; the cgroup named after it has its processes, and the
+/// directory named after it its mounts and sockets. What is in the pod's network namespace goes with that.
+async fn end_unrecorded(dir: PodDir, id: SandboxId) {
+    if let Err(failed) = end_processes(&id).await {
+        warn!(sandbox = %id, error = chain(&failed), "cannot end the processes of a sandbox without a record");
     }
+    if let Err(failed) = mounts::close(&dir.shared()).await {
+        return warn!(sandbox = %id, error = chain(&failed), "cannot unmount a sandbox without a record");
+    }
+    match tokio::task::spawn_blocking(move || dir::remove(dir.path())).await {
+        Ok(Ok(())) => {}
+        Ok(Err(failed)) => {
+            warn!(sandbox = %id, error = chain(&failed), "the directory of a sandbox without a record stays");
+        }
+        Err(panic) => warn!(sandbox = %id, %panic, "the directory of a sandbox without a record stays"),
+    }
+}
+
+async fn end_processes(id: &SandboxId) -> Result<(), CgroupError> {
+    let name = id.clone();
+    let looked = tokio::task::spawn_blocking(move || cgroup::find_by_name(&name)).await;
+    let found = looked.unwrap_or(Err(CgroupError::CutOff))?;
+    let pids = cgroup::find_pids(&found);
+    if !pids.is_empty() {
+        warn!(sandbox = %id, ?pids, "ending the processes of a sandbox without a record");
+    }
+    cgroup::delete(&found).await
 }
