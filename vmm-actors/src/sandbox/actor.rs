@@ -327,12 +327,21 @@ impl Actor for Sandbox {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
         let _in_span = self.span.clone().entered();
-        self.children = Some(Children::start(&self.host, &self.record, &ctx.address()));
+        let (children, gone) = Children::start(&self.host, &self.record, &ctx.address());
+        self.children = Some(children);
         match self.first.take() {
             Some(First::BringUp) => self.bring_up(ctx),
             Some(First::Undo(cause)) => self.note(Event::BringUpFailed(cause), ctx),
             Some(First::Lost(cause)) => self.note(Event::Died(cause), ctx),
-            Some(First::Adopt) => info!(pid = self.vmm_pid(), "took over a running sandbox"),
+            Some(First::Adopt) if gone.is_empty() => {
+                info!(pid = self.vmm_pid(), "took over a running sandbox");
+            }
+            // It ended after the verdict on its record: nobody watches it, so nobody else will tell.
+            Some(First::Adopt) => {
+                let cause =
+                    format!("{} ended (unknown exit) while it was being taken over", gone.join(" and "));
+                self.note(Event::Died(Cause::lost(cause)), ctx);
+            }
             Some(First::KeepStopped(_)) | None => {}
         }
     }

@@ -43,18 +43,20 @@ pub(super) struct Children {
 }
 
 impl Children {
-    /// Children that take over whatever of the record lives. A part that is gone, or that cannot be looked at, begins
-    /// anew: the verdict on the record was about the same facts, and the cgroup still has every process.
-    pub(super) fn start(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Self {
-        Self {
+    /// Children that take over whatever of the record lives, and the names of recorded parts that are gone or cannot be
+    /// looked at. Those begin anew; the cgroup still has every process.
+    pub(super) fn start(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> (Self, Vec<&'static str>) {
+        let mut gone = Vec::new();
+        let children = Self {
             cgroup: Cgroup::new().start(),
             network: Network::new().start(),
             mounts: Mounts::new(record.dir.shared()).start(),
-            virtiofsd: start_virtiofsd(host, record, parent),
-            vm: start_vm(host, record, parent),
+            vm: start_vm(host, record, parent, &mut gone),
+            virtiofsd: start_virtiofsd(host, record, parent, &mut gone),
             agent: start_agent(host, record, parent),
-            shim: start_shim(host, record, parent),
-        }
+            shim: start_shim(host, record, parent, &mut gone),
+        };
+        (children, gone)
     }
 
     /// The record is durable and says Running: what the children hold outlives them from now on.
@@ -67,10 +69,10 @@ impl Children {
     }
 }
 
-fn start_vm(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Vm> {
+fn start_vm(host: &Host, record: &Record, parent: &Addr<Sandbox>, gone: &mut Vec<&'static str>) -> Addr<Vm> {
     let parent = || parent.clone().recipient();
     let adopted = record.vm.as_ref().map(|vm| Vm::adopt(vm, Arc::clone(&host.driver), parent()));
-    adopted_or("the VM", adopted, || Vm::new(Arc::clone(&host.driver), parent())).start()
+    adopted_or(("the VM", gone), adopted, || Vm::new(Arc::clone(&host.driver), parent())).start()
 }
 
 fn start_agent(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Agent> {
@@ -85,32 +87,49 @@ fn start_agent(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Age
     agent.start()
 }
 
-fn start_virtiofsd(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Virtiofsd> {
+fn start_virtiofsd(
+    host: &Host,
+    record: &Record,
+    parent: &Addr<Sandbox>,
+    gone: &mut Vec<&'static str>,
+) -> Addr<Virtiofsd> {
     let parent = || parent.clone().recipient();
     let adopted = record.virtiofsd.as_ref().map(|virtiofsd| Virtiofsd::adopt(virtiofsd, parent()));
     let settings = host.settings.virtiofsd.clone();
-    adopted_or("virtiofsd", adopted, || Virtiofsd::new(record.dir.clone(), settings, parent())).start()
+    adopted_or(("virtiofsd", gone), adopted, || Virtiofsd::new(record.dir.clone(), settings, parent()))
+        .start()
 }
 
-fn start_shim(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Shim> {
+fn start_shim(
+    host: &Host,
+    record: &Record,
+    parent: &Addr<Sandbox>,
+    gone: &mut Vec<&'static str>,
+) -> Addr<Shim> {
     let parent = || parent.clone().recipient();
     let adopted = record.shim.as_ref().map(|shim| Shim::adopt(shim, parent()));
-    adopted_or("the shim proxy", adopted, || {
+    adopted_or(("the shim proxy", gone), adopted, || {
         Shim::new(ShimSpec::new(record.id.clone(), record.dir.clone(), &host.settings), parent())
     })
     .start()
 }
 
-fn adopted_or<A, E>(what: &str, adopted: Option<Result<Option<A>, E>>, new: impl FnOnce() -> A) -> A
+fn adopted_or<A, E>(
+    (what, gone): (&'static str, &mut Vec<&'static str>),
+    adopted: Option<Result<Option<A>, E>>,
+    new: impl FnOnce() -> A,
+) -> A
 where
     E: std::error::Error + 'static,
 {
     match adopted {
-        Some(Ok(Some(actor))) => actor,
-        Some(Ok(None)) | None => new(),
+        Some(Ok(Some(actor))) => return actor,
+        Some(Ok(None)) => gone.push(what),
         Some(Err(failed)) => {
             warn!(what, error = chain(&failed), "cannot take it over");
-            new()
+            gone.push(what);
         }
+        None => {}
     }
+    new()
 }
