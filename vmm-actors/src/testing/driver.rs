@@ -1,6 +1,7 @@
 //! A driver whose VMM is an idle process and whose guest lives in this one.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub enum Fault {
     VmmExits(String),
     /// The guest never announces itself.
     NeverAnnounces,
+    /// What the guest sends as its announcement is none.
+    AnnouncesGarbage,
     /// The guest's agent speaks no version of ours.
     ForeignAgent,
     /// The guest refuses to become a pod.
@@ -43,6 +46,7 @@ pub enum Fault {
 pub struct FakeDriver {
     state: Mutex<State>,
     boot_time: Duration,
+    with_vsock_helper: bool,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +54,8 @@ struct State {
     faults: std::collections::VecDeque<Fault>,
     launched: Vec<ProcessIdentity>,
     guests: Vec<FakeGuest>,
+    helpers: Vec<ProcessIdentity>,
+    nameless: bool,
 }
 
 impl FakeDriver {
@@ -64,6 +70,23 @@ impl FakeDriver {
     pub fn then(self, fault: Fault) -> Self {
         self.state().faults.push_back(fault);
         self
+    }
+
+    /// Gives every VM a vsock helper: one more idle process.
+    #[must_use]
+    pub fn with_vsock_helper(self) -> Self {
+        Self { with_vsock_helper: true, ..self }
+    }
+
+    /// Every vsock helper that was ever started, in order.
+    #[must_use]
+    pub fn vsock_helpers(&self) -> Vec<ProcessIdentity> {
+        self.state().helpers.clone()
+    }
+
+    /// Whoever asks for the driver's name next panics.
+    pub fn panic_once(&self) {
+        self.state().nameless = true;
     }
 
     /// Every VMM that was ever started, in order.
@@ -89,7 +112,11 @@ impl Driver for FakeDriver {
         Hypervisor::Qemu
     }
 
+    #[allow(clippy::panic, reason = "a test asked for it")]
     fn name(&self) -> String {
+        if std::mem::take(&mut self.state().nameless) {
+            panic!("the fake driver was told to panic");
+        }
         "fake".to_owned()
     }
 
@@ -104,27 +131,36 @@ impl Driver for FakeDriver {
         let script = if let Fault::VmmExits(words) = &fault {
             format!("echo '{words}'; exit 3")
         } else {
-            "exec sleep 3600".to_owned()
+            IDLE.to_owned()
         };
-        let start = Spawn {
-            program: "/bin/sh".into(),
-            args: vec!["-c".into(), script.into(), OsString::from(spec.dir.path())],
-            output: spec.dir.vmm_output(),
-            fds: Vec::new(),
-            cgroup: spec.cgroup.clone(),
-            env: Vec::new(),
-        };
-        let vmm =
-            OwnedProcess::spawn(start).map_err(|source| VmError::StartVmm { setting: "fake", source })?;
+        let vmm = start(&spec, &script, spec.dir.vmm_output())?;
+        let helper =
+            if self.with_vsock_helper { Some(start(&spec, IDLE, spec.dir.vsock_output())?) } else { None };
         let guest = FakeGuest::start(spec.dir.clone(), vmm.identity().clone(), fault, self.boot_time)
             .map_err(|source| VmError::Socket { act: "listen on", path: spec.dir.vsock(), source })?;
         let mut state = self.state();
         state.launched.push(vmm.identity().clone());
+        state.helpers.extend(helper.as_ref().map(|helper| helper.identity().clone()));
         state.guests.push(guest);
-        Ok(Launched { vmm, vsock_helper: None, acceleration: Acceleration::Tcg })
+        Ok(Launched { vmm, vsock_helper: helper, acceleration: Acceleration::Tcg })
     }
 
     async fn guest_state(&self, _: &PodDir) -> Result<GuestState, VmError> {
         Ok(GuestState::Running)
     }
+}
+
+/// A process that does nothing.
+const IDLE: &str = "exec sleep 3600";
+
+fn start(spec: &LaunchSpec, script: &str, output: PathBuf) -> Result<OwnedProcess, VmError> {
+    let start = Spawn {
+        program: "/bin/sh".into(),
+        args: vec!["-c".into(), script.into(), OsString::from(spec.dir.path())],
+        output,
+        fds: Vec::new(),
+        cgroup: spec.cgroup.clone(),
+        env: Vec::new(),
+    };
+    OwnedProcess::spawn(start).map_err(|source| VmError::StartVmm { setting: "fake", source })
 }

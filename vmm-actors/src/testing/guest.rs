@@ -117,6 +117,9 @@ async fn announce(dir: PodDir, fault: Fault, boot_time: Duration) {
     };
     let sent = async {
         let mut stream = UnixStream::connect(AnnounceSocket::path(&dir.vsock())).await?;
+        if fault == Fault::AnnouncesGarbage {
+            return stream.write_all(&[0xff; 64]).await;
+        }
         frame::write_message(&mut stream, &announce).await
     };
     if let Err(error) = sent.await {

@@ -4,9 +4,9 @@
 mod driver;
 mod guest;
 mod programs;
+mod shim;
 
 pub use driver::{FakeDriver, Fault};
 pub use guest::FakeGuest;
-#[cfg(test)]
-pub use programs::fake_shim;
 pub use programs::{fake_virtiofsd, write_program};
+pub use shim::{fake_shim, serve_as_shim_when_told_to};

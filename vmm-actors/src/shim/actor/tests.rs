@@ -3,7 +3,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::*;
 use crate::ask::{AskError, ask, tell};
 use crate::id::SandboxId;
-use crate::testing::{fake_shim, write_program};
+use crate::testing::{serve_as_shim_when_told_to, write_program};
+
+#[tokio::test]
+async fn be_a_shim_proxy_when_told_to() {
+    serve_as_shim_when_told_to().await.unwrap();
+}
+
+fn fake_shim(dir: &std::path::Path) -> std::io::Result<PathBuf> {
+    crate::testing::fake_shim(dir, "shim::actor::tests::be_a_shim_proxy_when_told_to", &["c1"])
+}
 
 struct Parent(UnboundedSender<ShimExited>);
 
@@ -73,7 +82,7 @@ async fn a_proxy_is_reachable_at_once_called_and_ended_gracefully() {
     let exit = ask(&shim, |reply| Shutdown { reply }).await.unwrap();
     assert_eq!(exit, Exit::Code(0), "{}", bench.printed());
     assert_eq!(bench.exits.recv().await.unwrap().cause, EndCause::Asked);
-    assert!(bench.printed().contains("vm gone: a test"), "{}", bench.printed());
+    assert!(bench.printed().contains("vm gone (137): a test"), "{}", bench.printed());
 }
 
 #[actix::test]
