@@ -99,9 +99,11 @@ async fn apply(reaper: &Reaper, request: &SetupRequest) -> Result<(), SetupError
     }
     write_files(request)?;
     if !request.share_tag.is_empty() {
-        attach(&request.share_tag, SHARE_DIR, "virtiofs", "")?;
+        // Root file systems come from there, and a set-user-ID program in one is to work.
+        attach((&request.share_tag, SHARE_DIR, "virtiofs"), MountFlags::empty(), "")?;
     }
-    attach("shm", SHM_DIR, "tmpfs", &format!("mode=1777,size={}", shm_bytes(request)))?;
+    let shm = format!("mode=1777,size={}", shm_bytes(request));
+    attach(("shm", SHM_DIR, "tmpfs"), MountFlags::NOSUID, &shm)?;
     network::apply(request).await.map_err(|error| SetupError::Network(Box::new(error)))?;
     for (name, value) in &request.sysctls {
         sysctl::set(name, value).map_err(SetupError::Sysctl)?;
@@ -141,14 +143,19 @@ fn write_files(request: &SetupRequest) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn attach(what: &str, target: &'static str, fs: &str, data: &str) -> Result<(), SetupError> {
+/// Mounts `(what, target, file system)` unless something is mounted there.
+fn attach(
+    (what, target, fs): (&str, &'static str, &str),
+    flags: MountFlags,
+    data: &str,
+) -> Result<(), SetupError> {
     let fail = |source| SetupError::Mount { what: what.to_owned(), target, source };
     std::fs::create_dir_all(target).map_err(fail)?;
     if is_mounted(target) {
         return Ok(());
     }
     let data = std::ffi::CString::new(data).unwrap_or_default();
-    mount(what, target, fs, MountFlags::NOSUID, Some(data.as_c_str())).map_err(|errno| fail(errno.into()))
+    mount(what, target, fs, flags, Some(data.as_c_str())).map_err(|errno| fail(errno.into()))
 }
 
 /// The pod's shared memory is there.
