@@ -107,11 +107,12 @@ fn from_config(config: PodSandboxConfig, host_resolv_conf: &str) -> Result<PodSp
     })
 }
 
-/// Whether the pod's containers share a pid namespace.
+/// Whether the pod's containers share a pid namespace: as CRI's `NamespaceMode` has it, they do unless the pod says
+/// otherwise. kubelet always says.
 fn pid_shared(linux: &LinuxPodSandboxConfig) -> Result<bool, PodConfigError> {
     let security = linux.security_context.as_ref();
     let Some(options) = security.and_then(|security| security.namespace_options.as_ref()) else {
-        return Ok(false);
+        return Ok(true);
     };
     refuse_host_namespaces(options)?;
     Ok(options.pid() == NamespaceMode::Pod)
@@ -299,7 +300,7 @@ mod tests {
         let spec = read(&config).unwrap();
         assert_eq!(spec.hostname, "n".repeat(64));
         assert_eq!(spec.resolv_conf, "nameserver 192.0.2.1\n");
-        assert!(!spec.shared_pid_namespace);
+        assert!(spec.shared_pid_namespace);
     }
 
     #[test]
