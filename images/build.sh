@@ -143,14 +143,34 @@ visit() {
     ordered="$ordered ${file##*/}"
 }
 
+# names_of FILE: the names by which the kernel asks for a module.
+names_of() {
+    basename "$1" .ko
+    objcopy -O binary --only-section=.modinfo "$1" /dev/stdout | tr '\0' '\n' | sed -n 's/^alias=\([^*?[]*\)$/\1/p'
+}
+
+# demand NAME: for each name of the module one line: the name, then the files to load.
+demand() {
+    local before=$ordered name
+    visited=$loaded ordered=''
+    visit "$1"
+    for name in $(names_of "$work/modules/${ordered##* }"); do
+        echo "$name$ordered"
+    done
+    # A dependency that an earlier one has as well is in the image once.
+    ordered="$before$(for name in $ordered; do case " $before " in *" $name "*) ;; *) printf ' %s' "$name" ;; esac; done)"
+}
+
 write_cpio() {
     local dir module
-    for dir in dev etc lib lib/modules proc run sys tmp; do
+    for dir in dev etc lib lib/modules proc run sbin sys tmp; do
         newc_dir "$dir" 0755
     done
     newc_char dev/console 0600 5 1
     newc_file init 0755 "$work/init"
+    newc_link sbin/modprobe ../init
     newc_file lib/modules/order 0644 "$work/order"
+    newc_file lib/modules/demand 0644 "$work/demand"
     for module in $ordered; do
         newc_file "lib/modules/$module" 0644 "$work/modules/$module"
     done
@@ -203,6 +223,10 @@ for module in $(sed 's/#.*//' "$here/modules.list"); do
     visit "$module"
 done
 printf '%s\n' $ordered >"$work/order"
+loaded=$visited
+for module in $(sed 's/#.*//' "$here/demand.list"); do
+    demand "$module" >>"$work/demand"
+done
 
 # Symbols would only be copied into every guest's memory.
 strip --strip-all -o "$work/init" "$agent"

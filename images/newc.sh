@@ -40,6 +40,13 @@ newc_file() {
     newc_pad "$size"
 }
 
+# newc_link NAME TARGET
+newc_link() {
+    newc_header "$1" 0120777 1 "${#2}" 0 0
+    printf '%s' "$2"
+    newc_pad "${#2}"
+}
+
 newc_end() {
     newc_inode=-1
     newc_header 'TRAILER!!!' 000000 1 0 0 0

@@ -3,15 +3,22 @@
 //! The image lists its modules in load order, one file name a line, in `/lib/modules/order`. Loading one costs
 //! milliseconds (tens under emulation), so only what carries the announcement is loaded before it, then what Setup
 //! and containers need, and after Setup everything else. Within a stage the list's order holds.
+//!
+//! More modules lie there for the kernel to ask for: it runs `/sbin/modprobe`, which is this binary by another name.
+//! `/lib/modules/demand` has a line for each name it may ask for, with the files to load in order.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use rustix::io::Errno;
 
 /// Where the image keeps its modules.
 const DIR: &str = "/lib/modules";
+
+/// The name by which the kernel runs this binary when it wants a module, modprobe(8).
+pub(crate) const MODPROBE: &str = "modprobe";
 
 /// What the announcement travels on.
 const FOR_ANNOUNCE: [&str; 5] =
@@ -72,6 +79,31 @@ pub(crate) fn load_all(files: &[String]) {
             Err(error) => tracing::warn!(error = %crate::status::chain(&error), "a module is missing"),
         }
     }
+}
+
+/// Does what the kernel asks of modprobe: `modprobe -q -- NAME`. A process of its own, not the agent.
+pub(crate) fn on_demand(args: &[String]) -> ExitCode {
+    let table = std::fs::read_to_string(Path::new(DIR).join("demand")).unwrap_or_default();
+    let files = args.last().and_then(|name| demanded(&table, name));
+    let loaded = files.is_some_and(|files| {
+        files.into_iter().all(|file| match load(&Path::new(DIR).join(file)) {
+            Ok(()) => true,
+            // Its file goes when it is loaded.
+            Err(ModuleError::Open { source, .. }) => source.kind() == io::ErrorKind::NotFound,
+            Err(ModuleError::ReadList { .. } | ModuleError::Load { .. }) => false,
+        })
+    });
+    if loaded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The files to load for a name; the kernel does not tell dashes from underscores.
+fn demanded<'a>(table: &'a str, name: &str) -> Option<Vec<&'a str>> {
+    let plain = |name: &str| name.replace('-', "_");
+    table.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let found = words.next().is_some_and(|first| plain(first) == plain(name));
+        found.then(|| words.collect())
+    })
 }
 
 fn load(path: &Path) -> Result<(), ModuleError> {
@@ -181,5 +213,16 @@ mod tests {
     fn a_module_that_is_not_there_is_named() {
         let error = load(Path::new("/nonexistent/x.ko")).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/x.ko"), "{error}");
+    }
+
+    #[test]
+    fn a_module_is_found_by_any_of_its_names() {
+        let table = "bridge llc.ko stp.ko bridge.ko\nrtnl-link-bridge llc.ko stp.ko bridge.ko\n";
+        let files = ["llc.ko", "stp.ko", "bridge.ko"];
+        for name in ["bridge", "rtnl-link-bridge", "rtnl_link_bridge"] {
+            assert_eq!(demanded(table, name).unwrap(), files, "{name}");
+        }
+        assert_eq!(demanded(table, "net-pf-16"), None);
+        assert_eq!(demanded("", "bridge"), None);
     }
 }

@@ -58,7 +58,12 @@ enum ServeError {
 
 /// Does what the command line says: a helper's job, or being PID 1.
 pub(crate) fn run() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut args = std::env::args();
+    let name = args.next().unwrap_or_default();
+    let args: Vec<String> = args.collect();
+    if name.rsplit('/').next() == Some(modules::MODPROBE) {
+        return modules::on_demand(&args);
+    }
     if let Some(code) = helper::run(&args) {
         return code;
     }
