@@ -10,14 +10,14 @@ const RUNTIME: &str = "io.containerd.bulkhead.v2";
 const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 /// OCI features document (runtime-spec 1.2, features.md). Only what holds inside the guest: no user namespace and
-/// no idmapped mounts, so that kubelet sends none, and no recursive read-only mounts.
+/// no idmapped mounts, so that kubelet sends none.
 const FEATURES: &str = r#"{
   "ociVersionMin": "1.0.0",
   "ociVersionMax": "1.2.0",
   "mountOptions": [
     "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "noatime", "nodev", "nodiratime",
-    "noexec", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "ro", "rprivate", "rslave",
-    "rw", "slave", "strictatime", "suid", "sync"
+    "noexec", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "ro", "rprivate", "rro",
+    "rslave", "rw", "slave", "strictatime", "suid", "sync"
   ],
   "linux": {
     "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
@@ -60,7 +60,7 @@ mod tests {
     fn features_are_json_and_promise_nothing_that_does_not_hold() {
         let features: serde_json::Value = serde_json::from_str(FEATURES).unwrap();
         let options = features["mountOptions"].as_array().unwrap();
-        assert!(options.iter().all(|option| option != "rro"));
+        assert!(options.iter().all(|option| option != "idmap" && option != "rshared"));
         assert!(features["linux"].is_object());
         assert!(features["linux"]["namespaces"].as_array().unwrap().iter().all(|name| name != "user"));
         assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], false);

@@ -19,7 +19,7 @@ use oci_spec::runtime::{
 };
 
 pub use error::SpecError;
-pub use mounts::{Bind, Propagation};
+pub use mounts::{Bind, Propagation, ReadOnly};
 
 /// Where the guest keeps the pid namespace that the containers of a pod share.
 pub const SHARED_PID_NAMESPACE: &str = "/run/bulkhead/ns/pid";

@@ -12,6 +12,9 @@ const KERNEL_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqu
 /// Host directories that describe the host's kernel and hardware: the guest's own stand in for them.
 const KERNEL_DIRS: [&str; 3] = ["/dev", "/proc", "/sys"];
 
+/// Options that the host has heeded when the guest gets the mount.
+const READ_ONLY: [&str; 2] = ["ro", "rro"];
+
 /// The pod's shared memory, bound by the agent.
 const SHM: &str = "/dev/shm";
 
@@ -26,12 +29,24 @@ pub struct Bind {
     pub guest_path: PathBuf,
     /// Where the container sees it, for messages.
     pub destination: PathBuf,
-    /// The container may not write to it.
-    pub read_only: bool,
+    /// What of it the container may not write to.
+    pub read_only: ReadOnly,
     /// Mounts below the source belong to it.
     pub recursive: bool,
     /// Whether mounts that come later on the host appear too.
     pub propagation: Propagation,
+}
+
+/// What of a volume is read-only. The host sees to it: a read-only mount in the guest would make those that appear
+/// below it read-only too, which only [`ReadOnly::Below`] asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadOnly {
+    /// Nothing.
+    Nothing,
+    /// The volume without what is mounted below it (`ro`).
+    Top,
+    /// All of it (`rro`).
+    Below,
 }
 
 /// Mount propagation from the host (mount_namespaces(7)). Towards the host there is none.
@@ -107,14 +122,27 @@ impl Plan {
             source,
             guest_path: guest_path.clone(),
             destination,
-            read_only: has(&mount, &["ro", "rro"]),
+            read_only: read_only(&mount),
             recursive: has(&mount, &["rbind"]),
             propagation: propagation(&mount),
         };
         mount.set_source(Some(guest_path));
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.retain(|option| !READ_ONLY.contains(&option.as_str()));
+        mount.set_options(Some(options));
         self.mounts.push(mount);
         self.binds.push(bind);
         Ok(())
+    }
+}
+
+fn read_only(mount: &Mount) -> ReadOnly {
+    if has(mount, &["rro"]) {
+        ReadOnly::Below
+    } else if has(mount, &["ro"]) {
+        ReadOnly::Top
+    } else {
+        ReadOnly::Nothing
     }
 }
 

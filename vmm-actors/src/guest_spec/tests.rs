@@ -98,16 +98,28 @@ fn binds_come_in_through_the_share() {
     };
     assert_eq!(mount("/etc/hosts").unwrap()["source"], "/run/bulkhead/share/c1/mounts/0");
     assert_eq!(mount("/data").unwrap()["source"], "/run/bulkhead/share/c1/mounts/1");
-    assert_eq!(mount("/data").unwrap()["options"], json!(["rbind", "rslave", "ro"]));
+    assert_eq!(mount("/data").unwrap()["options"], json!(["rbind", "rslave"]), "the host sees to ro");
     assert_eq!(mount("/dev/shm"), None, "the agent binds the pod's");
     assert!(mount("/dev/mqueue").is_some() && mount("/sys/fs/cgroup").is_some());
 
     let [hosts, data] = guest.binds.as_slice() else { panic!("{:?}", guest.binds) };
-    assert_eq!((hosts.index, hosts.read_only, hosts.propagation), (0, false, Propagation::Private));
+    assert_eq!(
+        (hosts.index, hosts.read_only, hosts.propagation),
+        (0, ReadOnly::Nothing, Propagation::Private)
+    );
     assert_eq!(hosts.source, Path::new("/var/lib/kubelet/pods/u1/etc-hosts"));
-    assert_eq!((data.index, data.read_only, data.propagation), (1, true, Propagation::FromHost));
+    assert_eq!((data.index, data.read_only, data.propagation), (1, ReadOnly::Top, Propagation::FromHost));
     assert!(data.recursive);
     assert_eq!(data.guest_path, Path::new("/run/bulkhead/share/c1/mounts/1"));
+}
+
+#[test]
+fn all_of_a_volume_is_read_only_where_asked() {
+    let mut spec = containerd_spec();
+    spec["mounts"][8]["options"] = json!(["rbind", "rprivate", "rro"]);
+    let (after, guest) = accepted(&spec);
+    assert_eq!(guest.binds[1].read_only, ReadOnly::Below);
+    assert_eq!(after["mounts"][7]["options"], json!(["rbind", "rprivate"]), "one mount less: /dev/shm");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::record::{ContainerRecord, Record};
 use super::state::State;
 use super::waiters::Waiters;
 use crate::ask::{Reply, ask};
-use crate::guest_spec::{Bind, GuestSpec, Propagation, Target, for_guest};
+use crate::guest_spec::{Bind, GuestSpec, Propagation, ReadOnly, Target, for_guest};
 use crate::id::ContainerId;
 use crate::mounts;
 
@@ -208,8 +208,10 @@ async fn make_mounts(
 
 fn bind_mount(bind: Bind) -> mounts::BindMount {
     let mut options = vec![if bind.recursive { "rbind" } else { "bind" }.to_owned()];
-    if bind.read_only {
-        options.push("ro".to_owned());
+    match bind.read_only {
+        ReadOnly::Nothing => {}
+        ReadOnly::Top => options.push("ro".to_owned()),
+        ReadOnly::Below => options.push("rro".to_owned()),
     }
     match bind.propagation {
         Propagation::Private => options.push("rprivate".to_owned()),
