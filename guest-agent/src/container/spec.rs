@@ -86,6 +86,11 @@ fn fit_linux(linux: &mut Linux, id: &str, pod: &PodView) -> Result<(), Container
         .set_namespaces(Some(namespaces_of(namespaces, id, pod)?))
         .set_cgroups_path(Some(Path::new(cgroup::PARENT).join(id)))
         .set_mount_label(None);
+    // runc takes both spellings of mount(8), libcontainer the short one; it always applies it to all mounts.
+    if let Some(long @ ("rslave" | "rshared" | "rprivate")) = linux.rootfs_propagation().as_deref() {
+        let short = long.trim_start_matches('r').to_owned();
+        linux.set_rootfs_propagation(Some(short));
+    }
     Ok(())
 }
 
@@ -181,6 +186,7 @@ mod tests {
         ],
         "linux": {
             "cgroupsPath": "kubepods.slice:cri-containerd:c1",
+            "rootfsPropagation": "rslave",
             "namespaces": [{"type": "network", "path": "/proc/1/ns/net"}, {"type": "ipc"}, {"type": "uts"},
                            {"type": "pid"}, {"type": "mount"}]
         }
@@ -210,6 +216,7 @@ mod tests {
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
         let linux = spec.linux().as_ref().unwrap();
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/bulkhead/c1")));
+        assert_eq!(linux.rootfs_propagation().as_deref(), Some("slave"));
         let kinds: Vec<_> = linux.namespaces().as_ref().unwrap().iter().map(LinuxNamespace::typ).collect();
         assert_eq!(kinds, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup]);
     }
