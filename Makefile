@@ -14,6 +14,9 @@ PREFIX ?= /usr
 SYSCONFDIR ?= /etc
 # The guest's kernel: "pinned" (images/kernel.env) or "newest" (what apt offers now).
 KERNEL ?= pinned
+# Which specs `conformance` runs: QUICK=yes for a sub-set, FOCUS= for those that match a regular expression.
+QUICK ?=
+FOCUS ?=
 # Whether `install` brings virtiofsd and vhost-device-vsock along, which Debian 12 has not.
 HELPERS ?= yes
 
@@ -24,12 +27,12 @@ guest_dir = $(if $(filter fast,$(1)),out,out/$(1))
 # What the black-box programs look for: binaries, guest, peers.
 places = BULKHEAD_BIN_DIR=target/$(1) BULKHEAD_GUEST_DIR=$(call guest_dir,$(1)) BULKHEAD_PEERS=.peers
 
-.PHONY: help setup build image install demo test bench clean fmt lint deny
+.PHONY: help setup build image install demo test conformance bench clean fmt lint deny
 
 help: ## this list
 	@printf 'Bulkhead: every Kubernetes pod in its own microVM.\n\n'
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | \
-	    while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+	    while IFS=$$'\t' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 	@printf '\nA newcomer types `make demo`. Everything made lies in target/, out/ and .peers/.\n'
 
 setup: ## what the machine lacks: Debian packages, pinned containerd and helper programs in .peers/
@@ -55,6 +58,11 @@ demo: setup build image ## starts a pod in a VM through containerd and shows it
 
 test: ## everything that is checked, set-up included; the last line counts
 	@.ci/test
+
+conformance: setup build image ## the official CRI validation suite, with runc and with Bulkhead side by side
+	@$(call places,$(profile)) \
+	    cargo run --locked --quiet --profile $(profile) --package bulkhead-tests --bin conformance -- \
+	    $(if $(FOCUS),--focus '$(FOCUS)',$(if $(QUICK),--quick))
 
 bench: setup ## the measurements: a table and a JSON file
 	@$(MAKE) build image PROFILE=$(release_profile)

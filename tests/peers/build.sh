@@ -5,6 +5,8 @@
 #   .peers/containerd-2.3/bin/{containerd,ctr,containerd-shim-runc-v2}
 #                                                     Go module proxy, newest stable line
 #   .peers/containerd-2.1/bin/…                    Go module proxy, oldest supported line
+#   .peers/cri-tools/bin/{critest.test,crictl,ginkgo,suite-helper}
+#                                                     Go module proxy: the CRI validation suite
 #
 # Nothing is installed outside that folder. What is already there in the pinned version is kept,
 # so a second run takes a second.
@@ -85,9 +87,35 @@ containerd_line() {
     [ "v$(version_of "$bin/containerd")" = "$version" ] || fail "$bin/containerd does not answer as $version"
 }
 
+# cri_tools: builds the CRI validation suite that cri-tools/go.mod names, ginkgo which runs it, and the programs
+# for the suite's images.
+cri_tools() {
+    local module="$here/cri-tools" bin="$peers/cri-tools/bin" version
+    version=$(sed -n 's|^.*sigs.k8s.io/cri-tools \(v[0-9.]*\).*$|\1|p' "$module/go.mod")
+    [ -n "$version" ] || fail "$module/go.mod names no cri-tools version"
+    if [ "v$(version_of "$bin/crictl")" = "$version" ] && [ -x "$bin/critest.test" ] && [ -x "$bin/ginkgo" ] &&
+        [ "$bin/suite-helper" -nt "$module/suite-helper/main.go" ]; then
+        say "cri-tools $version is there"
+        return
+    fi
+    say "building cri-tools $version from the Go module proxy (about a minute)"
+    mkdir -p "$bin"
+    (
+        cd "$module"
+        export CGO_ENABLED=0
+        # crictl comes last: its version says that all are there.
+        go test -c -mod=readonly -trimpath -buildvcs=false -o "$bin/critest.test" sigs.k8s.io/cri-tools/cmd/critest
+        go build -mod=readonly -trimpath -buildvcs=false -ldflags '-s -w' -o "$bin/suite-helper" ./suite-helper
+        go build -mod=readonly -trimpath -buildvcs=false \
+            -ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$version" -o "$bin/" tool
+    )
+    [ "v$(version_of "$bin/crictl")" = "$version" ] || fail "$bin/crictl does not answer as $version"
+}
+
 mkdir -p "$peers/bin"
 containerd_line 2.3
 containerd_line 2.1
+cri_tools
 from_crates virtiofsd "$VIRTIOFSD_VERSION" "$VIRTIOFSD_OLDEST"
 from_crates vhost-device-vsock "$VHOST_DEVICE_VSOCK_VERSION" "$VHOST_DEVICE_VSOCK_OLDEST"
 rm -rf "$peers/build"

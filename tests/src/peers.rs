@@ -143,3 +143,12 @@ pub fn product() -> Result<Product, String> {
     let vsock = file("vhost-device-vsock", &candidates, build)?;
     Ok(Product { bin, kernel, image, qemu, virtiofsd, vsock })
 }
+
+/// Finds the folder of critest, crictl and ginkgo, the suite's runner.
+pub fn cri_tools() -> Result<PathBuf, String> {
+    let bin = from_env("BULKHEAD_PEERS", ".peers").join("cri-tools/bin");
+    for program in ["critest.test", "crictl", "ginkgo", "suite-helper"] {
+        file(program, &[bin.join(program)], "run `make setup`")?;
+    }
+    Ok(bin)
+}

@@ -92,6 +92,15 @@ state = "{dir}/state"
     }
 
     fn cni_config(&self) -> String {
+        let more = if self.options.host_ports {
+            r#",
+    {
+      "type": "portmap",
+      "capabilities": {"portMappings": true}
+    }"#
+        } else {
+            ""
+        };
         format!(
             r#"{{
   "cniVersion": "1.0.0",
@@ -109,7 +118,7 @@ state = "{dir}/state"
         "ranges": [[{{"subnet": "10.88.0.0/16"}}], [{{"subnet": "fd00:88::/64"}}]],
         "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]
       }}
-    }}
+    }}{more}
   ]
 }}
 "#,

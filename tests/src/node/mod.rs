@@ -37,11 +37,19 @@ pub struct Options {
     pub settings: Settings,
     /// Do not start the sandboxer: the test does.
     pub sandboxer_later: bool,
+    /// Whether CNI maps host ports (plugin `portmap`, which needs iptables).
+    pub host_ports: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { line: Line::V23, bulkhead: true, settings: Settings::default(), sandboxer_later: false }
+        Self {
+            line: Line::V23,
+            bulkhead: true,
+            settings: Settings::default(),
+            sandboxer_later: false,
+            host_ports: false,
+        }
     }
 }
 
@@ -195,6 +203,12 @@ impl Node {
         self.namespaces.run(args).await
     }
 
+    /// The start of a command line that runs what follows inside the node's namespaces.
+    #[must_use]
+    pub fn enter(&self) -> std::process::Command {
+        self.namespaces.enter()
+    }
+
     /// A TCP connection out of the node's network namespace.
     pub fn connect(
         &self,
@@ -281,6 +295,12 @@ impl Drop for Node {
             report::aloud(&format!("cannot remove {}: {error}\n", self.dir.display()));
         }
     }
+}
+
+/// Removes containerd's cgroup for pods that name no parent, unless somebody is in it.
+pub fn remove_default_cgroup() {
+    // In use, or gone already: both are well.
+    drop(cgroups::remove_empty("/k8s.io"));
 }
 
 fn cgroup_parent(name: &str) -> String {
