@@ -4,6 +4,7 @@
 //! Registry ── one for the process, the map of sandboxes
 //! └─ Sandbox ── one per pod: life cycle, durable record, its children
 //!    ├─ Cgroup      the pod's host cgroup
+//!    ├─ Monitor     the host's memory: OOM kills and pressure in that cgroup
 //!    ├─ Network     taps and tc redirects in the pod's network namespace
 //!    ├─ Mounts      the tree exported to the guest
 //!    ├─ Virtiofsd   its file server
@@ -18,6 +19,7 @@ pub mod cgroup;
 pub mod guest_spec;
 pub mod host;
 pub mod id;
+pub mod monitor;
 pub mod mounts;
 pub mod network;
 pub mod orphan;

@@ -19,13 +19,9 @@ use super::release::{Release, Scope};
 use super::state::{Cause, Class, Effect, Event, State};
 use super::timeline::Timeline;
 use super::waiters::Waiters;
-use crate::agent::AgentSilent;
 use crate::ask::tell;
 use crate::id::SandboxId;
 use crate::registry::Left;
-use crate::shim::ShimExited;
-use crate::virtiofsd::VirtiofsdExited;
-use crate::vm::VmmExited;
 
 /// Requests of one pod that may wait: kubelet asks for Status often, and every container adds a few calls.
 const MAILBOX: usize = 256;
@@ -39,7 +35,7 @@ pub struct Sandbox {
     pub(super) containers: Containers,
     pub(super) span: Span,
     timeline: Timeline,
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
     ended_at: Option<Nanos>,
     left: Vec<String>,
     bringing_up: Option<SpawnHandle>,
@@ -332,15 +328,15 @@ impl Actor for Sandbox {
         match self.first.take() {
             Some(First::BringUp) => self.bring_up(ctx),
             Some(First::Undo(cause)) => self.note(Event::BringUpFailed(cause), ctx),
-            Some(First::Lost(cause)) => self.note(Event::Died(cause), ctx),
+            Some(First::Lost(cause)) => self.died(cause.reason, ctx),
             Some(First::Adopt) if gone.is_empty() => {
+                self.children.iter().for_each(|children| children.watch_memory(&self.record));
                 info!(pid = self.vmm_pid(), "took over a running sandbox");
             }
             // It ended after the verdict on its record: nobody watches it, so nobody else will tell.
             Some(First::Adopt) => {
-                let cause =
-                    format!("{} ended (unknown exit) while it was being taken over", gone.join(" and "));
-                self.note(Event::Died(Cause::lost(cause)), ctx);
+                let parts = gone.join(" and ");
+                self.died(format!("{parts} ended (unknown exit) while it was being taken over"), ctx);
             }
             Some(First::KeepStopped(_)) | None => {}
         }
@@ -417,39 +413,5 @@ impl Handler<Happened> for Sandbox {
 
     fn handle(&mut self, Happened(event): Happened, ctx: &mut Self::Context) {
         self.note(event, ctx);
-    }
-}
-
-impl Handler<VmmExited> for Sandbox {
-    type Result = ();
-
-    fn handle(&mut self, exited: VmmExited, ctx: &mut Self::Context) {
-        self.note(Event::Died(Cause::lost(exited.to_string())), ctx);
-    }
-}
-
-impl Handler<VirtiofsdExited> for Sandbox {
-    type Result = ();
-
-    fn handle(&mut self, exited: VirtiofsdExited, ctx: &mut Self::Context) {
-        self.note(Event::Died(Cause::lost(exited.to_string())), ctx);
-    }
-}
-
-impl Handler<ShimExited> for Sandbox {
-    type Result = ();
-
-    fn handle(&mut self, exited: ShimExited, ctx: &mut Self::Context) {
-        self.note(Event::Died(Cause::lost(exited.to_string())), ctx);
-    }
-}
-
-impl Handler<AgentSilent> for Sandbox {
-    type Result = ();
-
-    fn handle(&mut self, silent: AgentSilent, _: &mut Self::Context) {
-        // A guest that is starved is not dead: say so, and let kubelet's probes decide.
-        warn!(parent: &self.span, %silent, "the guest does not answer");
-        self.warnings.push(silent.to_string());
     }
 }

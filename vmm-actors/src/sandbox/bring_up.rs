@@ -165,7 +165,9 @@ impl BringUp {
         let limits = self.record.host_limits(&self.host.settings);
         let create = |reply| cgroup::Create { record: self.record.cgroup.clone(), limits, reply };
         let created = ask(&self.children.cgroup, create);
-        self.timeline.step("cgroup", created).await.map_err(BringUpError::Cgroup)
+        let procs = self.timeline.step("cgroup", created).await.map_err(BringUpError::Cgroup)?;
+        self.children.watch_memory(&self.record);
+        Ok(procs)
     }
 
     async fn share(&self) -> Result<(), BringUpError> {

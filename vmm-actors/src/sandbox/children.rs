@@ -13,6 +13,7 @@ use super::record::{Phase, Record, Store};
 use crate::agent::Agent;
 use crate::ask::tell;
 use crate::cgroup::Cgroup;
+use crate::monitor::{self, Monitor};
 use crate::mounts::Mounts;
 use crate::network::Network;
 use crate::shim::{self, Shim, ShimSpec};
@@ -34,6 +35,7 @@ pub struct Host {
 #[derive(Debug, Clone)]
 pub(super) struct Children {
     pub(super) cgroup: Addr<Cgroup>,
+    pub(super) monitor: Addr<Monitor>,
     pub(super) network: Addr<Network>,
     pub(super) mounts: Addr<Mounts>,
     pub(super) virtiofsd: Addr<Virtiofsd>,
@@ -49,6 +51,7 @@ impl Children {
         let mut gone = Vec::new();
         let children = Self {
             cgroup: Cgroup::new().start(),
+            monitor: Monitor::new(parent.clone().recipient(), parent.clone().recipient()).start(),
             network: Network::new().start(),
             mounts: Mounts::new(record.dir.shared()).start(),
             vm: start_vm(host, record, parent, &mut gone),
@@ -57,6 +60,13 @@ impl Children {
             shim: start_shim(host, record, parent, &mut gone),
         };
         (children, gone)
+    }
+
+    /// Has the host's memory watched for the pod, whose cgroup is there.
+    pub(super) fn watch_memory(&self, record: &Record) {
+        if let Err(refusal) = tell(&self.monitor, monitor::Watch { record: record.cgroup.clone() }) {
+            warn!(%refusal, "the host's memory is not watched for the pod");
+        }
     }
 
     /// The record is durable and says Running: what the children hold outlives them from now on.

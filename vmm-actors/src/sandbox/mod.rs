@@ -19,6 +19,7 @@ mod containers;
 mod error;
 mod figures;
 mod messages;
+mod news;
 pub mod record;
 mod recorder;
 mod release;

@@ -25,6 +25,8 @@ pub enum Fault {
     LaunchHangs,
     /// The VMM prints these words and ends with code 3.
     VmmExits(String),
+    /// The VMM wants this much memory, in MiB, as soon as there is a file named after [`EAT`] in the pod's directory.
+    Eats(u32),
     /// The guest never announces itself.
     NeverAnnounces,
     /// What the guest sends as its announcement is none.
@@ -128,11 +130,7 @@ impl Driver for FakeDriver {
         if fault == Fault::LaunchHangs {
             return std::future::pending().await;
         }
-        let script = if let Fault::VmmExits(words) = &fault {
-            format!("echo '{words}'; exit 3")
-        } else {
-            IDLE.to_owned()
-        };
+        let script = script(&fault);
         let vmm = start(&spec, &script, spec.dir.vmm_output())?;
         let helper =
             if self.with_vsock_helper { Some(start(&spec, IDLE, spec.dir.vsock_output())?) } else { None };
@@ -149,6 +147,28 @@ impl Driver for FakeDriver {
         Ok(GuestState::Running)
     }
 }
+
+fn script(fault: &Fault) -> String {
+    match fault {
+        Fault::VmmExits(words) => format!("echo '{words}'; exit 3"),
+        Fault::Eats(mib) => format!(
+            "until [ -e \"$0/{EAT}\" ]; do sleep 0.05; done; exec dd if=/dev/zero of=/dev/null bs={mib}M count=1"
+        ),
+        Fault::None
+        | Fault::LaunchFails
+        | Fault::LaunchHangs
+        | Fault::NeverAnnounces
+        | Fault::AnnouncesGarbage
+        | Fault::ForeignAgent
+        | Fault::SetupFails
+        | Fault::SetupHangs
+        | Fault::IgnoresPings
+        | Fault::IgnoresShutdown => IDLE.to_owned(),
+    }
+}
+
+/// Name of the file that makes a VMM with [`Fault::Eats`] begin.
+pub const EAT: &str = "eat";
 
 /// A process that does nothing.
 const IDLE: &str = "exec sleep 3600";

@@ -6,7 +6,7 @@ mod guest;
 mod programs;
 mod shim;
 
-pub use driver::{FakeDriver, Fault};
+pub use driver::{EAT, FakeDriver, Fault};
 pub use guest::FakeGuest;
 pub use programs::{fake_virtiofsd, write_program};
 pub use shim::{fake_shim, serve_as_shim_when_told_to};

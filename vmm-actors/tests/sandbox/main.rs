@@ -16,6 +16,7 @@ mod deaths;
 mod failures;
 mod interruptions;
 mod life;
+mod memory;
 mod node;
 mod predecessor;
 mod restarts;

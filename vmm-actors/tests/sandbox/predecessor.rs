@@ -20,6 +20,8 @@ const DONE: &str = "the task is done";
 pub(crate) enum Task {
     /// A pod runs.
     Run,
+    /// A pod runs whose VMM wants much memory when it is told to.
+    RunHungry,
     /// A pod was created and boots for ever.
     Boot,
     /// A pod was created; nobody has started it.
@@ -75,11 +77,15 @@ pub(crate) async fn serve_when_told_to() {
     let (place, task, id): (Place, Task, String) =
         serde_json::from_slice(&std::fs::read(Path::new(&file)).unwrap()).unwrap();
     let driver = FakeDriver::default().with_vsock_helper();
-    let driver = if task == Task::Boot { driver.then(Fault::NeverAnnounces) } else { driver };
+    let driver = match task {
+        Task::Boot => driver.then(Fault::NeverAnnounces),
+        Task::RunHungry => driver.then(Fault::Eats(256)),
+        Task::Run | Task::Create | Task::Stop => driver,
+    };
     let service = place.serve(driver);
     service.create(&id).await.unwrap();
     match task {
-        Task::Run => drop(service.start(&id).await.unwrap()),
+        Task::Run | Task::RunHungry => drop(service.start(&id).await.unwrap()),
         Task::Boot => {
             while service.driver.launched().is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -15,7 +15,7 @@ fn processes(record: &Record) -> Vec<ProcessIdentity> {
     [vm.vmm, vm.vsock_helper.unwrap()].into_iter().chain(rest).collect()
 }
 
-fn lives(process: &ProcessIdentity) -> bool {
+pub(crate) fn lives(process: &ProcessIdentity) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
     let zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
     ProcessIdentity::of(process.pid).is_ok_and(|now| now == *process) && !zombie

@@ -21,7 +21,7 @@ pub use identity::{ProcessIdentity, boot_id};
 pub use output::last_lines;
 pub use owned::OwnedProcess;
 pub use rustix::process::Signal;
-pub(super) use watch::readable as watch_readable;
+pub(super) use watch::{readable as watch_readable, urgent as watch_urgent};
 
 /// What to start, and how.
 #[derive(Debug)]

@@ -1,0 +1,101 @@
+//! The host's memory: what becomes of a pod that the host's OOM killer comes for.
+
+use std::fs;
+use std::path::PathBuf;
+
+use vmm_actors::sandbox::state::{Cause, Class};
+use vmm_actors::testing::{EAT, FakeDriver, Fault};
+
+use crate::node::{Node, PATIENCE, Service, sandbox};
+use crate::predecessor::{Predecessor, Task};
+
+const MIB: u64 = 1 << 20;
+const KILLED: &str = "killed by the host's OOM killer: the memory limit of 48 MiB on ";
+
+/// The pod's own cgroup, where its memory is limited; `None` after saying why there is none.
+fn memory_cgroup(node: &Node) -> Option<PathBuf> {
+    let directories = node.record("p").unwrap().cgroup.directories;
+    let limited = directories.into_iter().find(|directory| directory.join(LIMIT).exists());
+    if limited.is_none() {
+        println!("skipped: this test limits memory by cgroup v1's {LIMIT}");
+    }
+    limited
+}
+
+/// What a test writes; on cgroup v2 it is another file, and the kernel says the same in other files.
+const LIMIT: &str = "memory.limit_in_bytes";
+
+/// A pod whose VMM wants more than its cgroup, or the one above it, allows.
+async fn killed(node: &Node, service: &Service, whose: impl FnOnce(PathBuf) -> PathBuf) -> Option<()> {
+    let limited = whose(memory_cgroup(node)?);
+    fs::write(limited.join(LIMIT), (48 * MIB).to_string()).unwrap();
+    let waiting = service.sandboxes.clone();
+    let waiting = tokio::spawn(async move { waiting.wait(&sandbox("p")).await });
+    fs::write(node.dir("p").path().join(EAT), "").unwrap();
+    let exited = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
+    assert_eq!(exited.status, 137);
+    let status = service.status("p").await.unwrap();
+    let reason = status.reason.clone().unwrap();
+    let says = format!("{KILLED}{} was reached", limited.display());
+    assert!(reason.contains(&says) && reason.contains("overhead"), "{reason}");
+    assert!(reason.contains("the VMM ended"), "{reason}");
+    assert!(!status.ready && status.pid == 0, "{status:?}");
+    service.stop("p").await;
+    service.shutdown("p").await;
+    node.assert_nothing_left();
+    Some(())
+}
+
+#[actix::test]
+async fn a_vm_that_the_host_kills_at_its_own_limit_says_so() {
+    let Some(node) = Node::new() else { return };
+    let service = node.serve(FakeDriver::default().then(Fault::Eats(256)));
+    service.run("p").await.unwrap();
+    let _told = killed(&node, &service, |own| own).await;
+}
+
+#[actix::test]
+async fn a_vm_that_the_host_kills_at_a_limit_above_it_says_so() {
+    let Some(node) = Node::new() else { return };
+    let service = node.serve(FakeDriver::default().then(Fault::Eats(256)));
+    service.run("p").await.unwrap();
+    let _told = killed(&node, &service, |own| own.parent().unwrap().to_owned()).await;
+}
+
+#[actix::test]
+async fn a_vm_that_the_host_killed_while_no_service_ran_says_so() {
+    let Some(node) = Node::new() else { return };
+    Predecessor::of(&node, Task::RunHungry).kill();
+    let Some(own) = memory_cgroup(&node) else { return };
+    let vmm = node.record("p").unwrap().vm.unwrap().vmm;
+    fs::write(own.join(LIMIT), (48 * MIB).to_string()).unwrap();
+    fs::write(node.dir("p").path().join(EAT), "").unwrap();
+    while crate::restarts::lives(&vmm) {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let service = node.serve(FakeDriver::default());
+    assert_eq!(service.report.lost, [sandbox("p")]);
+    assert_eq!(service.sandboxes.wait(&sandbox("p")).await.unwrap().status, 137);
+    let reason = service.status("p").await.unwrap().reason.unwrap();
+    assert!(reason.contains(KILLED) && reason.contains("while the service was down"), "{reason}");
+    service.shutdown("p").await;
+    node.assert_nothing_left();
+}
+
+#[actix::test]
+async fn a_vm_that_the_host_kills_before_it_runs_fails_the_start() {
+    let Some(node) = Node::new() else { return };
+    // It boots until it is killed.
+    let service = node.serve(FakeDriver::new(PATIENCE).then(Fault::Eats(256)));
+    service.create("p").await.unwrap();
+    while service.driver.launched().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let Some(own) = memory_cgroup(&node) else { return service.shutdown("p").await };
+    fs::write(own.join(LIMIT), (48 * MIB).to_string()).unwrap();
+    fs::write(node.dir("p").path().join(EAT), "").unwrap();
+    let Cause { class, reason } = crate::node::cause(service.start("p").await.unwrap_err());
+    assert_eq!(class, Class::Exhausted, "{reason}");
+    assert!(reason.contains(KILLED), "{reason}");
+    node.assert_nothing_left();
+}
