@@ -21,6 +21,7 @@ mod containers;
 mod deaths;
 mod floods;
 mod harness;
+mod host_memory;
 mod old_containerd;
 mod orphans;
 mod pods;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use tokio::sync::Mutex;
 
-use super::{CgroupError, Create, Delete, Place, Stats, Update, create, delete, place, stats, update};
+use super::{
+    CgroupError, Create, Delete, Place, Stats, Update, check_room, create, delete, place, stats, update,
+};
 use crate::ask::Reply;
 
 /// The host cgroup of one pod.
@@ -64,8 +66,12 @@ impl Handler<Create> for Cgroup {
     type Result = ();
 
     fn handle(&mut self, message: Create, context: &mut Context<Self>) {
-        let Create { record, limits, reply } = message;
-        self.change(context, blocking(move || create(&record, &limits)), reply);
+        let Create { record, limits, needed_bytes, reply } = message;
+        let work = move || {
+            check_room(&record, needed_bytes)?;
+            create(&record, &limits)
+        };
+        self.change(context, blocking(work), reply);
     }
 }
 

@@ -42,7 +42,7 @@ impl Limits {
     #[must_use]
     pub fn for_pod(containers: &Resources, overhead: &Resources, vm_memory_bytes: u64) -> Self {
         let memory = sum(containers.memory_limit_bytes, overhead.memory_limit_bytes)
-            .map(|limit| limit.max(to_i64(vm_memory_bytes.saturating_add(HELPERS_BYTES))));
+            .map(|limit| limit.max(to_i64(Self::needed_bytes(vm_memory_bytes))));
         let swap = positive(containers.memory_swap_limit_bytes.saturating_sub(containers.memory_limit_bytes))
             .filter(|_| containers.memory_swap_limit_bytes > 0);
         Self {
@@ -56,6 +56,12 @@ impl Limits {
             cpuset_cpus: containers.cpuset_cpus.clone(),
             cpuset_mems: containers.cpuset_mems.clone(),
         }
+    }
+
+    /// What the host must give a VM when its guest uses all of its `vm_memory_bytes`.
+    #[must_use]
+    pub fn needed_bytes(vm_memory_bytes: u64) -> u64 {
+        vm_memory_bytes.saturating_add(HELPERS_BYTES)
     }
 
     /// Writes the limits into the files of a cgroup: those that this directory's hierarchy has. A limit without a

@@ -14,6 +14,8 @@ pub struct Create {
     pub record: CgroupRecord,
     /// What the pod may use.
     pub limits: Limits,
+    /// What its VM needs, in bytes: the cgroups above have to allow it.
+    pub needed_bytes: u64,
     /// For every process of the pod: they join it before they run.
     pub reply: Reply<CgroupProcs, CgroupError>,
 }

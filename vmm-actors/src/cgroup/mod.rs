@@ -16,6 +16,7 @@ mod limits;
 mod messages;
 mod orphans;
 mod record;
+mod room;
 mod tree;
 
 pub use actor::Cgroup;
@@ -23,6 +24,7 @@ pub use limits::Limits;
 pub use messages::{Create, Delete, Place, PodStats, Stats, Update};
 pub use orphans::find_by_name;
 pub use record::{CgroupRecord, plan};
+pub use room::{Bound, bounds, check_room};
 pub use tree::{create, delete, find_pids, place, stats, update};
 
 use std::io;
@@ -65,6 +67,23 @@ pub enum CgroupError {
         path: PathBuf,
         /// What the kernel said.
         source: cgroups_rs::fs::error::Error,
+    },
+    /// The cgroups above do not allow what the VM needs.
+    #[error(
+        "cgroup {} allows the pod {allowed_mib} MiB of memory, and its VM needs {needed_mib} MiB: guest, and VMM and \
+         helpers beside it; let overhead.podFixed.memory of the pod's RuntimeClass be {missing_mib} MiB more, or \
+         lower [vm] memory_mib",
+        path.display()
+    )]
+    TooSmall {
+        /// The cgroup with the smallest limit.
+        path: PathBuf,
+        /// Its limit, rounded down.
+        allowed_mib: u64,
+        /// What the VM needs when its guest uses all it has, rounded up.
+        needed_mib: u64,
+        /// The difference.
+        missing_mib: u64,
     },
     /// A process could not be put into the cgroup.
     #[error("cannot put process {pid} into cgroup {}", path.display())]

@@ -200,11 +200,19 @@ async fn the_actor_answers() {
     let record = pod.0.clone();
     let cgroup = Cgroup::new().start();
     let limits = Limits::default();
-    let procs =
-        ask(&cgroup, |reply| Create { record: record.clone(), limits: limits.clone(), reply }).await.unwrap();
+    let procs = ask(&cgroup, |reply| Create {
+        record: record.clone(),
+        limits: limits.clone(),
+        needed_bytes: 1,
+        reply,
+    })
+    .await
+    .unwrap();
     assert_eq!(procs.files().len(), record.directories.len());
     // Again, as after a crash between effect and answer.
-    ask(&cgroup, |reply| Create { record: record.clone(), limits: limits.clone(), reply }).await.unwrap();
+    ask(&cgroup, |reply| Create { record: record.clone(), limits: limits.clone(), needed_bytes: 1, reply })
+        .await
+        .unwrap();
     let dir = TempDir::new().unwrap();
     let process = sleeper(&dir, "exec sleep 60", &procs);
     ask(&cgroup, |reply| Place { record: record.clone(), pid: process.identity().pid, reply }).await.unwrap();

@@ -18,7 +18,7 @@ mod tally;
 
 pub use actor::Monitor;
 pub use messages::{Oom, Pressure, Unwatch, Watch};
-pub use tally::{Bound, OomKills, oom_kills};
+pub use tally::{OomKills, oom_kills};
 
 #[cfg(test)]
 mod tests;

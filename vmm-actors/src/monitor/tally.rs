@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cgroup::CgroupRecord;
+use crate::cgroup::{Bound, CgroupRecord, bounds};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -15,15 +15,6 @@ pub struct OomKills {
     pub count: u64,
     /// The limit that was reached; none when the host itself had no memory left.
     pub bound: Option<Bound>,
-}
-
-/// A memory limit that a pod is under: its cgroup's own, or that of one above it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bound {
-    /// The cgroup.
-    pub cgroup: PathBuf,
-    /// Its limit in bytes.
-    pub limit_bytes: u64,
 }
 
 impl fmt::Display for OomKills {
@@ -79,20 +70,6 @@ fn count(directory: &Path) -> Option<u64> {
 fn reached(directory: &Path) -> Option<Bound> {
     bounds(directory).into_iter().filter(was_hit).min_by_key(|bound| bound.limit_bytes)
 }
-
-/// Every memory limit that holds for processes in this cgroup, the nearest first.
-pub(super) fn bounds(directory: &Path) -> Vec<Bound> {
-    let bound = |cgroup: &Path| {
-        // `max` is no number.
-        let limits = ["memory.max", "memory.limit_in_bytes"].map(|file| number(&cgroup.join(file)));
-        let limit_bytes = limits.into_iter().flatten().find(|limit| *limit < UNLIMITED)?;
-        Some(Bound { cgroup: cgroup.to_owned(), limit_bytes })
-    };
-    directory.ancestors().filter_map(bound).collect()
-}
-
-/// What v1 says where there is no limit: the largest multiple of a page, whatever its size.
-const UNLIMITED: u64 = (i64::MAX as u64) & !0xffff;
 
 /// Whether processes ran into a limit. v1 does not count that where the limit with swap is the same; what was used at
 /// most says it, too.

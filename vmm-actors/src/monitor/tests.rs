@@ -8,7 +8,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::*;
 use crate::ask::tell;
-use crate::cgroup::{self, CgroupRecord, Limits};
+use crate::cgroup::{self, Bound, CgroupRecord, Limits};
 use crate::host::process::{Exit, OwnedProcess, Spawn};
 use crate::id::SandboxId;
 

@@ -16,6 +16,7 @@ use super::messages::{
 use super::record::{Nanos, Phase, Record, RecordError};
 use super::recorder::Recorder;
 use super::release::{Release, Scope};
+use super::sizing::{Size, raised};
 use super::state::{Cause, Class, Effect, Event, State};
 use super::timeline::Timeline;
 use super::waiters::Waiters;
@@ -142,6 +143,11 @@ impl Sandbox {
 
     fn bring_up(&mut self, ctx: &mut Context<Self>) {
         let Some(children) = self.children.clone() else { return };
+        let size = Size::of(&self.record.pod.resources, &self.host.settings.vm);
+        if let Some(text) = raised(&self.record.pod, size) {
+            info!("{text}");
+            self.warning(text);
+        }
         let own = ctx.address();
         let host_ready = move || {
             if let Err(refusal) = tell(&own, Happened(Event::HostReady)) {

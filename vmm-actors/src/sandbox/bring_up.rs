@@ -81,6 +81,7 @@ impl BringUpError {
             Self::Virtiofsd(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
             Self::Shim(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
             Self::Guest(AskError::Failed(error)) if error.is_timeout() => Class::TimedOut,
+            Self::Cgroup(AskError::Failed(cgroup::CgroupError::TooSmall { .. })) => Class::Invalid,
             Self::Record(_) => Class::Exhausted,
             Self::Directory(_)
             | Self::Cgroup(_)
@@ -163,7 +164,9 @@ impl BringUp {
 
     async fn cgroup(&self) -> Result<CgroupProcs, BringUpError> {
         let limits = self.record.host_limits(&self.host.settings);
-        let create = |reply| cgroup::Create { record: self.record.cgroup.clone(), limits, reply };
+        let needed_bytes = self.record.needed_bytes(&self.host.settings);
+        let record = self.record.cgroup.clone();
+        let create = |reply| cgroup::Create { record, limits, needed_bytes, reply };
         let created = ask(&self.children.cgroup, create);
         let procs = self.timeline.step("cgroup", created).await.map_err(BringUpError::Cgroup)?;
         self.children.watch_memory(&self.record);

@@ -30,7 +30,7 @@ impl Sandbox {
     }
 
     /// Shows it in Status, once.
-    fn warning(&mut self, text: String) {
+    pub(super) fn warning(&mut self, text: String) {
         if !self.warnings.contains(&text) {
             self.warnings.push(text);
         }

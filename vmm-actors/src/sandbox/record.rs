@@ -89,6 +89,11 @@ impl Record {
         })
     }
 
+    /// What the host must give the pod's VM, in bytes.
+    pub(super) fn needed_bytes(&self, settings: &Settings) -> u64 {
+        Limits::needed_bytes(Size::of(&self.pod.resources, &settings.vm).memory_bytes())
+    }
+
     /// What the pod may use of the host.
     pub(super) fn host_limits(&self, settings: &Settings) -> Limits {
         let guest = Size::of(&self.pod.resources, &settings.vm).memory_bytes();

@@ -8,7 +8,8 @@ use std::num::NonZeroU32;
 
 use bulkhead_config::Vm;
 
-use crate::pod_spec::Resources;
+use crate::cgroup::Limits;
+use crate::pod_spec::{PodSpec, Resources};
 
 /// The shape of one VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,21 @@ impl Size {
     }
 }
 
+/// What an operator should know of a pod whose limit and overhead are too small for its VM: the host allows it more.
+pub(super) fn raised(pod: &PodSpec, size: Size) -> Option<String> {
+    let limit = u64::try_from(pod.resources.memory_limit_bytes).ok().filter(|limit| *limit > 0)?;
+    let asked = limit.saturating_add(u64::try_from(pod.overhead.memory_limit_bytes).unwrap_or(0));
+    let needed = Limits::needed_bytes(size.memory_bytes());
+    (asked < needed).then(|| {
+        format!(
+            "the host allows the pod {} MiB of memory instead of the {} MiB of its limit and overhead: what its VM \
+             needs",
+            needed >> 20,
+            asked >> 20
+        )
+    })
+}
+
 /// How many `unit`s hold `amount`, both above zero.
 fn whole(amount: i64, unit: i64) -> u32 {
     let units = amount / unit + i64::from(amount % unit != 0);
@@ -57,6 +73,21 @@ mod tests {
         let Vm { vcpus, memory_mib, .. } = Vm::default();
         assert_eq!(size(0, 0), Size { vcpus, memory_mib });
         assert_eq!(size(-1, -1), size(0, 0));
+    }
+
+    #[test]
+    fn a_limit_that_is_too_small_for_the_vm_is_told() {
+        let limited = |overhead_mib: i64| {
+            let resources = Resources { memory_limit_bytes: 64 * MIB, ..Resources::default() };
+            let overhead = Resources { memory_limit_bytes: overhead_mib * MIB, ..Resources::default() };
+            let size = Size::of(&resources, &Vm::default());
+            raised(&PodSpec { resources, overhead, ..PodSpec::default() }, size)
+        };
+        let needed = Vm::default().memory_mib.get() + 64 + 192;
+        let text = limited(32).unwrap();
+        assert!(text.contains(&format!("{needed} MiB")) && text.contains("96 MiB"), "{text}");
+        assert_eq!(limited(i64::from(needed) - 64), None);
+        assert_eq!(raised(&PodSpec::default(), Size::of(&Resources::default(), &Vm::default())), None);
     }
 
     #[test]

@@ -99,3 +99,51 @@ async fn a_vm_that_the_host_kills_before_it_runs_fails_the_start() {
     assert!(reason.contains(KILLED), "{reason}");
     node.assert_nothing_left();
 }
+
+#[actix::test]
+async fn a_pod_whose_parent_does_not_allow_what_its_vm_needs_is_refused() {
+    let Some(node) = Node::new() else { return };
+    let service = node.serve(FakeDriver::default());
+    let mut request = node.request("p");
+    request.pod.cgroup_parent = format!("{}/pod1", node.settings.cgroup.default_parent);
+    let parent = PathBuf::from(format!("/sys/fs/cgroup/memory{}", request.pod.cgroup_parent));
+    if fs::create_dir_all(&parent).is_err() || !parent.join(LIMIT).exists() {
+        return println!("skipped: this test limits memory by cgroup v1's {LIMIT}");
+    }
+    fs::write(parent.join(LIMIT), (100 * MIB).to_string()).unwrap();
+    let error = service.sandboxes.create(request.clone()).await.unwrap_err();
+    let Cause { class, reason } = crate::node::cause(error);
+    assert_eq!(class, Class::Invalid, "{reason}");
+    let needed = u64::from(node.settings.vm.memory_mib.get()) + 192;
+    for says in ["100 MiB", &format!("{needed} MiB"), &format!("be {} MiB more", needed - 100), "overhead"] {
+        assert!(reason.contains(says), "{says}: {reason}");
+    }
+    assert!(service.driver.launched().is_empty());
+
+    fs::write(parent.join(LIMIT), (needed * MIB).to_string()).unwrap();
+    service.sandboxes.create(request).await.unwrap();
+    service.start("p").await.unwrap();
+    service.shutdown("p").await;
+    // kubelet's own, which a pod leaves alone.
+    fs::remove_dir(&parent).unwrap();
+    fs::remove_dir(parent.parent().unwrap()).unwrap();
+    node.assert_nothing_left();
+}
+
+#[actix::test]
+async fn a_limit_too_small_for_the_vm_is_raised_and_told() {
+    let Some(node) = Node::new() else { return };
+    let service = node.serve(FakeDriver::default());
+    let mut request = node.request("p");
+    request.pod.resources.memory_limit_bytes = 64 << 20;
+    service.sandboxes.create(request).await.unwrap();
+    service.start("p").await.unwrap();
+    let status = service.status("p").await.unwrap();
+    let needed = u64::from(node.settings.vm.memory_mib.get()) + 64 + 192;
+    let told = format!("the host allows the pod {needed} MiB of memory instead of the 64 MiB");
+    assert!(status.warnings.iter().any(|warning| warning.starts_with(&told)), "{:?}", status.warnings);
+    let limit = service.sandboxes.metrics(&sandbox("p")).await.unwrap().cgroup.memory_limit;
+    assert_eq!(limit, needed * MIB);
+    service.shutdown("p").await;
+    node.assert_nothing_left();
+}

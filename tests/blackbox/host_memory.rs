@@ -1,0 +1,93 @@
+//! The host's memory limits: a pod that cannot fit is refused, and one that the host's OOM killer ends says so.
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_tests::controller::Controller;
+use bulkhead_tests::cri::Cri;
+use bulkhead_tests::node::Options;
+use bulkhead_tests::report;
+
+use crate::stage::{Stage, VMM, stage};
+
+const MIB: u64 = 1 << 20;
+
+/// The pod's own cgroup as kubelet makes it, which is the parent of the one that Bulkhead makes.
+struct Limited {
+    limit: PathBuf,
+    usage: PathBuf,
+}
+
+impl Limited {
+    fn of(group: &str) -> Option<Self> {
+        let group = group.trim_start_matches('/');
+        let v1 = Path::new("/sys/fs/cgroup/memory").join(group);
+        let v2 = Path::new("/sys/fs/cgroup").join(group);
+        let v1 = Self { limit: v1.join("memory.limit_in_bytes"), usage: v1.join("memory.usage_in_bytes") };
+        let v2 = Self { limit: v2.join("memory.max"), usage: v2.join("memory.current") };
+        [v1, v2].into_iter().find(|files| files.limit.exists())
+    }
+
+    fn set(&self, bytes: u64) {
+        std::fs::write(&self.limit, bytes.to_string()).unwrap();
+    }
+
+    fn usage(&self) -> u64 {
+        std::fs::read_to_string(&self.usage).unwrap().trim().parse().unwrap()
+    }
+}
+
+/// What the sandboxer says of why the pod ended.
+async fn reason(stage: &Stage, id: &str) -> String {
+    let status = Controller::new(&stage.node.controller_socket()).status(id).await.unwrap();
+    let info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
+    info["bulkhead"]["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_the_host_kills_says_so_and_leaves_nothing() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let cri = stage.cri();
+    let pod = cri.run_pod("hungry").await;
+    let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
+    let group = pod.cgroup.clone().unwrap();
+    let Some(limited) = Limited::of(&group) else {
+        report::skipped("a_vm_that_the_host_kills", "the host has no memory controller");
+        return stage.end(&pod).await;
+    };
+    // kubelet or an operator tightens the pod's limit, and then the guest wants more of the memory it was promised.
+    limited.set(limited.usage() + 8 * MIB);
+    let eaten =
+        cri.try_exec(&container.id, &["dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"]).await;
+    assert!(!matches!(eaten, Ok((0, _, _))), "the guest had room left: {eaten:?}");
+
+    cri.expect_not_ready(&pod.id).await;
+    let reason = reason(&stage, &pod.id).await;
+    let killed = "killed by the host's OOM killer: the memory limit of ";
+    assert!(reason.contains(killed) && reason.contains(&group) && reason.contains("overhead"), "{reason}");
+    assert!(stage.node.sandboxer_log().contains(killed), "the log does not say it");
+    assert_eq!(cri.wait_exit(&container.id).await.exit_code, 137);
+    for helper in [VMM, "virtiofsd", "vhost-device-vsock"] {
+        let left = stage.running(helper);
+        assert!(left.is_empty(), "{left:?} outlives the pod");
+    }
+    stage.end(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_cannot_fit_below_its_limit_is_refused() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let cri = stage.cri();
+    let config = cri.pod_config("tight");
+    let group = config.linux.as_ref().unwrap().cgroup_parent.clone();
+    let v1 = Path::new("/sys/fs/cgroup/memory");
+    let root = if v1.exists() { v1 } else { Path::new("/sys/fs/cgroup") };
+    std::fs::create_dir_all(root.join(group.trim_start_matches('/'))).unwrap();
+    let Some(limited) = Limited::of(&group) else {
+        return report::skipped("a_pod_that_cannot_fit", "the host has no memory controller");
+    };
+    limited.set(128 * MIB);
+    let refused = cri.try_run_pod(config).await.unwrap_err();
+    let says = refused.message();
+    assert!(says.contains("128 MiB") && says.contains(&group) && says.contains("overhead"), "{says}");
+    stage.expect_clean().await;
+}
