@@ -142,19 +142,25 @@ async fn every_port_of_the_loopback_reaches_the_guests_port() {
     forward.close().await;
 }
 
+/// Dials and expects to be reset, which a slow client hears of while it connects.
+async fn expect_reset(netns: &Namespace, address: &str) {
+    let heard = match netns.dial(address).await {
+        Ok(stream) => tokio::task::spawn_blocking(move || (&stream).read(&mut [0])).await.unwrap(),
+        Err(error) => Err(error),
+    };
+    assert_eq!(heard.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "{address}");
+}
+
 #[tokio::test]
 async fn a_refusal_is_told_at_once() {
     let (netns, dir) = (namespace!(), tempfile::tempdir().unwrap());
     let vsock = dir.path().join("v");
     guest(&vsock);
     let forward = Forward::open(&netns.path(), &vsock).unwrap();
-    let stream = netns.dial("127.0.0.1:9").await.unwrap();
-    let read = tokio::task::spawn_blocking(move || (&stream).read(&mut [0])).await.unwrap();
-    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    expect_reset(&netns, "127.0.0.1:9").await;
     std::fs::remove_file(&vsock).unwrap();
-    let stream = netns.dial("127.0.0.1:80").await.unwrap();
-    let read = tokio::task::spawn_blocking(move || (&stream).read(&mut [0])).await.unwrap();
-    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "without a guest");
+    // Without a guest.
+    expect_reset(&netns, "127.0.0.1:80").await;
     forward.close().await;
 }
 
