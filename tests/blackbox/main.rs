@@ -29,3 +29,4 @@ mod port_forward;
 mod restarts;
 mod shm;
 mod stdio;
+mod streams;

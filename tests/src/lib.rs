@@ -24,6 +24,7 @@ pub mod processes;
 pub mod remote_command;
 pub mod report;
 pub mod slots;
+pub mod spdy;
 pub mod task;
 pub mod wait;
 pub mod websocket;

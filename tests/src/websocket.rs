@@ -11,6 +11,28 @@ use crate::node::Node;
 const BINARY: u8 = 2;
 const CLOSE: u8 = 8;
 
+/// Asks for another protocol at a URL that CRI answered.
+pub(crate) fn upgrade(node: &Node, method: &str, url: &str, headers: &str) -> TcpStream {
+    let rest = url.strip_prefix("http://").expect("a plain URL of the streaming server");
+    let (host, path) = rest.split_once('/').expect("a URL with a path");
+    let address = host.parse().expect("the streaming server listens on an address");
+    let mut stream = node.connect(address, Duration::from_secs(10)).expect("connect to the streaming server");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set a timeout");
+    let request = format!(
+        "{method} /{path} HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nConnection: Upgrade\r\n{headers}\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("ask for the session");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("read the answer's head");
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    assert!(head.starts_with("HTTP/1.1 101"), "the streaming server refuses: {head}");
+    stream
+}
+
 /// An open connection.
 #[derive(Debug)]
 pub struct WebSocket {
@@ -21,27 +43,9 @@ impl WebSocket {
     /// Opens a URL that CRI answered.
     #[must_use]
     pub fn open(node: &Node, url: &str) -> Self {
-        let rest = url.strip_prefix("http://").expect("a plain URL of the streaming server");
-        let (host, path) = rest.split_once('/').expect("a URL with a path");
-        let address = host.parse().expect("the streaming server listens on an address");
-        let mut stream =
-            node.connect(address, Duration::from_secs(10)).expect("connect to the streaming server");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set a timeout");
-        let request = format!(
-            "GET /{path} HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YnVsa2hlYWQtYnVsa2hlYQ==\r\n\
-             Sec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).expect("ask for the session");
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).expect("read the answer's head");
-            head.push(byte[0]);
-        }
-        let head = String::from_utf8_lossy(&head).into_owned();
-        assert!(head.starts_with("HTTP/1.1 101"), "the streaming server refuses: {head}");
-        Self { stream }
+        let headers = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: YnVsa2hlYWQtYnVsa2hlYQ==\r\nSec-WebSocket-Protocol: v4.channel.k8s.io\r\n";
+        Self { stream: upgrade(node, "GET", url, headers) }
     }
 
     /// One masked binary frame with a channel byte in front.

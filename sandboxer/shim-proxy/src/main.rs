@@ -3,9 +3,10 @@
 //! | module | what |
 //! |---|---|
 //! | [`argv`], [`delete`], [`info`] | the command line, containerd's shim protocol |
-//! | [`serve`], [`task_service`], [`shim_service`] | the two servers: Task API for containerd, control for the sandboxer |
+//! | [`serve`], [`connections`] | the two servers: for containerd, and for the sandboxer |
+//! | [`task_service`], [`streaming_service`], [`shim_service`] | Task API and stdio streams for containerd, control for the sandboxer |
 //! | [`pod`], [`lifecycle`] | containers and execs; the state machine that decides, the actions that follow |
-//! | [`stdio`] | containerd's FIFOs and the guest's streams |
+//! | [`stdio`] | containerd's FIFOs or streams, and the guest's |
 //! | [`forward`] | port-forward: localhost of the pod's network namespace, led into the guest |
 //! | [`agent`], [`dial`], [`control`], [`events`] | links: guest agent, guest ports, sandboxer, containerd's events |
 //! | [`vmm`], [`bundles`] | what is watched: the VMM process, containerd's bundles |
@@ -14,6 +15,7 @@ mod agent;
 mod argv;
 mod bundles;
 mod clock;
+mod connections;
 mod control;
 mod delete;
 mod dial;
@@ -29,6 +31,7 @@ mod pod;
 mod serve;
 mod shim_service;
 mod stdio;
+mod streaming_service;
 mod sys;
 mod task_service;
 mod vmm;

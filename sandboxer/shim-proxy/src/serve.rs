@@ -7,26 +7,22 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bulkhead_protocol::shim_ttrpc::create_shim;
-use containerd_shim_protos::shim_async::create_task;
 use futures::stream;
 use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
+use tracing::info;
+use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
-use ttrpc::asynchronous::{Server, Service};
 
 use crate::argv::ServeArgs;
+use crate::connections::{self, accept};
 use crate::events::Events;
 use crate::pod::Pod;
 use crate::shim_service::ShimService;
 use crate::sys;
-use crate::task_service::TaskService;
-use crate::watched::Watched;
 
 /// How long containerd may take to hear its answers before a removed pod's proxy ends.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Pause after an accept that failed, for want of descriptors as a rule.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the pod cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +77,10 @@ async fn run(args: ServeArgs, task: StdListener, shim: StdListener) -> Result<()
     tokio::spawn(events.clone().run());
     let pod = Pod::new(args.id, args.control, events.clone());
     tokio::spawn(pod.clone().watch_bundles());
-    let shims = create_shim(Arc::new(ShimService(pod.clone())));
-    let tasks = create_task(Arc::new(TaskService(pod.clone())));
-    let _shim_server = start(shim, "shim.sock", shims, None).await?;
-    let _task_server = start(task, "task.sock", tasks, Some(pod.clone())).await?;
+    let listener =
+        |socket, what| UnixListener::from_std(socket).map_err(|source| ServeError::Listen { what, source });
+    let _shim_server = serve_shim(listener(shim, "shim.sock")?, pod.clone()).await?;
+    tokio::spawn(connections::serve(listener(task, "task.sock")?, pod.clone()));
     pod.shutdown.notified().await;
     farewell(&pod, &events).await;
     Ok(())
@@ -102,48 +98,11 @@ async fn farewell(pod: &Arc<Pod>, events: &Arc<Events>) {
     sleep(Duration::from_millis(20)).await;
 }
 
-type Services = std::collections::HashMap<String, Service>;
-
-async fn start(
-    listener: StdListener,
-    what: &'static str,
-    services: Services,
-    counted: Option<Arc<Pod>>,
-) -> Result<Server, ServeError> {
-    let listener = UnixListener::from_std(listener);
-    let listener = listener.map_err(|source| ServeError::Listen { what, source })?;
-    let incoming = stream::unfold((listener, counted), |(listener, counted)| async move {
-        loop {
-            match listener.accept().await {
-                Ok((socket, _)) => {
-                    let witness = counted.clone().map(Connection::open);
-                    return Some((Ok(Watched::new(socket, witness)), (listener, counted)));
-                }
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    });
+async fn serve_shim(listener: UnixListener, pod: Arc<Pod>) -> Result<Server, ServeError> {
+    let incoming =
+        stream::unfold(listener, |listener| async { Some((Ok(accept(&listener).await), listener)) });
+    let services = create_shim(Arc::new(ShimService(pod)));
     let mut server = Server::new().add_listener(Listener::new(incoming)).register_service(services);
-    server.start().await.map_err(|source| ServeError::Start { what, source })?;
+    server.start().await.map_err(|source| ServeError::Start { what: "shim.sock", source })?;
     Ok(server)
-}
-
-/// One open connection, counted for as long as it lives.
-struct Connection(Arc<Pod>);
-
-impl Connection {
-    fn open(pod: Arc<Pod>) -> Self {
-        pod.connections.fetch_add(1, Ordering::Relaxed);
-        Self(pod)
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.disconnected.notify_one();
-    }
 }

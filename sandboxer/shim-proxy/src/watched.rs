@@ -1,4 +1,7 @@
 //! A socket that says when it is let go: ttrpc closes its sockets without a word.
+//!
+//! And one that can be read to its end: ttrpc gives a connection up at the first write that fails, with whatever the
+//! peer said before it left still unread. Here such a write waits, and the end that is read next ends the connection.
 
 use std::io;
 use std::pin::Pin;
@@ -36,7 +39,9 @@ impl<W: Unpin> AsyncWrite for Watched<W> {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, buffer)
+        let written = Pin::new(&mut self.stream).poll_write(context, buffer);
+        let left = |written: &Poll<io::Result<usize>>| matches!(written, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe);
+        if left(&written) { Poll::Pending } else { written }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

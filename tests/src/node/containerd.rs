@@ -62,12 +62,14 @@ state = "{dir}/state"
   runtime_type = "io.containerd.bulkhead.v2"
   sandboxer = "bulkhead"
   privileged_without_host_devices = true
+  io_type = "{io}"
 
 [proxy_plugins.bulkhead]
   type = "sandbox"
-  address = "{}"
+  address = "{address}"
 "#,
-                self.controller_socket().display()
+                io = if self.options.streaming { "streaming" } else { "fifo" },
+                address = self.controller_socket().display()
             )
             .expect("write to a string");
         }

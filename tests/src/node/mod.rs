@@ -33,6 +33,8 @@ pub struct Options {
     pub line: Line,
     /// Without: containerd and runc only.
     pub bulkhead: bool,
+    /// Stdio of containers by containerd's streaming service instead of FIFOs.
+    pub streaming: bool,
     /// Changes to the sandboxer's settings.
     pub settings: Settings,
     /// Do not start the sandboxer: the test does.
@@ -46,6 +48,7 @@ impl Default for Options {
         Self {
             line: Line::V23,
             bulkhead: true,
+            streaming: false,
             settings: Settings::default(),
             sandboxer_later: false,
             host_ports: false,
@@ -64,6 +67,12 @@ impl Options {
     #[must_use]
     pub fn old_containerd() -> Self {
         Self { line: Line::V21, ..Self::default() }
+    }
+
+    /// With `io_type = "streaming"` for the runtime under test.
+    #[must_use]
+    pub fn streaming() -> Self {
+        Self { streaming: true, ..Self::default() }
     }
 
     /// With one setting changed; `value` as TOML spells it.

@@ -127,7 +127,7 @@ async fn attempt(
     until: Instant,
     reached: &mut Reached,
 ) -> Result<(u32, Streams), TaskError> {
-    let host = HostEnds::open(&new.stdio)?;
+    let host = HostEnds::open(&new.stdio, &pod.switchboard)?;
     reached.host = true;
     let prepared = prepare(pod, new, until).await?;
     let request = guest_request(new, prepared)?;

@@ -99,7 +99,7 @@ async fn create(pod: Arc<Pod>, at: At, process: Vec<u8>, until: Instant) -> Resu
 }
 
 async fn attempt(pod: &Arc<Pod>, at: &At, process: Vec<u8>, until: Instant) -> Result<Streams, TaskError> {
-    let host = HostEnds::open(&at.process.stdio)?;
+    let host = HostEnds::open(&at.process.stdio, &pod.switchboard)?;
     let act = "create the exec";
     pod.agent.ready(act, until).await?;
     let vsock = pod.vsock.get().ok_or(TaskError::AgentUnreachable { act })?;

@@ -31,6 +31,7 @@ use crate::flight::Flight;
 use crate::forward::{self, Forward};
 use crate::lifecycle::{Effect, Event, Exit, Notice, State};
 use crate::lock::locked;
+use crate::stdio::Switchboard;
 
 pub(crate) use create::NewContainer;
 pub(crate) use exec::NewExec;
@@ -56,6 +57,8 @@ pub(crate) struct Pod {
     pub(crate) shutdown: Notify,
     vsock: OnceLock<PathBuf>,
     forward: tokio::sync::Mutex<Option<Forward>>,
+    /// Where containerd's stdio streams wait for their processes.
+    pub(crate) switchboard: Arc<Switchboard>,
     vmm_watched: AtomicBool,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     bundles: Option<BundleWatch>,
@@ -79,6 +82,7 @@ impl Pod {
             shutdown: Notify::new(),
             vsock: OnceLock::new(),
             forward: tokio::sync::Mutex::default(),
+            switchboard: Arc::default(),
             vmm_watched: AtomicBool::new(false),
             containers: Mutex::default(),
             bundles: bundles.ok(),

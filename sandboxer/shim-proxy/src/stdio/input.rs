@@ -12,17 +12,38 @@ use tracing::{debug, warn};
 use super::fifo::FifoReader;
 use super::guest::Port;
 use super::patience::Patience;
+use super::streamed::Inlet;
 
-/// Bytes taken from the FIFO at once.
+/// Bytes taken from the host's end at once.
 const CHUNK: usize = 16 * 1024;
 /// How long the guest may take to acknowledge the end.
 const ACK_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Where input comes from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// containerd's FIFO.
+    Fifo(FifoReader),
+    /// containerd's stream.
+    Streamed(Inlet),
+}
+
+impl Source {
+    /// Waits for bytes, or for the end of the input (an empty answer), and takes at most `limit` of them. Can be
+    /// dropped while it waits.
+    async fn read(&mut self, limit: usize) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Fifo(fifo) => fifo.read(limit).await,
+            Self::Streamed(inlet) => Ok(inlet.read(limit).await),
+        }
+    }
+}
+
 /// Copies until the end of the input is acknowledged, through broken connections.
-pub(super) async fn input(mut port: Port, fifo: FifoReader, mut guest: UnixStream, mut patience: Patience) {
+pub(super) async fn input(mut port: Port, mut source: Source, mut guest: UnixStream, mut patience: Patience) {
     let mut unsent = Vec::new();
     loop {
-        let Some(copied) = patience.alive(copy(&mut port, &fifo, &mut guest, &mut unsent)).await else {
+        let Some(copied) = patience.alive(copy(&mut port, &mut source, &mut guest, &mut unsent)).await else {
             return;
         };
         match copied {
@@ -50,7 +71,7 @@ enum Fault {
 /// `unsent` is the frame that the last connection did not take whole: the guest has thrown its beginning away.
 async fn copy(
     port: &mut Port,
-    fifo: &FifoReader,
+    source: &mut Source,
     guest: &mut UnixStream,
     unsent: &mut Vec<u8>,
 ) -> Result<(), Fault> {
@@ -60,7 +81,7 @@ async fn copy(
     loop {
         if unsent.is_empty() {
             let bytes = tokio::select! {
-                bytes = fifo.read(CHUNK) => bytes.map_err(Fault::Read)?,
+                bytes = source.read(CHUNK) => bytes.map_err(Fault::Read)?,
                 _closed = from_guest.read(&mut nothing) => return Err(Fault::Broken),
             };
             unsent.reserve_exact(bytes.len() + END.len());

@@ -6,8 +6,11 @@
 mod fifo;
 mod guest;
 mod input;
+pub(crate) mod line;
 mod output;
 mod patience;
+mod streamed;
+mod switchboard;
 
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
@@ -25,8 +28,14 @@ use tokio::time::timeout;
 use crate::error::TaskError;
 use fifo::{FifoReader, FifoWriter};
 use guest::Port;
+use input::Source;
+pub(crate) use line::Line;
+use line::Role;
 use output::Sink;
 use patience::{Patience, Phase};
+use streamed::{Inlet, Outlet};
+use switchboard::Claim;
+pub(crate) use switchboard::Switchboard;
 
 /// What containerd asks for; empty strings: no such stream.
 #[derive(Debug, Clone, Default)]
@@ -64,11 +73,12 @@ enum Target<'a> {
     None,
     Fifo(&'a Path),
     File(&'a Path),
+    Streamed(&'a str),
 }
 
 fn target<'a>(stream: &'static str, uri: &'a str) -> Result<Target<'a>, TaskError> {
     let refuse = |what: &str| {
-        let text = format!("{stream} {uri:?}: {what} (use FIFOs, containerd's io_type \"fifo\")");
+        let text = format!("{stream} {uri:?}: {what} (containerd's io_type \"fifo\" and \"streaming\" work)");
         Err(TaskError::BadRequest(text))
     };
     match uri.split_once("://") {
@@ -77,19 +87,22 @@ fn target<'a>(stream: &'static str, uri: &'a str) -> Result<Target<'a>, TaskErro
         Some(("fifo", path)) => Ok(Target::Fifo(Path::new(path))),
         Some(("file", path)) => Ok(Target::File(Path::new(path))),
         Some(("binary", _)) => refuse("logging binaries are not supported by Bulkhead"),
-        Some((_, rest)) if rest.contains("streaming_id=") => {
-            refuse("streaming stdio is not supported by Bulkhead yet")
-        }
-        Some(_) | None => refuse("neither an absolute path nor a URI that is known"),
+        // containerd's ids are hex, nothing in them is escaped.
+        Some((_, rest)) => match rest.split_once("?streaming_id=") {
+            Some((_, id)) if !id.is_empty() => Ok(Target::Streamed(id)),
+            Some(_) | None => refuse("neither an absolute path nor a URI that is known"),
+        },
+        None => refuse("neither an absolute path nor a URI that is known"),
     }
 }
 
 /// The host's ends, opened, before the guest knows of the process.
 #[derive(Debug)]
 pub(crate) struct HostEnds {
-    stdin: Option<(FifoReader, OwnedFd)>,
+    stdin: Option<(Source, Option<OwnedFd>)>,
     stdout: Option<Sink>,
     stderr: Option<Sink>,
+    claims: Vec<Arc<Claim>>,
 }
 
 impl HostEnds {
@@ -97,29 +110,55 @@ impl HostEnds {
     ///
     /// # Errors
     /// [`TaskError::BadRequest`] for what is not supported, [`TaskError::OpenStdio`].
-    pub(crate) fn open(request: &Request) -> Result<Self, TaskError> {
+    pub(crate) fn open(request: &Request, switchboard: &Arc<Switchboard>) -> Result<Self, TaskError> {
+        let mut desk = Desk { switchboard, claims: Vec::new() };
         let stdin = match target("stdin", &request.stdin)? {
             Target::None => None,
-            Target::Fifo(path) => Some(FifoReader::open(path).map_err(failed("stdin", path))?),
+            Target::Fifo(path) => {
+                let (fifo, hold) = FifoReader::open(path).map_err(failed("stdin", path))?;
+                Some((Source::Fifo(fifo), Some(hold)))
+            }
+            Target::Streamed(id) => {
+                Some((Source::Streamed(Inlet::new(desk.claim("stdin", id, Role::Input)?)), None))
+            }
             Target::File(path) => {
                 let text = format!("stdin {}: only a FIFO will do", path.display());
                 return Err(TaskError::BadRequest(text));
             }
         };
-        let stderr = if request.wants_stderr() { sink("stderr", &request.stderr)? } else { None };
-        Ok(Self { stdin, stdout: sink("stdout", &request.stdout)?, stderr })
+        let stdout = desk.sink("stdout", &request.stdout)?;
+        let stderr = if request.wants_stderr() { desk.sink("stderr", &request.stderr)? } else { None };
+        Ok(Self { stdin, stdout, stderr, claims: desk.claims })
     }
 }
 
-fn sink(stream: &'static str, uri: &str) -> Result<Option<Sink>, TaskError> {
-    match target(stream, uri)? {
-        Target::None => Ok(None),
-        Target::Fifo(path) => {
-            FifoWriter::open(path).map(|fifo| Some(Sink::Fifo(fifo))).map_err(failed(stream, path))
-        }
-        Target::File(path) => {
-            let file = OpenOptions::new().append(true).create(true).open(path);
-            file.map(|file| Some(Sink::File(file))).map_err(failed(stream, path))
+/// Where streaming ids are claimed.
+struct Desk<'a> {
+    switchboard: &'a Arc<Switchboard>,
+    claims: Vec<Arc<Claim>>,
+}
+
+impl Desk<'_> {
+    fn claim(&mut self, stream: &str, id: &str, role: Role) -> Result<Arc<Claim>, TaskError> {
+        let taken = || TaskError::AlreadyExists { what: format!("{stream} with streaming id {id}") };
+        let claim = self.switchboard.claim(id, role).ok_or_else(taken)?;
+        self.claims.push(claim.clone());
+        Ok(claim)
+    }
+
+    fn sink(&mut self, stream: &'static str, uri: &str) -> Result<Option<Sink>, TaskError> {
+        match target(stream, uri)? {
+            Target::None => Ok(None),
+            Target::Fifo(path) => {
+                FifoWriter::open(path).map(|fifo| Some(Sink::Fifo(fifo))).map_err(failed(stream, path))
+            }
+            Target::File(path) => {
+                let file = OpenOptions::new().append(true).create(true).open(path);
+                file.map(|file| Some(Sink::File(file))).map_err(failed(stream, path))
+            }
+            Target::Streamed(id) => {
+                Ok(Some(Sink::Streamed(Outlet::new(self.claim(stream, id, Role::Output)?))))
+            }
         }
     }
 }
@@ -185,6 +224,8 @@ pub(crate) struct Streams {
     phase: watch::Sender<Phase>,
     /// The extra write end that keeps stdin open while containerd is away.
     stdin_hold: Option<OwnedFd>,
+    /// Streaming ids, which stay ours after the end: containerd may ask for it once more.
+    _claims: Vec<Arc<Claim>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -200,11 +241,11 @@ impl Streams {
             }
         }
         let mut stdin_hold = None;
-        if let (Some((fifo, hold)), Some((port, to))) = (host.stdin, guest.stdin) {
-            stdin_hold = Some(hold);
-            tasks.push(tokio::spawn(input::input(port, fifo, to, patience())));
+        if let (Some((source, hold)), Some((port, to))) = (host.stdin, guest.stdin) {
+            stdin_hold = hold;
+            tasks.push(tokio::spawn(input::input(port, source, to, patience())));
         }
-        Self { phase, stdin_hold, tasks }
+        Self { phase, stdin_hold, _claims: host.claims, tasks }
     }
 
     /// From now on the process sees the end of stdin as soon as containerd has closed its end.
@@ -251,6 +292,8 @@ impl Drop for Streams {
 
 #[cfg(test)]
 mod relay_tests;
+#[cfg(test)]
+mod streamed_tests;
 
 #[cfg(test)]
 mod tests {
@@ -262,7 +305,9 @@ mod tests {
         assert_eq!(target("stdout", "/a/b").unwrap(), Target::Fifo(Path::new("/a/b")));
         assert_eq!(target("stdout", "fifo:///a").unwrap(), Target::Fifo(Path::new("/a")));
         assert_eq!(target("stdout", "file:///a").unwrap(), Target::File(Path::new("/a")));
-        for bad in ["binary:///x?y", "ttrpc+unix:///s?streaming_id=x-stdout", "relative", "http://x"] {
+        let streamed = target("stdout", "ttrpc+unix:///s?streaming_id=x-stdout").unwrap();
+        assert_eq!(streamed, Target::Streamed("x-stdout"));
+        for bad in ["binary:///x?y", "ttrpc+unix:///s?streaming_id=", "relative", "http://x"] {
             let error = target("stdout", bad).unwrap_err().to_string();
             assert!(error.contains(bad), "{error}");
         }

@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 use super::fifo::FifoWriter;
 use super::guest::Port;
 use super::patience::{Patience, Phase};
+use super::streamed::Outlet;
 
 /// Most that an ended process can have left behind, in bytes, with room to spare: pipe and socket buffers of guest
 /// and host hold well under 1 MiB. More is written by somebody else, who must not hold the stream open.
@@ -24,6 +25,8 @@ pub(super) enum Sink {
     Fifo(FifoWriter),
     /// A plain file, which does not make us wait.
     File(File),
+    /// containerd's stream.
+    Streamed(Outlet),
 }
 
 impl Sink {
@@ -31,6 +34,10 @@ impl Sink {
         match self {
             Self::Fifo(fifo) => fifo.write_all(bytes).await,
             Self::File(file) => file.write_all(bytes),
+            Self::Streamed(outlet) => {
+                outlet.write_all(bytes).await;
+                Ok(())
+            }
         }
     }
 
@@ -38,6 +45,7 @@ impl Sink {
         match self {
             Self::Fifo(fifo) => fifo.finish().await,
             Self::File(file) => drop(file),
+            Self::Streamed(outlet) => outlet.finish(),
         }
     }
 }

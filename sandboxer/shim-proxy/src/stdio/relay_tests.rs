@@ -215,7 +215,7 @@ fn input_from_fifo() -> Input {
     let phase = watch::Sender::new(Phase::Alive);
     let (fifo, hold) = FifoReader::open(&path).unwrap();
     let port = port(dir.path(), Kind::STDIN);
-    let task = tokio::spawn(input(port, fifo, ours, Patience::new(phase.subscribe())));
+    let task = tokio::spawn(input(port, Source::Fifo(fifo), ours, Patience::new(phase.subscribe())));
     Input { guest, hold: Some(hold), phase, task, path, _dir: dir }
 }
 

@@ -1,0 +1,107 @@
+//! containerd's connections to the Task endpoint, each served on its own.
+
+use std::future::ready;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use containerd_shim_protos::shim_async::create_task;
+use futures::{StreamExt, stream};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::warn;
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use crate::pod::Pod;
+use crate::streaming_service;
+use crate::task_service::TaskService;
+use crate::watched::Watched;
+
+/// Pause after an accept that failed, for want of descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The next connection of a socket.
+pub(crate) async fn accept(listener: &UnixListener) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => return socket,
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves the Task API and the streaming service to everyone who connects.
+pub(crate) async fn serve(listener: UnixListener, pod: Arc<Pod>) {
+    let tasks = Arc::new(TaskService(pod.clone()));
+    loop {
+        let socket = accept(&listener).await;
+        let call = Call::default();
+        let streams = streaming_service::create(pod.switchboard.clone(), call.clone());
+        let socket = Watched::new(socket, Connection::open(pod.clone(), &call));
+        let only = stream::once(ready(Ok(socket))).chain(stream::pending());
+        let server = Server::new().add_listener(Listener::new(only));
+        let mut server = server.register_service(create_task(tasks.clone())).register_service(streams);
+        match server.start().await {
+            Ok(()) => drop(tokio::spawn(keep(server, call))),
+            Err(error) => warn!(%error, "cannot serve a connection"),
+        }
+    }
+}
+
+/// Keeps the server of one connection until that ends. A server that is dropped sends what it has and closes.
+async fn keep(server: Server, call: Call) {
+    tokio::select! {
+        () = call.lost.cancelled() => {}
+        () = call.over.cancelled() => {}
+    }
+    drop(server);
+}
+
+/// What is known of a connection that is being served.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Call {
+    lost: CancellationToken,
+    over: CancellationToken,
+}
+
+impl Call {
+    /// Waits until the connection has gone.
+    pub(crate) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// Says when the connection has gone.
+    pub(crate) fn loss(&self) -> &CancellationToken {
+        &self.lost
+    }
+
+    /// Closes the connection, once what is under way has been sent.
+    pub(crate) fn hang_up(&self) {
+        self.over.cancel();
+    }
+}
+
+/// One open connection, counted for as long as it lives.
+struct Connection {
+    pod: Arc<Pod>,
+    _lost: DropGuard,
+}
+
+impl Connection {
+    fn open(pod: Arc<Pod>, call: &Call) -> Self {
+        pod.connections.fetch_add(1, Ordering::Relaxed);
+        Self { pod, _lost: call.lost.clone().drop_guard() }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.pod.connections.fetch_sub(1, Ordering::Relaxed);
+        self.pod.disconnected.notify_one();
+    }
+}

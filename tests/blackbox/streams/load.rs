@@ -1,0 +1,130 @@
+//! How much: output by the hundred mebibytes, execs by the thousand, logs that are rotated.
+
+use std::time::Duration;
+
+use bulkhead_tests::cri::Cri;
+use bulkhead_tests::logs::Log;
+use bulkhead_tests::remote_command::{Transport, Wanted};
+use bulkhead_tests::{processes, wait};
+use k8s_cri::v1 as api;
+
+use super::{SOON, Streams, pause, talk};
+
+/// A mebibyte of text, in the container and here.
+const MEBIBYTE: &str = "seq 1 200000 | head -c 1048576 > /tmp/mebibyte";
+/// `make test` has little time; `BULKHEAD_TEST_FULL=1` gives it all: 1,000 execs, 100 MiB of output.
+pub(super) fn full() -> bool {
+    std::env::var_os("BULKHEAD_TEST_FULL").is_some_and(|value| value == "1")
+}
+
+/// How much output an exec gives, and whether its reader takes its time.
+pub(super) struct Flood {
+    pub(super) transport: Transport,
+    pub(super) mebibytes: usize,
+    pub(super) slow: bool,
+}
+
+pub(super) async fn much_output(streams: &Streams<'_>, floods: [Flood; 2]) {
+    let cri = streams.stage.cri();
+    cri.exec(&streams.main.id, MEBIBYTE).await;
+    let whole: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+    let mebibyte = &whole.as_bytes()[..1 << 20];
+    for Flood { transport, mebibytes, slow } in floods {
+        let script = format!("for i in $(seq {mebibytes}); do cat /tmp/mebibyte; done");
+        let session = streams.exec(transport, &script, Wanted { stdin: false, tty: false }).await;
+        let mut total = 0;
+        let mut count = 0;
+        let output = talk(session, |session| {
+            if slow {
+                pause(Duration::from_secs(2));
+            }
+            session.drain(|bytes| {
+                total += bytes.len();
+                let mut rest = bytes;
+                while !rest.is_empty() {
+                    let (part, more) = rest.split_at(rest.len().min(mebibyte.len() - count));
+                    assert!(part == &mebibyte[count..][..part.len()], "wrong after {count} of a mebibyte");
+                    (rest, count) = (more, (count + part.len()) % mebibyte.len());
+                }
+                if slow && !bytes.is_empty() {
+                    pause(Duration::from_micros(100));
+                }
+            })
+        });
+        assert_eq!(total, mebibytes << 20, "the end is missing");
+        assert!(output.status.contains("Success"), "{}", output.status);
+    }
+}
+
+pub(super) async fn log_rotation(streams: &Streams<'_>) {
+    let cri = streams.stage.cri();
+    let script = "i=0; while :; do echo $i; i=$((i+1)); usleep 5000; done";
+    let container = cri.start(&streams.pod, Cri::shell("rotated", script)).await;
+    let lines = async |path: &std::path::Path, more: usize| {
+        wait::expect("lines are logged", SOON, async || {
+            (Log::read(path).stdout.lines().count() > more).then_some(())
+        })
+        .await;
+    };
+    let mut whole = String::new();
+    for round in 0..3 {
+        lines(&container.log, 50).await;
+        let old = container.log.with_extension(format!("{round}"));
+        std::fs::rename(&container.log, &old).unwrap();
+        let request = api::ReopenContainerLogRequest { container_id: container.id.clone() };
+        cri.runtime().reopen_container_log(request).await.unwrap();
+        lines(&container.log, 0).await;
+        whole.push_str(&Log::read(&old).stdout);
+    }
+    cri.stop(&container.id, 0).await;
+    cri.wait_exit(&container.id).await;
+    whole.push_str(&Log::read(&container.log).stdout);
+    for (index, line) in whole.lines().enumerate() {
+        assert_eq!(line, index.to_string(), "a log line is lost or doubled by rotation");
+    }
+}
+
+/// What execs could leave behind: descriptors of each process of the node, tasks and open files of the guest.
+async fn footprint(streams: &Streams<'_>) -> Vec<(String, usize)> {
+    let mut all = Vec::new();
+    for process in processes::of_node(streams.stage.node.init()) {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", process.pid)).map_or(0, Iterator::count);
+        all.push((process.program().to_owned(), fds));
+    }
+    let guest = "cut -d/ -f2 /proc/loadavg | cut -d' ' -f1; cut -f1 /proc/sys/fs/file-nr";
+    let guest = streams.stage.cri().exec(&streams.main.id, guest).await;
+    let mut lines = guest.lines().map(|line| line.trim().parse().expect("a number"));
+    all.push(("tasks in the guest".to_owned(), lines.next().expect("tasks")));
+    all.push(("open files in the guest".to_owned(), lines.next().expect("open files")));
+    all.sort();
+    all
+}
+
+/// Runs `count` execs, four at a time; nothing may grow with them.
+pub(super) async fn execs_leave_nothing(streams: &Streams<'_>, count: usize) {
+    /// What comes and goes by itself: workers of the kernel, a connection of containerd.
+    const NOISE: usize = 12;
+    assert!(count > 2 * NOISE);
+    let cri = streams.stage.cri();
+    let run = async |count: usize| {
+        let one = async |number: usize| {
+            let text = cri.exec(&streams.main.id, &format!("echo {number}; echo err >&2")).await;
+            assert_eq!(text, format!("{number}\n"));
+        };
+        for start in (0..count).step_by(4) {
+            futures::future::join_all((start..start + 4).map(one)).await;
+        }
+    };
+    run(8).await;
+    let before = footprint(streams).await;
+    run(count).await;
+    let mut after = Vec::new();
+    let settled = wait::until(SOON, async || {
+        after = footprint(streams).await;
+        let flat = |((_, before), (_, after)): (&(String, usize), &(String, usize))| *after <= before + NOISE;
+        let same = before.iter().map(|(name, _)| name).eq(after.iter().map(|(name, _)| name));
+        (same && before.iter().zip(&after).all(flat)).then_some(())
+    })
+    .await;
+    assert!(settled.is_some(), "{count} execs leave traces\nbefore: {before:?}\nafter: {after:?}");
+}
