@@ -12,7 +12,7 @@ use super::error::ContainerError;
 use super::process::Process;
 use super::spec::{self, PodView, Target};
 use super::state::Event;
-use super::{Container, Containers, Entry, bundle, check_id, delete, mounts};
+use super::{Container, Containers, Entry, bundle, check_id, delete, devices, mounts};
 use crate::cgroup::Cgroup;
 use crate::helper::{Job, Launched, launch};
 use crate::stdio::{self, Owner};
@@ -79,7 +79,8 @@ impl Containers {
         let rootfs = PathBuf::from(&request.rootfs);
         check_rootfs(id, &rootfs).await?;
         let target = Target { id, rootfs: &rootfs, terminal: request.stdio.terminal };
-        let spec = spec::fit(&request.spec, target, &pod_view())?;
+        let mut spec = spec::fit(&request.spec, target, &pod_view())?;
+        devices::add(&mut spec, devices::of_guest);
         let wanted = request.mounts.clone();
         let mounts = blocking(move || mounts::attach_all(&wanted)).await?;
         match self.make(request, &spec, mounts.clone()).await {
@@ -160,7 +161,7 @@ fn pod_view() -> PodView {
 }
 
 fn write_bundle(dir: &Path, spec: &Spec) -> Result<(), ContainerError> {
-    let path = dir.join("config.json");
+    let path = dir.join(crate::helper::SPEC_FILE);
     let write = || {
         std::fs::create_dir_all(dir)?;
         std::fs::create_dir_all(crate::helper::STATE_DIR)?;

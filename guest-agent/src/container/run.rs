@@ -11,7 +11,7 @@ use super::process::Process;
 use super::spec;
 use super::state::{Ended, Event, State};
 use super::{Container, Containers, Exec, KILL_LIMIT, bundle, check_id};
-use crate::helper::{Job, STATE_DIR, launch};
+use crate::helper::{Job, PROCESS_FILE, STATE_DIR, launch};
 use crate::reaper::Exit;
 use crate::stdio::{self, Owner};
 
@@ -57,9 +57,9 @@ impl Containers {
         let (id, process) = (&container.id, &exec.process);
         let kills = container.cgroup.oom_kills();
         let (stdio, prepared) = stdio::prepare(&exec.stdio)?;
-        let file = bundle(id).join("process.json");
-        write_process(&file, &exec.spec)?;
-        let job = Job::Exec { id: id.clone(), process: file, console: prepared.console() };
+        let dir = bundle(id);
+        write_process(&dir.join(PROCESS_FILE), &exec.spec)?;
+        let job = Job::Exec { id: id.clone(), bundle: dir, console: prepared.console() };
         let launched = launch(&self.reaper, &job, stdio).await;
         remove_leftovers(id);
         let made = launched.map_err(|source| {

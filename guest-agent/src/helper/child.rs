@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -12,8 +12,11 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
+use oci_spec::runtime::Process;
+use serde::de::DeserializeOwned;
 
-use super::{Job, Report, STATE_DIR, encode};
+use super::workload::Workload;
+use super::{Job, PROCESS_FILE, Report, SPEC_FILE, STATE_DIR, encode};
 use crate::status;
 
 /// File descriptor of the report pipe, beside stdin, stdout and stderr. Given as the first argument.
@@ -50,8 +53,8 @@ fn perform(job: &Job) -> Report {
         Job::CreateContainer { id, bundle, console } => {
             create(id, bundle, console.as_deref()).map_err(|error| explain(&error))
         }
-        Job::Exec { id, process, console } => {
-            exec(id, process, console.as_deref()).map_err(|error| explain(&error))
+        Job::Exec { id, bundle, console } => {
+            exec(id, bundle, console.as_deref()).map_err(|error| explain(&error))
         }
         Job::PidNamespace => pid_namespace().map_err(|error| status::chain(&error)),
         Job::Pause => Err("pause is no job of a helper".to_owned()),
@@ -70,13 +73,37 @@ fn builder(id: &str, console: Option<&Path>) -> Result<ContainerBuilder, Libcont
 }
 
 fn create(id: &str, bundle: &Path, console: Option<&Path>) -> Result<u32, LibcontainerError> {
-    let container = builder(id, console)?.as_init(bundle).with_systemd(false).with_detach(true).build()?;
+    let builder = builder(id, console)?.with_executor(Workload::default());
+    let container = builder.as_init(bundle).with_systemd(false).with_detach(true).build()?;
     Ok(container.pid().map_or(0, |pid| pid.as_raw().unsigned_abs()))
 }
 
-fn exec(id: &str, process: &Path, console: Option<&Path>) -> Result<u32, LibcontainerError> {
-    let pid = builder(id, console)?.as_tenant().with_process(Some(process)).with_detach(true).build()?;
-    Ok(pid.as_raw().unsigned_abs())
+fn exec(id: &str, bundle: &Path, console: Option<&Path>) -> Result<u32, ExecError> {
+    let process_file = bundle.join(PROCESS_FILE);
+    let mut process: Process = read(&process_file)?;
+    let workload = Workload::of_exec(&read(&bundle.join(SPEC_FILE))?, &mut process);
+    let text = serde_json::to_vec(&process).map_err(std::io::Error::from);
+    text.and_then(|text| std::fs::write(&process_file, text))
+        .map_err(|source| ExecError::Write { path: process_file.clone(), source })?;
+    let builder = builder(id, console).map_err(ExecError::Build)?.with_executor(workload);
+    let made = builder.as_tenant().with_process(Some(process_file)).with_detach(true).build();
+    Ok(made.map_err(ExecError::Build)?.as_raw().unsigned_abs())
+}
+
+/// An exec that was not made.
+#[derive(Debug, thiserror::Error)]
+enum ExecError {
+    #[error("read {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("write {path}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Build(LibcontainerError),
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ExecError> {
+    let parsed = std::fs::read(path).and_then(|text| Ok(serde_json::from_slice(&text)?));
+    parsed.map_err(|source| ExecError::Read { path: path.to_owned(), source })
 }
 
 /// The next child after the unshare is the init process of the new namespace.

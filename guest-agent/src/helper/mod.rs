@@ -6,6 +6,7 @@
 
 mod child;
 mod launch;
+mod workload;
 
 use std::path::PathBuf;
 
@@ -15,13 +16,18 @@ pub(crate) use launch::{LaunchError, Launched, Stdio, launch, null};
 /// Directory of libcontainer's state, one below it for each container.
 pub(crate) const STATE_DIR: &str = "/run/bulkhead/state";
 
+/// In a bundle: the container's OCI spec.
+pub(crate) const SPEC_FILE: &str = "config.json";
+/// In a bundle: the OCI `process` object of the exec that is being started.
+pub(crate) const PROCESS_FILE: &str = "process.json";
+
 /// What a helper does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Job {
     /// Creates a container from the bundle directory's config.json; its init process waits for the start.
     CreateContainer { id: String, bundle: PathBuf, console: Option<PathBuf> },
-    /// Runs a process (OCI `process` object as JSON, in a file) in a container.
-    Exec { id: String, process: PathBuf, console: Option<PathBuf> },
+    /// Runs the bundle directory's process.json (OCI `process` object) in a container.
+    Exec { id: String, bundle: PathBuf, console: Option<PathBuf> },
     /// Makes a pid namespace; the reported process is its init.
     PidNamespace,
     /// Is the init process of a pid namespace. Not a helper: reports nothing and stays.
@@ -36,8 +42,8 @@ impl Job {
             Job::CreateContainer { id, bundle, console: socket } => {
                 vec!["create".into(), id.clone(), text(bundle), console(socket)]
             }
-            Job::Exec { id, process, console: socket } => {
-                vec!["exec".into(), id.clone(), text(process), console(socket)]
+            Job::Exec { id, bundle, console: socket } => {
+                vec!["exec".into(), id.clone(), text(bundle), console(socket)]
             }
             Job::PidNamespace => vec!["pid-namespace".into()],
             Job::Pause => vec!["pause".into()],
@@ -51,8 +57,8 @@ impl Job {
             [job, id, bundle, socket] if job == "create" => {
                 Some(Job::CreateContainer { id: id.clone(), bundle: bundle.into(), console: console(socket) })
             }
-            [job, id, process, socket] if job == "exec" => {
-                Some(Job::Exec { id: id.clone(), process: process.into(), console: console(socket) })
+            [job, id, bundle, socket] if job == "exec" => {
+                Some(Job::Exec { id: id.clone(), bundle: bundle.into(), console: console(socket) })
             }
             [job] if job == "pid-namespace" => Some(Job::PidNamespace),
             [job] if job == "pause" => Some(Job::Pause),
@@ -98,7 +104,7 @@ mod tests {
         let jobs = [
             Job::CreateContainer { id: "c".into(), bundle: "/b".into(), console: None },
             Job::CreateContainer { id: "c".into(), bundle: "/b".into(), console: Some("/s".into()) },
-            Job::Exec { id: "c".into(), process: "/p".into(), console: Some("/s".into()) },
+            Job::Exec { id: "c".into(), bundle: "/b".into(), console: Some("/s".into()) },
             Job::PidNamespace,
             Job::Pause,
         ];
