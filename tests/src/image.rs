@@ -19,7 +19,8 @@ const APPLETS: &[&str] = &[
     "sh", "cat", "echo", "sleep", "httpd", "wget", "nc", "ls", "ps", "id", "ip", "mount", "uname",
     "hostname", "kill", "true", "false", "env", "dd", "seq", "head", "tail", "wc", "grep", "mkdir", "rm",
     "touch", "stat", "df", "date", "md5sum", "sync", "ping", "sed", "tr", "yes", "stty", "tty", "test",
-    "usleep", "printf", "dmesg", "free",
+    "usleep", "printf", "dmesg", "free", "readlink", "ln", "chown", "chmod", "umount", "syslogd", "logger",
+    "mv", "cp", "cut", "sort", "mkfifo", "mknod",
 ];
 
 /// A name for a root file system, and how it is run.
@@ -78,13 +79,16 @@ fn fill_root(root: &Path, busybox: &Path) {
     for path in ["bin", "etc", "tmp", "proc", "sys", "dev", "www", "root"] {
         std::fs::create_dir_all(root.join(path)).expect("make the image's root");
     }
+    let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+    std::fs::set_permissions(root.join("tmp"), anybody).expect("open /tmp to anybody");
     std::fs::copy(busybox, root.join("bin/busybox")).expect("copy busybox");
     for applet in APPLETS {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
     }
     std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n")
         .expect("write passwd");
-    std::fs::write(root.join("etc/group"), "root:x:0:\nweb:x:1000:\n").expect("write group");
+    std::fs::write(root.join("etc/group"), "root:x:0:\nweb:x:1000:\nextra:x:5000:web\n")
+        .expect("write group");
     std::fs::write(root.join("www/index.html"), "hello from the pod\n").expect("write a page");
 }
 

@@ -63,6 +63,7 @@ state = "{dir}/state"
   sandboxer = "bulkhead"
   privileged_without_host_devices = true
   io_type = "{io}"
+  privileged_without_host_devices_all_devices_allowed = true
 
 [proxy_plugins.bulkhead]
   type = "sandbox"
