@@ -123,9 +123,16 @@ unsign() {
     truncate -s "$((size - 40 - length))" "$1"
 }
 
+# modinfo MODULE: what it says about itself, a line each. By way of a file: objcopy removes its output when it fails,
+# even if that is /dev/stdout.
+modinfo() {
+    objcopy -O binary --only-section=.modinfo "$1" "$work/modinfo" || fail "cannot read $1"
+    tr '\0' '\n' <"$work/modinfo"
+}
+
 # visit NAME: appends the module and, before it, what it depends on to $ordered.
 visit() {
-    local name=${1//-/_} file dependency
+    local name=${1//-/_} file dependency dependencies
     case " $visited " in *" $name "*) return ;; esac
     visited="$visited $name"
     file=$(module_file "$name")
@@ -136,8 +143,8 @@ visit() {
         *) decompress "$file" >"$work/modules/$name.ko" && rm "$work/modules/${file##*/}" && file=$name.ko ;;
     esac
     unsign "$work/modules/${file##*/}"
-    for dependency in $(objcopy -O binary --only-section=.modinfo "$work/modules/${file##*/}" /dev/stdout |
-        tr '\0' '\n' | sed -n 's/^depends=//p' | tr ',' ' '); do
+    dependencies=$(modinfo "$work/modules/${file##*/}" | sed -n 's/^depends=//p' | tr ',' ' ')
+    for dependency in $dependencies; do
         visit "$dependency"
     done
     ordered="$ordered ${file##*/}"
@@ -146,7 +153,7 @@ visit() {
 # names_of FILE: the names by which the kernel asks for a module.
 names_of() {
     basename "$1" .ko
-    objcopy -O binary --only-section=.modinfo "$1" /dev/stdout | tr '\0' '\n' | sed -n 's/^alias=\([^*?[]*\)$/\1/p'
+    modinfo "$1" | sed -n 's/^alias=\([^*?[]*\)$/\1/p'
 }
 
 # demand NAME: for each name of the module one line: the name, then the files to load.
