@@ -7,6 +7,7 @@
 pub mod cgroup_events;
 pub mod dir;
 pub mod mount;
+pub mod mount_ns;
 pub mod mountinfo;
 pub mod netns;
 mod overlay;

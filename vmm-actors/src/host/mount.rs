@@ -8,7 +8,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
@@ -152,6 +152,18 @@ impl Mount {
     /// # Errors
     /// [`MountError`]; nothing is mounted then.
     pub fn bind(source: &Path, target: &Path, flags: BindFlags) -> Result<Self, MountError> {
+        let tree = Self::copy(source, target, flags)?;
+        move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(|errno| attach_error("bind", source, target, errno))?;
+        Ok(Self { target: target.to_owned(), armed: true })
+    }
+
+    /// A copy of what is mounted at a path that is attached nowhere yet. It goes with its descriptor. `target` is for
+    /// messages.
+    ///
+    /// # Errors
+    /// [`MountError::OpenSource`], [`MountError::SetFlags`].
+    pub(super) fn copy(source: &Path, target: &Path, flags: BindFlags) -> Result<OwnedFd, MountError> {
         let mut how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         if flags.recursive {
             how |= OpenTreeFlags::AT_RECURSIVE;
@@ -166,9 +178,7 @@ impl Mount {
             target: target.to_owned(),
             source: cause,
         })?;
-        move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .map_err(|errno| attach_error("bind", source, target, errno))?;
-        Ok(Self { target: target.to_owned(), armed: true })
+        Ok(tree)
     }
 
     /// Mounts a file system. Options that are longer than the kernel takes at once are shortened by naming the
@@ -253,7 +263,7 @@ fn undo(target: &Path, flags: UnmountFlags) -> Result<(), MountError> {
     }
 }
 
-fn attach_error(kind: &str, source: &Path, target: &Path, errno: Errno) -> MountError {
+pub(super) fn attach_error(kind: &str, source: &Path, target: &Path, errno: Errno) -> MountError {
     MountError::Attach {
         kind: kind.to_owned(),
         source_path: source.to_owned(),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MountsError;
 use crate::ask::Reply;
+use crate::host::process::ProcessIdentity;
 use crate::id::ContainerId;
 
 /// Makes the share, before its file server starts. Finding it made is fine.
@@ -27,6 +28,8 @@ pub struct Prepare {
     pub rootfs: Vec<RootfsMount>,
     /// Volumes.
     pub binds: Vec<BindMount>,
+    /// Who serves the share, if somebody does already.
+    pub server: Option<FileServer>,
     /// Where the guest finds them.
     pub reply: Reply<PreparedMounts, MountsError>,
 }
@@ -74,6 +77,15 @@ pub struct BindMount {
     /// As in the OCI runtime spec: `rbind`, `ro`, `rslave`, …
     #[serde(default)]
     pub options: Vec<String>,
+}
+
+/// The process that exports the share, in a mount namespace of its own.
+#[derive(Debug, Clone)]
+pub struct FileServer {
+    /// Which process.
+    pub process: ProcessIdentity,
+    /// Where the share is for it.
+    pub share: PathBuf,
 }
 
 /// Where the guest finds a container's mounts.

@@ -10,6 +10,9 @@
 //! view: its guest can change what is mounted there, but neither make, move nor link anything beside it, so a path
 //! that the host mounts at means what it says. Mount points are made in `shared.rw`, where nothing is ever mounted.
 //!
+//! One kind of volume is not mounted in the view but in the file server's own mount namespace: one that has mounts
+//! below it and gets no news of them. Here it would keep the host from removing a directory that it has unmounted.
+//!
 //! Every name follows from ids: `<container>/rootfs` and `<container>/mounts/<number>`. What a crash leaves is found
 //! in the kernel's own list.
 
@@ -19,15 +22,16 @@ mod options;
 mod tree;
 
 pub use actor::Mounts;
-pub use messages::{BindMount, Close, Open, Prepare, PreparedMounts, Release, RootfsMount};
+pub use messages::{BindMount, Close, FileServer, Open, Prepare, PreparedMounts, Release, RootfsMount};
 pub use options::OptionError;
-pub use tree::{close, open, prepare, release};
+pub use tree::{close, open, prepare, prepare_for, release};
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::host::dir::DirError;
 use crate::host::mount::MountError;
+use crate::host::process::ProcessError;
 use crate::id::ContainerId;
 
 /// What can go wrong with a pod's mounts.
@@ -50,6 +54,12 @@ pub enum MountsError {
     AlreadyPrepared {
         /// The container.
         container: ContainerId,
+    },
+    /// The file server's mount namespace could not be found.
+    #[error("cannot look at the pod's file server")]
+    FindServer {
+        /// Why not.
+        source: ProcessError,
     },
     /// There is no share to mount into.
     #[error("{} is not open for mounts", share.display())]

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::ask::ask;
 use crate::host::mountinfo::below;
+use crate::host::process::ProcessIdentity;
 
 /// Runs a test on a thread with a mount namespace of its own, in a directory that is a file system of its own and
 /// shared, as `/run` is. Nothing of it is seen outside or left.
@@ -335,13 +336,57 @@ fn the_actor_answers_and_a_command_outlives_its_caller() {
         drop(answer);
         crate::ask::tell(
             &mounts,
-            Prepare { container: id("c1"), rootfs: rootfs.clone(), binds: vec![], reply },
+            Prepare { container: id("c1"), rootfs: rootfs.clone(), binds: vec![], server: None, reply },
         )
         .unwrap();
-        let again = ask(&mounts, |reply| Prepare { container: id("c1"), rootfs, binds: vec![], reply }).await;
+        let again =
+            ask(&mounts, |reply| Prepare { container: id("c1"), rootfs, binds: vec![], server: None, reply })
+                .await;
         assert!(again.unwrap_err().to_string().contains("there already"));
         ask(&mounts, |reply| Release { container: id("c1"), reply }).await.unwrap();
         ask(&mounts, |reply| Close { reply }).await.unwrap();
         assert!(!share.exists());
+    });
+}
+
+#[test]
+fn a_directory_that_the_host_unmounted_can_be_removed_while_a_container_has_it() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("pod/shared");
+        fs::create_dir(dir.join("pod")).unwrap();
+        let below_volume = dir.join("host/volume/below");
+        fs::create_dir_all(&below_volume).unwrap();
+        mount("tmpfs", &below_volume, "tmpfs", MountFlags::empty(), c"").unwrap();
+        file(&below_volume.join("file"), "there");
+        open(&share).await.unwrap();
+
+        let args = ["--mount", "--propagation", "slave", "sleep", "100"];
+        let mut server = std::process::Command::new("unshare").args(args).spawn().unwrap();
+        let start = std::time::Instant::now();
+        let name = format!("/proc/{}/comm", server.id());
+        while fs::read_to_string(&name).unwrap() != "sleep\n" {
+            assert!(start.elapsed() < Duration::from_secs(10), "unshare does not start");
+            std::thread::yield_now();
+        }
+        let process = ProcessIdentity::of(server.id()).unwrap();
+        let seen =
+            |path: &str| PathBuf::from(format!("/proc/{}/root{}/{path}", process.pid, share.display()));
+
+        let binds = vec![volume(0, &dir.join("host/volume"), "rbind,rprivate,ro")];
+        let known = Some(FileServer { process: process.clone(), share: share.clone() });
+        prepare_for(known, &share, id("c1"), vec![overlay(dir)], binds).await.unwrap();
+        assert_eq!(fs::read_to_string(seen("c1/mounts/0/below/file")).unwrap(), "there");
+        assert!(!share.join("c1/mounts/0/below").exists(), "it is in our way");
+        fs::write(seen("c1/mounts/0/below/new"), "only the volume itself is read-only").unwrap();
+
+        unmount(&below_volume, rustix::mount::UnmountFlags::empty()).unwrap();
+        fs::remove_dir(&below_volume).unwrap();
+
+        release(&share, &id("c1")).await.unwrap();
+        let table = fs::read_to_string(format!("/proc/{}/mountinfo", process.pid)).unwrap();
+        assert!(!table.contains("/c1/"), "{table}");
+        server.kill().unwrap();
+        server.wait().unwrap();
+        close(&share).await.unwrap();
     });
 }

@@ -11,9 +11,10 @@ use bulkhead_protocol::SHARE_DIR;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::options::{self, Kind};
-use super::{BindMount, MountsError, PreparedMounts, RootfsMount};
+use super::{BindMount, FileServer, MountsError, PreparedMounts, RootfsMount};
 use crate::host::dir::{self, PrivateDir};
 use crate::host::mount::{self, BindFlags, Mount, Propagation, attribute};
+use crate::host::mount_ns::MountNs;
 use crate::host::mountinfo;
 use crate::id::ContainerId;
 
@@ -49,11 +50,25 @@ pub async fn open(share: &Path) -> Result<(), MountsError> {
     .await
 }
 
-/// Mounts a container's root file system and volumes.
+/// Mounts a container's root file system and volumes in a share that nobody serves yet.
 ///
 /// # Errors
 /// [`MountsError`]; what was mounted is unmounted again, in reverse.
 pub async fn prepare(
+    share: &Path,
+    container: ContainerId,
+    rootfs: Vec<RootfsMount>,
+    binds: Vec<BindMount>,
+) -> Result<PreparedMounts, MountsError> {
+    prepare_for(None, share, container, rootfs, binds).await
+}
+
+/// Mounts a container's root file system and volumes.
+///
+/// # Errors
+/// [`MountsError`]; what was mounted is unmounted again, in reverse.
+pub async fn prepare_for(
+    server: Option<FileServer>,
     share: &Path,
     container: ContainerId,
     rootfs: Vec<RootfsMount>,
@@ -71,8 +86,18 @@ pub async fn prepare(
         for mount in &rootfs {
             made.0.push(place.mount_rootfs(mount)?);
         }
+        let mut apart = Vec::new();
         for bind in &binds {
-            made.0.push(place.mount_volume(bind)?);
+            let volume = place.volume(bind)?;
+            if server.is_some() && volume.is_in_the_way()? {
+                apart.push(volume);
+            } else {
+                made.0.push(place.mount(&volume.source, &volume.target, Kind::Bind(volume.flags))?);
+            }
+        }
+        // Last: these have no guard, and go with the directory below.
+        if let Some(server) = server.filter(|_| !apart.is_empty()) {
+            place.mount_apart(&server, &apart)?;
         }
         made.keep();
         directory.keep();
@@ -179,6 +204,24 @@ impl Drop for Undo {
     }
 }
 
+/// A volume, ready to be mounted.
+struct Volume {
+    source: PathBuf,
+    target: PathBuf,
+    flags: BindFlags,
+}
+
+impl Volume {
+    /// Whether copies of mounts below it would stay when the host unmounts those, and their directories be busy.
+    fn is_in_the_way(&self) -> Result<bool, MountsError> {
+        if !self.flags.recursive || self.flags.propagation == Propagation::Slave {
+            return Ok(false);
+        }
+        let source = fs::canonicalize(&self.source).unwrap_or_else(|_gone| self.source.clone());
+        Ok(mounts_below(&source)?.iter().any(|path| *path != source))
+    }
+}
+
 /// One container's part of the share.
 struct Place {
     container: ContainerId,
@@ -220,7 +263,8 @@ impl Place {
         self.mount(source, &target, kind)
     }
 
-    fn mount_volume(&self, bind: &BindMount) -> Result<Mount, MountsError> {
+    /// Makes the mount point.
+    fn volume(&self, bind: &BindMount) -> Result<Volume, MountsError> {
         let flags = options::bind(&bind.options)
             .map_err(|source| MountsError::Options { source_path: bind.source.clone(), source })?;
         let metadata = fs::metadata(&bind.source).map_err(|source| MountsError::FindSource {
@@ -237,7 +281,22 @@ impl Place {
         } else {
             File::create(&point).map_err(|source| MountsError::MakeMountPoint { path: point, source })?;
         }
-        self.mount(&bind.source, &self.view.join(name), Kind::Bind(self.keep_out(&bind.source, flags)))
+        let flags = self.keep_out(&bind.source, flags);
+        Ok(Volume { source: bind.source.clone(), target: self.view.join(name), flags })
+    }
+
+    /// Mounts volumes where only the file server sees them.
+    fn mount_apart(&self, server: &FileServer, volumes: &[Volume]) -> Result<(), MountsError> {
+        let find = |source| MountsError::FindServer { source };
+        // Gone: the pod is ending, and what it ends by is told elsewhere.
+        let namespace = MountNs::of(&server.process).map_err(find)?;
+        let namespace = namespace.ok_or_else(|| MountsError::NotOpen { share: self.share.clone() })?;
+        for volume in volumes {
+            let inner = volume.target.strip_prefix(&self.share).unwrap_or(&volume.target);
+            let target = server.share.join(inner);
+            namespace.bind(&volume.source, &target, volume.flags).map_err(MountsError::Mount)?;
+        }
+        Ok(())
     }
 
     fn mount(&self, source: &Path, target: &Path, kind: Kind) -> Result<Mount, MountsError> {

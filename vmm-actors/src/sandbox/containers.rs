@@ -103,6 +103,12 @@ impl Sandbox {
         self.record.containers.insert(id.clone(), record);
         let (sandbox, save) = (self.id(), self.save());
         let shared_pid_namespace = self.record.pod.shared_pid_namespace;
+        // It makes the share its root (`--sandbox=namespace`).
+        let server = self
+            .record
+            .virtiofsd
+            .as_ref()
+            .map(|virtiofsd| mounts::FileServer { process: virtiofsd.process.clone(), share: "/".into() });
         let work = async move {
             let spec = read_spec(&request, shared_pid_namespace).await?;
             for note in &spec.notes {
@@ -112,7 +118,7 @@ impl Sandbox {
             if again {
                 release_mounts(&children.mounts, &request.id).await?;
             }
-            make_mounts(&children.mounts, request, spec).await
+            make_mounts((&children.mounts, server), request, spec).await
         };
         ctx.spawn(work.into_actor(self).map(move |outcome, sandbox, ctx| sandbox.prepared(id, outcome, ctx)));
     }
@@ -193,7 +199,7 @@ async fn read_spec(
 }
 
 async fn make_mounts(
-    mounts: &actix::Addr<mounts::Mounts>,
+    (mounts, server): (&actix::Addr<mounts::Mounts>, Option<mounts::FileServer>),
     request: ContainerRequest,
     spec: GuestSpec,
 ) -> Result<PreparedContainer, SandboxError> {
@@ -201,7 +207,7 @@ async fn make_mounts(
     let GuestSpec { spec_json, rootfs: guest_rootfs, binds, .. } = spec;
     let container = id.clone();
     let binds = binds.into_iter().map(bind_mount).collect();
-    let asked = ask(mounts, |reply| mounts::Prepare { container: id, rootfs, binds, reply });
+    let asked = ask(mounts, |reply| mounts::Prepare { container: id, rootfs, binds, server, reply });
     asked.await.map_err(|failed| SandboxError::Mount { container, reason: chain(&failed) })?;
     Ok(PreparedContainer { spec: spec_json, rootfs: guest_rootfs.to_string_lossy().into_owned() })
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use identity::{ProcessIdentity, boot_id};
 pub use output::last_lines;
-pub use owned::OwnedProcess;
+pub use owned::{OwnedProcess, pidfd_of};
 pub use rustix::process::Signal;
 pub(super) use watch::{readable as watch_readable, urgent as watch_urgent};
 

@@ -64,21 +64,8 @@ impl OwnedProcess {
     /// # Errors
     /// [`ProcessError::Identify`] and [`ProcessError::Watch`] when the kernel does not let us find out.
     pub fn adopt(identity: &ProcessIdentity) -> Result<Option<Self>, ProcessError> {
-        let pid = identity.pid;
-        let identify = |source| ProcessError::Identify { pid, source };
-        if boot_id().map_err(identify)? != identity.boot_id {
-            return Ok(None);
-        }
-        // First the descriptor, then the check: what is checked is what is held.
-        let Some(pidfd) = open_pidfd(pid)? else { return Ok(None) };
-        match stat(pid) {
-            Ok(stat) if stat.start_time == identity.start_time && !stat.ended => {
-                Self::new(identity.clone(), pidfd, true).map(Some)
-            }
-            Ok(_) => Ok(None),
-            Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(identify(error)),
-        }
+        let Some(pidfd) = pidfd_of(identity)? else { return Ok(None) };
+        Self::new(identity.clone(), pidfd, true).map(Some)
     }
 
     fn new(identity: ProcessIdentity, pidfd: OwnedFd, armed: bool) -> Result<Self, ProcessError> {
@@ -198,6 +185,26 @@ fn gone(pid: u32) -> ProcessError {
 
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+}
+
+/// A descriptor of the process with this identity. `None` when it is gone.
+///
+/// # Errors
+/// [`ProcessError::Identify`] and [`ProcessError::Watch`] when the kernel does not let us find out.
+pub fn pidfd_of(identity: &ProcessIdentity) -> Result<Option<OwnedFd>, ProcessError> {
+    let pid = identity.pid;
+    let identify = |source| ProcessError::Identify { pid, source };
+    if boot_id().map_err(identify)? != identity.boot_id {
+        return Ok(None);
+    }
+    // First the descriptor, then the check: what is checked is what is held.
+    let Some(pidfd) = open_pidfd(pid)? else { return Ok(None) };
+    match stat(pid) {
+        Ok(stat) if stat.start_time == identity.start_time && !stat.ended => Ok(Some(pidfd)),
+        Ok(_) => Ok(None),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(identify(error)),
+    }
 }
 
 fn open_pidfd(pid: u32) -> Result<Option<OwnedFd>, ProcessError> {
