@@ -10,8 +10,7 @@ use crate::verdict::{Verdict, judge};
 const LONGEST_REASON: usize = 220;
 
 /// Where the suite's messages turn from what happened to how it looked in memory.
-const DUMPS: [&str; 4] =
-    [": failed to resolve image", " Unexpected error:", " Expected success, but", " { Err:"];
+const DUMPS: [&str; 3] = [" Unexpected error:", " Expected success, but", " { Err:"];
 
 /// One line of the table.
 #[derive(Debug)]
@@ -69,7 +68,7 @@ impl Table {
         write!(
             text,
             "\n{kept} pass with both, {refused} are refused as listed, {} pass with runc only, \
-             {not_judged} do not pass with runc on this machine.\n",
+             {not_judged} say nothing here: runc does not pass them, or has no part in them.\n",
             self.lost()
         )
         .expect("write to a string");

@@ -37,6 +37,10 @@ pub(crate) const REFUSALS: &[Refusal] = &[
     },
 ];
 
+/// How the names of specs begin that no runtime takes part in, and why they are not judged.
+const NO_RUNTIMES: (&str, &str) =
+    ("Image ", "containerd's image service alone, and a registry, which the node has not");
+
 /// The judgement over one spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -44,7 +48,7 @@ pub(crate) enum Verdict {
     Kept,
     /// Refused as listed, with the reason.
     Refused(&'static str),
-    /// runc does not pass it here, so it says nothing about Bulkhead; with runc's reason.
+    /// runc does not pass it here, or takes no part in it, so it says nothing about Bulkhead; with the reason.
     NotJudged(String),
     /// runc passes, Bulkhead does not; with what the suite said.
     Lost(String),
@@ -52,6 +56,9 @@ pub(crate) enum Verdict {
 
 /// Judges one spec by both outcomes; `None` where a run has no such spec.
 pub(crate) fn judge(spec: &str, runc: Option<&Outcome>, bulkhead: Option<&Outcome>) -> Verdict {
+    if spec.starts_with(NO_RUNTIMES.0) {
+        return Verdict::NotJudged(NO_RUNTIMES.1.into());
+    }
     match (runc, bulkhead) {
         (Some(Outcome::Failed(why) | Outcome::Skipped(why)), _) => Verdict::NotJudged(why.clone()),
         // What only Bulkhead's run has is a check of its own.
@@ -96,6 +103,12 @@ mod tests {
         assert_eq!(judge(refusal.spec, PASSED, Some(&clear)), Verdict::Refused(refusal.why));
         assert_eq!(judge(refusal.spec, PASSED, Some(&unclear)), Verdict::Lost("rpc error: internal".into()));
         assert!(matches!(judge("another", PASSED, Some(&clear)), Verdict::Lost(_)));
+    }
+
+    #[test]
+    fn images_are_no_runtimes_business() {
+        let failed = Outcome::Failed("unreachable".into());
+        assert!(matches!(judge("Image Manager pulls", PASSED, Some(&failed)), Verdict::NotJudged(_)));
     }
 
     #[test]
