@@ -58,7 +58,9 @@ fn code(error: &SandboxError) -> Code {
     match error {
         SandboxError::AlreadyExists(_) => Code::AlreadyExists,
         SandboxError::NotFound(_) => Code::NotFound,
-        SandboxError::Refused { .. } | SandboxError::NotRunning { .. } => Code::FailedPrecondition,
+        SandboxError::Refused { .. }
+        | SandboxError::NotRunning { .. }
+        | SandboxError::Unchangeable { .. } => Code::FailedPrecondition,
         SandboxError::Ended { cause, .. } => cause_code(cause),
         SandboxError::Busy(_) => Code::ResourceExhausted,
         // containerd leaves a pod out of its statistics on Unavailable, and fails all of them on Internal.

@@ -67,6 +67,29 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
+impl Resources {
+    /// With new values where some are set.
+    #[must_use]
+    pub(crate) fn updated(&self, new: &Self) -> Self {
+        let number = |old: i64, new: i64| if new == 0 { old } else { new };
+        let text = |old: &String, new: &String| if new.is_empty() { old.clone() } else { new.clone() };
+        let (mut hugepage_limits, mut unified) = (self.hugepage_limits.clone(), self.unified.clone());
+        hugepage_limits.extend(new.hugepage_limits.clone());
+        unified.extend(new.unified.clone());
+        Self {
+            cpu_period: number(self.cpu_period, new.cpu_period),
+            cpu_quota: number(self.cpu_quota, new.cpu_quota),
+            cpu_shares: number(self.cpu_shares, new.cpu_shares),
+            memory_limit_bytes: number(self.memory_limit_bytes, new.memory_limit_bytes),
+            memory_swap_limit_bytes: number(self.memory_swap_limit_bytes, new.memory_swap_limit_bytes),
+            cpuset_cpus: text(&self.cpuset_cpus, &new.cpuset_cpus),
+            cpuset_mems: text(&self.cpuset_mems, &new.cpuset_mems),
+            hugepage_limits,
+            unified,
+        }
+    }
+}
+
 /// One host port.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -118,10 +118,11 @@ impl Sandboxes {
         self.command(id, Metrics).await
     }
 
-    /// Applies new pod limits on the host.
+    /// Gives a running pod other limits; what is not set keeps what it is.
     ///
     /// # Errors
-    /// [`SandboxError::NotFound`], [`SandboxError::Resources`].
+    /// [`SandboxError::NotFound`]; [`SandboxError::Unchangeable`] with what cannot be changed, and then nothing is;
+    /// [`SandboxError::Record`] when they hold for this life of the service only.
     pub async fn update(
         &self,
         id: &SandboxId,

@@ -88,8 +88,12 @@ impl Handler<Update> for Cgroup {
     type Result = ();
 
     fn handle(&mut self, message: Update, context: &mut Context<Self>) {
-        let Update { record, limits, reply } = message;
-        self.change(context, blocking(move || update(&record, &limits)), reply);
+        let Update { record, limits, needed_bytes, reply } = message;
+        let work = move || {
+            check_room(&record, needed_bytes)?;
+            update(&record, &limits)
+        };
+        self.change(context, blocking(work), reply);
     }
 }
 

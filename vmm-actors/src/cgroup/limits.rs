@@ -1,5 +1,6 @@
 //! What a pod may use of the host, and writing it down where the kernel reads it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cgroups_rs::fs::cpu::CpuController;
@@ -15,6 +16,9 @@ use crate::Resources;
 /// What a VMM, a file server and a shim proxy use beside the guest's memory, at most: without this room the host
 /// would kill a VM whose guest uses all it has.
 const HELPERS_BYTES: u64 = 192 * 1024 * 1024;
+
+/// The weight of a cgroup that nobody gave one.
+const DEFAULT_SHARES: u64 = 1024;
 
 /// Limits of the pod's cgroup. `None` and empty: none is set.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,6 +38,10 @@ pub struct Limits {
     pub cpuset_cpus: String,
     /// In the list format of cpuset(7).
     pub cpuset_mems: String,
+    /// Huge pages in bytes by page size, as the kernel spells it in file names (`2MB`, `1GB`).
+    pub hugepages: BTreeMap<String, u64>,
+    /// Raw files of cgroup v2 and what to write into them.
+    pub unified: BTreeMap<String, String>,
 }
 
 impl Limits {
@@ -55,7 +63,20 @@ impl Limits {
             memory_and_swap: memory.zip(swap).map(|(memory, swap)| memory.saturating_add(swap)),
             cpuset_cpus: containers.cpuset_cpus.clone(),
             cpuset_mems: containers.cpuset_mems.clone(),
+            hugepages: hugepages(containers, overhead),
+            unified: overhead.unified.clone().into_iter().chain(containers.unified.clone()).collect(),
         }
+    }
+
+    /// These limits again, after `other` ones: what only those have is lifted. The kernel keeps a CPU list that nothing
+    /// takes the place of.
+    #[must_use]
+    pub fn instead_of(mut self, other: &Self) -> Self {
+        self.cpu_quota = self.cpu_quota.or(other.cpu_quota.and(Some(-1)));
+        self.cpu_shares = self.cpu_shares.or(other.cpu_shares.and(Some(DEFAULT_SHARES)));
+        self.memory = self.memory.or(other.memory.and(Some(-1)));
+        self.memory_and_swap = self.memory_and_swap.or(other.memory_and_swap.and(Some(-1)));
+        self
     }
 
     /// What the host must give a VM when its guest uses all of its `vm_memory_bytes`.
@@ -71,12 +92,36 @@ impl Limits {
         let set = Setter { directory, v2 };
         self.apply_cpu(&set)?;
         self.apply_memory(&set)?;
+        self.apply_hugepages(&set)?;
         let cpuset = CpuSetController::new(directory.into(), PathBuf::new(), v2);
         if !self.cpuset_cpus.is_empty() && set.has("cpuset.cpus") {
             set.check(&format!("CPUs to {}", self.cpuset_cpus), cpuset.set_cpus(&self.cpuset_cpus))?;
         }
         if !self.cpuset_mems.is_empty() && set.has("cpuset.mems") {
             set.check(&format!("memory nodes to {}", self.cpuset_mems), cpuset.set_mems(&self.cpuset_mems))?;
+        }
+        // Last, because they may say more precisely what is set above.
+        self.apply_unified(&set)
+    }
+
+    /// Pages of a size that has no file are none that a process of the pod could use.
+    fn apply_hugepages(&self, set: &Setter<'_>) -> Result<(), CgroupError> {
+        let suffix = if set.v2 { "max" } else { "limit_in_bytes" };
+        for (size, bytes) in &self.hugepages {
+            let file = format!("hugetlb.{size}.{suffix}");
+            if is_file_name(&file) && set.has(&file) {
+                set.write(&file, &bytes.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_unified(&self, set: &Setter<'_>) -> Result<(), CgroupError> {
+        for (key, value) in &self.unified {
+            if let Some(reason) = refused(key, set) {
+                return Err(CgroupError::Unified { key: key.clone(), reason });
+            }
+            set.write(key, value)?;
         }
         Ok(())
     }
@@ -115,7 +160,7 @@ impl Limits {
         let Some(both) = with_swap else {
             return set.check(&text, memory.set_limit(limit));
         };
-        let swap = if set.v2 { both.saturating_sub(limit) } else { both };
+        let swap = if set.v2 && both >= 0 { both.saturating_sub(limit) } else { both };
         let swap_text = format!("swap limit to {swap} bytes");
         // v1 keeps memory ≤ memory and swap at every moment: growing goes one way round, shrinking the other.
         if memory.set_limit(limit).is_ok() {
@@ -140,11 +185,50 @@ impl Setter<'_> {
         self.has(if self.v2 { v2 } else { v1 })
     }
 
+    fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        let path = self.directory.join(file);
+        std::fs::write(&path, value).map_err(|source| CgroupError::Write {
+            path,
+            value: value.to_owned(),
+            source,
+        })
+    }
+
     fn check(&self, what: &str, result: Result<(), Error>) -> Result<(), CgroupError> {
         let wrap =
             |source| CgroupError::Limit { what: what.to_owned(), path: self.directory.to_owned(), source };
         result.map_err(wrap)
     }
+}
+
+/// Why a raw file is not written for a pod.
+fn refused(key: &str, set: &Setter<'_>) -> Option<&'static str> {
+    if !set.v2 {
+        Some("this host has cgroup v1, and unified resources are files of cgroup v2")
+    } else if !is_file_name(key) || key.starts_with("cgroup.") {
+        Some("it is no file of a controller")
+    } else if key == "memory.max" {
+        Some("the pod's memory limit says it, and its VM is sized by that")
+    } else if !set.has(key) {
+        Some("the pod's cgroup on this host has no such file")
+    } else {
+        None
+    }
+}
+
+fn is_file_name(name: &str) -> bool {
+    name.contains('.')
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+fn hugepages(containers: &Resources, overhead: &Resources) -> BTreeMap<String, u64> {
+    let mut sum = containers.hugepage_limits.clone();
+    for (size, bytes) in &overhead.hugepage_limits {
+        let limit = sum.entry(size.clone()).or_default();
+        *limit = limit.saturating_add(*bytes);
+    }
+    sum
 }
 
 fn positive(value: i64) -> Option<i64> {
@@ -235,6 +319,36 @@ mod tests {
         let containers = Resources { memory_limit_bytes: 64 * MIB, ..Default::default() };
         let limits = Limits::for_pod(&containers, &Resources::default(), 320 << 20);
         assert_eq!(limits.memory, Some((320 + 192) * MIB));
+    }
+
+    #[test]
+    fn the_way_back_lifts_what_was_not_there() {
+        let before = Limits { memory: Some(7), ..Limits::default() };
+        let other =
+            Limits { cpu_quota: Some(5), memory: Some(9), memory_and_swap: Some(9), ..Limits::default() };
+        let back = before.instead_of(&other);
+        let expected =
+            Limits { cpu_quota: Some(-1), memory: Some(7), memory_and_swap: Some(-1), ..Limits::default() };
+        assert_eq!(back, expected);
+    }
+
+    #[test]
+    fn huge_pages_add_up_and_raw_files_are_the_containers_first() {
+        let containers = Resources {
+            hugepage_limits: [("2MB".into(), 4 << 20), ("1GB".into(), 1 << 30)].into(),
+            unified: [("memory.high".into(), "1".into())].into(),
+            ..Resources::default()
+        };
+        let overhead = Resources {
+            hugepage_limits: [("2MB".into(), 2 << 20)].into(),
+            unified: [("memory.high".into(), "2".into()), ("memory.low".into(), "3".into())].into(),
+            ..Resources::default()
+        };
+        let limits = Limits::for_pod(&containers, &overhead, 0);
+        assert_eq!(limits.hugepages, [("2MB".into(), 6 << 20), ("1GB".into(), 1 << 30)].into());
+        let unified =
+            [("memory.high", "1"), ("memory.low", "3")].map(|(key, value)| (key.into(), value.into()));
+        assert_eq!(limits.unified, unified.into());
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Update {
     pub record: CgroupRecord,
     /// The full new set; what is not in it stays as it is.
     pub limits: Limits,
+    /// What the VM needs, in bytes: the cgroups above have to allow it.
+    pub needed_bytes: u64,
     /// They hold.
     pub reply: Reply<(), CgroupError>,
 }

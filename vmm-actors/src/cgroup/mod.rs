@@ -85,6 +85,24 @@ pub enum CgroupError {
         /// The difference.
         missing_mib: u64,
     },
+    /// A raw cgroup file that cannot be written for a pod.
+    #[error("the pod's unified resource {key:?} cannot be set: {reason}")]
+    Unified {
+        /// As the pod names it.
+        key: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The kernel does not take a value.
+    #[error("cannot write {value:?} to {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the pod asks for.
+        value: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A process could not be put into the cgroup.
     #[error("cannot put process {pid} into cgroup {}", path.display())]
     PlaceProcess {
@@ -132,6 +150,27 @@ pub enum CgroupError {
     /// The work was cut off by a panic or the end of the runtime.
     #[error("the work on the cgroup was cut off")]
     CutOff,
+}
+
+impl CgroupError {
+    /// Whether the pod asks for what this host does not give it, so that a repeat cannot help.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::TooSmall { .. } | Self::Unified { .. } | Self::Parent { .. } => true,
+            Self::NotMounted
+            | Self::CreateDirectory { .. }
+            | Self::InheritCpuset { .. }
+            | Self::Limit { .. }
+            | Self::Write { .. }
+            | Self::PlaceProcess { .. }
+            | Self::Read { .. }
+            | Self::KillProcess { .. }
+            | Self::RemoveDirectory { .. }
+            | Self::StillBusy { .. }
+            | Self::CutOff => false,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -216,7 +216,7 @@ async fn the_actor_answers() {
     let dir = TempDir::new().unwrap();
     let process = sleeper(&dir, "exec sleep 60", &procs);
     ask(&cgroup, |reply| Place { record: record.clone(), pid: process.identity().pid, reply }).await.unwrap();
-    ask(&cgroup, |reply| Update { record: record.clone(), limits, reply }).await.unwrap();
+    ask(&cgroup, |reply| Update { record: record.clone(), limits, needed_bytes: 1, reply }).await.unwrap();
     ask(&cgroup, |reply| Stats { record: record.clone(), reply }).await.unwrap();
     ask(&cgroup, |reply| Delete { record: record.clone(), reply }).await.unwrap();
     assert_eq!(process.wait().await, Exit::Signal(9));
@@ -237,6 +237,8 @@ fn fake_v2(directory: &Path) {
         ("memory.stat", "anon 1\ninactive_file 2000\npgfault 70\npgmajfault 4\n"),
         ("pids.current", "7\n"),
         ("cpuset.cpus", "\n"),
+        ("hugetlb.2MB.max", "max\n"),
+        ("memory.high", "max\n"),
     ] {
         fs::write(directory.join(file), content).unwrap();
     }
@@ -299,4 +301,38 @@ fn v2_controllers_are_passed_on_from_the_root_down() {
         "cpu memory pids io cpuset\n"
     );
     assert_eq!(fs::read_to_string(parent.join("cgroup.subtree_control")).unwrap(), "+cpuset");
+}
+
+#[test]
+fn v2_takes_huge_pages_and_raw_files_of_controllers_only() {
+    let dir = TempDir::new().unwrap();
+    let pod = dir.path().join("kubepods/bulkhead-x");
+    fake_v2(&pod);
+    let record = CgroupRecord { directories: vec![pod.clone()], parents: Vec::new() };
+    let hugepages =
+        [("2MB", 4 << 20), ("1GB", 1 << 30), ("../../x", 1)].map(|(size, bytes)| (size.into(), bytes));
+    let unified = |key: &str| [(key.to_owned(), "123".to_owned())].into();
+    let limits = Limits { hugepages: hugepages.into(), unified: unified("memory.high"), ..Limits::default() };
+    update(&record, &limits).unwrap();
+    let read = |file: &str| fs::read_to_string(pod.join(file)).unwrap();
+    assert_eq!((read("hugetlb.2MB.max"), read("memory.high")), ((4 << 20).to_string(), "123".to_owned()));
+    assert!(!pod.join("hugetlb.1GB.max").exists(), "a size that the kernel has not");
+    for key in ["cgroup.procs", "../kubepods/x", "..", "memory", "memory.max", "memory.none", ""] {
+        let limits = Limits { unified: unified(key), ..Limits::default() };
+        let error = update(&record, &limits).unwrap_err();
+        assert!(matches!(&error, CgroupError::Unified { .. }) && error.is_refusal(), "{key}: {error}");
+    }
+}
+
+#[test]
+fn v1_takes_huge_pages_and_no_raw_files() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("hugetlb.2MB.limit_in_bytes"), "0").unwrap();
+    let record = CgroupRecord { directories: vec![dir.path().to_owned()], parents: Vec::new() };
+    let limits = Limits { hugepages: [("2MB".into(), 5)].into(), ..Limits::default() };
+    update(&record, &limits).unwrap();
+    assert_eq!(fs::read_to_string(dir.path().join("hugetlb.2MB.limit_in_bytes")).unwrap(), "5");
+    let limits = Limits { unified: [("memory.high".into(), "1".into())].into(), ..Limits::default() };
+    let error = update(&record, &limits).unwrap_err();
+    assert!(error.to_string().contains("cgroup v1"), "{error}");
 }

@@ -16,7 +16,7 @@ use super::messages::{
 use super::record::{Nanos, Phase, Record, RecordError};
 use super::recorder::Recorder;
 use super::release::{Release, Scope};
-use super::sizing::{Size, raised};
+use super::sizing::raised;
 use super::state::{Cause, Class, Effect, Event, State};
 use super::timeline::Timeline;
 use super::waiters::Waiters;
@@ -143,7 +143,7 @@ impl Sandbox {
 
     fn bring_up(&mut self, ctx: &mut Context<Self>) {
         let Some(children) = self.children.clone() else { return };
-        let size = Size::of(&self.record.pod.resources, &self.host.settings.vm);
+        let size = self.record.size(&self.host.settings);
         if let Some(text) = raised(&self.record.pod, size) {
             info!("{text}");
             self.warning(text);

@@ -17,7 +17,6 @@ use super::children::{Children, Host};
 use super::error::chain;
 use super::record::{Nanos, Record, RecordError};
 use super::recorder::Recorder;
-use super::sizing::Size;
 use super::state::{Cause, Class};
 use super::timeline::Timeline;
 use crate::ask::{AskError, ask};
@@ -81,7 +80,7 @@ impl BringUpError {
             Self::Virtiofsd(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
             Self::Shim(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
             Self::Guest(AskError::Failed(error)) if error.is_timeout() => Class::TimedOut,
-            Self::Cgroup(AskError::Failed(cgroup::CgroupError::TooSmall { .. })) => Class::Invalid,
+            Self::Cgroup(AskError::Failed(error)) if error.is_refusal() => Class::Invalid,
             Self::Record(_) => Class::Exhausted,
             Self::Directory(_)
             | Self::Cgroup(_)
@@ -202,7 +201,7 @@ impl BringUp {
         links: Vec<network::PreparedLink>,
     ) -> Result<VmRecord, BringUpError> {
         let mut spec = vm::LaunchSpec::new(self.record.dir.clone(), &self.host.settings);
-        let size = Size::of(&self.record.pod.resources, &self.host.settings.vm);
+        let size = self.record.size(&self.host.settings);
         spec.vcpus = size.vcpus;
         spec.memory_mib = size.memory_mib;
         spec.cgroup = Some(procs);

@@ -86,7 +86,15 @@ pub enum SandboxError {
         /// What failed, causes included.
         reason: String,
     },
-    /// A figure or limit of the pod could not be read or set.
+    /// The pod's resources cannot be changed that way; they are what they were.
+    #[error("sandbox {id} keeps its resources: {reason}")]
+    Unchangeable {
+        /// The sandbox.
+        id: SandboxId,
+        /// What cannot be changed, and why.
+        reason: String,
+    },
+    /// A figure of the pod could not be read.
     #[error("sandbox {id}: {reason}")]
     Resources {
         /// The sandbox.

@@ -175,7 +175,7 @@ pub struct PodMetrics {
     pub network: Vec<crate::network::LinkStats>,
 }
 
-/// Apply new pod limits to the host cgroup.
+/// Give the pod other limits. What is not set keeps what it is; a VM that has to grow does, or nothing is changed.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Update {

@@ -26,6 +26,7 @@ mod release;
 mod sizing;
 pub mod state;
 mod timeline;
+mod update;
 pub mod verdict;
 mod waiters;
 

@@ -56,6 +56,9 @@ pub struct Record {
     pub network: NetworkRecord,
     /// The VMM, once launched.
     pub vm: Option<VmRecord>,
+    /// The size that the VM was given; none in records of releases that did not write it.
+    #[serde(default)]
+    pub size: Option<Size>,
     /// The file server, once started.
     pub virtiofsd: Option<VirtiofsdRecord>,
     /// The shim proxy, once started.
@@ -80,6 +83,7 @@ impl Record {
             cgroup: cgroup::plan(&pod.cgroup_parent, &settings.cgroup.default_parent, &id)?,
             network: network::plan(&netns),
             netns,
+            size: Some(Size::of(&pod.resources, &settings.vm)),
             pod,
             vm: None,
             virtiofsd: None,
@@ -89,14 +93,19 @@ impl Record {
         })
     }
 
+    /// The size of the pod's VM.
+    pub(super) fn size(&self, settings: &Settings) -> Size {
+        self.size.unwrap_or_else(|| Size::of(&self.pod.resources, &settings.vm))
+    }
+
     /// What the host must give the pod's VM, in bytes.
     pub(super) fn needed_bytes(&self, settings: &Settings) -> u64 {
-        Limits::needed_bytes(Size::of(&self.pod.resources, &settings.vm).memory_bytes())
+        Limits::needed_bytes(self.size(settings).memory_bytes())
     }
 
     /// What the pod may use of the host.
     pub(super) fn host_limits(&self, settings: &Settings) -> Limits {
-        let guest = Size::of(&self.pod.resources, &settings.vm).memory_bytes();
+        let guest = self.size(settings).memory_bytes();
         Limits::for_pod(&self.pod.resources, &self.pod.overhead, guest)
     }
 }

@@ -2,20 +2,24 @@
 //!
 //! vCPUs: the pod's CPU limit, rounded up to whole CPUs, but no fewer than `[vm] vcpus`. Memory: `[vm] memory_mib` for
 //! the guest itself, plus the pod's memory limit; a pod without a limit has the guest's memory alone. The pod's
-//! overhead belongs to VMM and helpers and is applied to the host cgroup only.
+//! overhead belongs to VMM and helpers and is applied to the host cgroup only. A VM that runs grows where its driver can,
+//! and never shrinks.
 
 use std::num::NonZeroU32;
 
 use bulkhead_config::Vm;
+use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Limits;
 use crate::pod_spec::{PodSpec, Resources};
 
 /// The shape of one VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Size {
-    pub(super) vcpus: NonZeroU32,
-    pub(super) memory_mib: NonZeroU32,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Processors.
+    pub vcpus: NonZeroU32,
+    /// Memory of the guest in MiB.
+    pub memory_mib: NonZeroU32,
 }
 
 const MIB: i64 = 1024 * 1024;
@@ -30,6 +34,20 @@ impl Size {
             vcpus: NonZeroU32::new(cpus).map_or(settings.vcpus, |cpus| cpus.max(settings.vcpus)),
             memory_mib: settings.memory_mib.saturating_add(limit_mib),
         }
+    }
+
+    /// The larger of each.
+    pub(super) fn at_least(self, other: Self) -> Self {
+        Self { vcpus: self.vcpus.max(other.vcpus), memory_mib: self.memory_mib.max(other.memory_mib) }
+    }
+
+    /// What has to grow to be that large, for people.
+    pub(super) fn growth(self, to: Self) -> String {
+        let cpus = (to.vcpus > self.vcpus).then(|| format!("CPUs from {} to {}", self.vcpus, to.vcpus));
+        let memory = (to.memory_mib > self.memory_mib)
+            .then(|| format!("memory from {} to {} MiB", self.memory_mib, to.memory_mib));
+        let parts: Vec<String> = cpus.into_iter().chain(memory).collect();
+        format!("its VM would have to grow, {}", parts.join(" and "))
     }
 
     /// Guest memory in bytes.

@@ -1,6 +1,7 @@
 //! A driver whose VMM is an idle process and whose guest lives in this one.
 
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,6 +50,7 @@ pub struct FakeDriver {
     state: Mutex<State>,
     boot_time: Duration,
     with_vsock_helper: bool,
+    with_resize: bool,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +59,7 @@ struct State {
     launched: Vec<ProcessIdentity>,
     guests: Vec<FakeGuest>,
     helpers: Vec<ProcessIdentity>,
+    resized: Vec<(u32, u32)>,
     nameless: bool,
 }
 
@@ -78,6 +81,18 @@ impl FakeDriver {
     #[must_use]
     pub fn with_vsock_helper(self) -> Self {
         Self { with_vsock_helper: true, ..self }
+    }
+
+    /// Lets VMs be resized while they run.
+    #[must_use]
+    pub fn with_resize(self) -> Self {
+        Self { with_resize: true, ..self }
+    }
+
+    /// What VMs were resized to: processors, and memory in MiB.
+    #[must_use]
+    pub fn resized(&self) -> Vec<(u32, u32)> {
+        self.state().resized.clone()
     }
 
     /// Every vsock helper that was ever started, in order.
@@ -145,6 +160,14 @@ impl Driver for FakeDriver {
 
     async fn guest_state(&self, _: &PodDir) -> Result<GuestState, VmError> {
         Ok(GuestState::Running)
+    }
+
+    async fn resize(&self, _: &PodDir, vcpus: NonZeroU32, memory_mib: NonZeroU32) -> Result<(), VmError> {
+        if !self.with_resize {
+            return Err(self.unsupported("resize a running VM"));
+        }
+        self.state().resized.push((vcpus.get(), memory_mib.get()));
+        Ok(())
     }
 }
 

@@ -136,20 +136,3 @@ async fn a_pod_that_containerd_has_forgotten_leaves_nothing() {
     service.until_gone("p").await;
     node.assert_nothing_left();
 }
-
-#[actix::test]
-async fn new_limits_reach_the_cgroup_and_the_record() {
-    let Some(node) = Node::new() else { return };
-    let service = node.serve(FakeDriver::default());
-    service.run("p").await.unwrap();
-    let resources =
-        vmm_actors::Resources { memory_limit_bytes: 64 << 20, ..vmm_actors::Resources::default() };
-    let before = service.sandboxes.metrics(&sandbox("p")).await.unwrap().cgroup.memory_limit;
-    let overhead = vmm_actors::Resources { memory_limit_bytes: 32 << 20, ..vmm_actors::Resources::default() };
-    service.sandboxes.update(&sandbox("p"), resources.clone(), overhead).await.unwrap();
-    let after = service.sandboxes.metrics(&sandbox("p")).await.unwrap().cgroup.memory_limit;
-    assert!(after < before, "{after} of {before}");
-    assert_eq!(node.record("p").unwrap().pod.resources, resources);
-    service.shutdown("p").await;
-    node.assert_nothing_left();
-}

@@ -19,6 +19,7 @@ mod life;
 mod memory;
 mod node;
 mod predecessor;
+mod resources;
 mod restarts;
 
 /// The shim proxy of every test here.
