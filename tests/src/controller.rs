@@ -100,6 +100,26 @@ impl Controller {
         self.0.clone().platform(within(request)).await.map(tonic::Response::into_inner)
     }
 
+    /// Update, with the pod's new resources as containerd 2.3 sends them.
+    pub async fn update(&self, id: &str, resources: &str) -> Result<(), Status> {
+        let resources = Any {
+            type_url: "io.containerd.cri.v1/UpdatedResources".into(),
+            value: format!(r#"{{"Overhead":null,"Resources":{resources}}}"#).into_bytes(),
+        };
+        let request = api::ControllerUpdateRequest {
+            sandbox_id: id.to_owned(),
+            sandbox: Some(Sandbox {
+                sandbox_id: id.to_owned(),
+                extensions: [("updated-resources".to_owned(), resources)].into(),
+                ..Default::default()
+            }),
+            fields: vec!["extensions".into()],
+            // containerd's proxy leaves out whose it is.
+            ..Default::default()
+        };
+        self.0.clone().update(within(request)).await.map(drop)
+    }
+
     /// Metrics.
     pub async fn metrics(&self, id: &str) -> Result<api::ControllerMetricsResponse, Status> {
         let request =

@@ -5,14 +5,18 @@ use actix::{AsyncContext, Context, Handler, WrapFuture};
 use super::actor::Sandbox;
 use super::error::{SandboxError, chain};
 use super::messages::{Metrics, PodMetrics};
-use crate::ask::ask;
+use crate::ask::{answer, ask};
 use crate::{cgroup, network};
 
 impl Handler<Metrics> for Sandbox {
     type Result = ();
 
     fn handle(&mut self, Metrics(reply): Metrics, ctx: &mut Context<Self>) {
-        let Some(children) = self.children.clone() else { return };
+        let (None, Some(children)) = (self.state.cause(), self.children.clone()) else {
+            // What is left of it counts for nothing, and nobody waits for its release.
+            let reason = format!("it is {} and has no figures", self.state.name());
+            return answer(reply, Err(SandboxError::Resources { id: self.id(), reason }));
+        };
         let (id, cgroup, network) = (self.id(), self.record.cgroup.clone(), self.record.network.clone());
         let work = async move {
             let (cgroup, network) = tokio::join!(

@@ -1,0 +1,81 @@
+//! A pod's resources on the host: what they are, and changing them while the pod runs.
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_tests::controller::Controller;
+use bulkhead_tests::cri::{Cri, Pod};
+use bulkhead_tests::node::Options;
+use k8s_cri::v1 as api;
+use tonic::Code;
+
+use crate::stage::{Stage, stage};
+
+const MIB: i64 = 1 << 20;
+
+/// A file of the pod's own cgroup, below the one that kubelet makes, in the hierarchy that has it.
+fn file(pod: &Pod, names: [&str; 2]) -> Option<String> {
+    let group = pod.cgroup.as_ref().unwrap().trim_start_matches('/');
+    let roots =
+        ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory"];
+    let own = roots.map(|root| Path::new(root).join(group).join(format!("bulkhead-{}", pod.id)));
+    let paths: Vec<PathBuf> = own.iter().flat_map(|own| names.map(|name| own.join(name))).collect();
+    let found = paths.iter().find_map(|path| std::fs::read_to_string(path).ok());
+    found.map(|text| text.trim().to_owned())
+}
+
+fn cpu(pod: &Pod) -> Option<String> {
+    file(pod, ["cpu.cfs_quota_us", "cpu.max"])
+}
+
+fn memory(pod: &Pod) -> Option<String> {
+    file(pod, ["memory.limit_in_bytes", "memory.max"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_pod_limits_hold_or_the_answer_says_what_cannot_be_changed() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let mut config = stage.cri().pod_config("limited");
+    config.linux.as_mut().unwrap().resources = Some(api::LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 200_000,
+        memory_limit_in_bytes: 64 * MIB,
+        ..Default::default()
+    });
+    let pod = stage.cri().try_run_pod(config).await.unwrap();
+    let container = stage.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;
+    assert_eq!(stage.cri().exec(&container.id, "grep -c ^processor /proc/cpuinfo").await, "2\n");
+    let Some((before, room)) = cpu(&pod).zip(memory(&pod)) else {
+        println!("skipped: the host has no cpu and memory controllers");
+        return stage.end(&pod).await;
+    };
+    assert!(before.starts_with("200000"), "{before}");
+
+    let controller = Controller::new(&stage.node.controller_socket());
+    controller.update(&pod.id, r#"{"cpu_period":100000,"cpu_quota":50000}"#).await.unwrap();
+    assert!(cpu(&pod).unwrap().starts_with("50000"));
+    assert_eq!(memory(&pod).unwrap(), room, "what is not set stays");
+
+    let more = r#"{"cpu_quota":400000,"cpu_period":100000,"memory_limit_in_bytes":536870912}"#;
+    let refused = controller.update(&pod.id, more).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    for says in ["CPUs from 2 to 4", "memory from ", "resize a running VM", "nothing was changed"] {
+        assert!(refused.message().contains(says), "{says}: {}", refused.message());
+    }
+    assert!(cpu(&pod).unwrap().starts_with("50000"), "half of a refused update holds");
+    assert_eq!(memory(&pod).unwrap(), room);
+    assert_eq!(stage.cri().exec(&container.id, "echo alive").await, "alive\n");
+    stage.end(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_cgroup_files_that_the_host_has_not_are_refused_by_name() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let mut config = stage.cri().pod_config("raw");
+    config.linux.as_mut().unwrap().resources = Some(api::LinuxContainerResources {
+        unified: [("memory.no_such".to_owned(), "1".to_owned())].into(),
+        ..Default::default()
+    });
+    let refused = stage.cri().try_run_pod(config).await.unwrap_err();
+    assert!(refused.message().contains("\"memory.no_such\" cannot be set"), "{}", refused.message());
+    stage.expect_clean().await;
+}
