@@ -18,7 +18,7 @@ use super::{Acceleration, Driver, GuestState, LaunchSpec, Launched, VmError};
 use crate::host::process::{OwnedProcess, ProcessError, Spawn};
 use crate::host::socket;
 use crate::pod_dir::PodDir;
-use accelerator::KvmTrial;
+use accelerator::{KvmTrial, Patience};
 use args::{CommandLine, Descriptors};
 
 /// Key of the VMM's program in the settings.
@@ -35,11 +35,12 @@ impl QemuDriver {
     /// A driver with these settings. Nothing is started before [`probe`](Self::probe) or the first launch.
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
-        let kvm = KvmTrial::new(
-            settings.qemu.path.clone(),
-            settings.guest.kernel.clone(),
-            settings.sandboxer.run_dir.clone(),
-        );
+        let patience = match settings.qemu.accelerator {
+            Accelerator::Kvm => Patience::LONG,
+            Accelerator::Auto | Accelerator::Tcg => Patience::SHORT,
+        };
+        let (qemu, kernel) = (settings.qemu.path.clone(), settings.guest.kernel.clone());
+        let kvm = KvmTrial::new(qemu, kernel, settings.sandboxer.run_dir.clone(), patience);
         Self { settings: settings.qemu.clone(), kvm }
     }
 
