@@ -50,6 +50,8 @@ enum State {
     Lost,
     /// It never answered.
     Failed(Option<AgentError>),
+    /// It was told to power off: nobody listens for it any more.
+    Ended,
 }
 
 /// Who waits for the guest, and the end of its patience.
@@ -68,6 +70,7 @@ impl State {
             Self::Up(_) => "up",
             Self::Lost => "lost",
             Self::Failed(_) => "failed",
+            Self::Ended => "ended",
         }
     }
 }
@@ -147,7 +150,7 @@ impl Agent {
                 }
                 self.state = State::Lost;
             }
-            other @ (State::Cold | State::Up(_) | State::Failed(_)) => self.state = other,
+            other @ (State::Cold | State::Up(_) | State::Failed(_) | State::Ended) => self.state = other,
         }
     }
 
@@ -160,7 +163,7 @@ impl Agent {
         let session = match &self.state {
             State::Up(session) => Some(session.clone()),
             State::Lost => None,
-            State::Cold | State::Listening(_) | State::Opening(_) | State::Failed(_) => return,
+            State::Cold | State::Listening(_) | State::Opening(_) | State::Failed(_) | State::Ended => return,
         };
         let vsock = self.dir.vsock();
         let beat = async move {
@@ -182,6 +185,9 @@ impl Agent {
     }
 
     fn beaten(&mut self, outcome: Result<Option<(Session, Guest)>, AgentError>, ctx: &mut Context<Self>) {
+        if matches!(self.state, State::Ended) {
+            return;
+        }
         match outcome {
             Ok(opened) => {
                 if self.missed >= SILENT_AFTER {
@@ -270,7 +276,7 @@ impl Handler<AwaitGuest> for Agent {
         match &mut self.state {
             State::Up(_) => answer(reply, self.guest.clone().ok_or(refused)),
             State::Failed(error) => answer(reply, Err(error.take().unwrap_or(refused))),
-            State::Cold => answer(reply, Err(refused)),
+            State::Cold | State::Ended => answer(reply, Err(refused)),
             State::Listening(_) | State::Opening(_) | State::Lost if self.waiter.is_some() => {
                 answer(reply, Err(refused));
             }
@@ -300,15 +306,29 @@ impl Handler<Ping> for Agent {
 impl Handler<Shutdown> for Agent {
     type Result = ();
     fn handle(&mut self, Shutdown { grace, reply }: Shutdown, ctx: &mut Self::Context) {
-        if let State::Lost = self.state {
+        let session = match std::mem::replace(&mut self.state, State::Ended) {
+            State::Up(session) => Some(session),
             // A guest that was taken over a moment ago may not have been reached yet.
-            let vsock = self.dir.vsock();
-            let told = async move { Session::open(&vsock).await?.0.shutdown(grace).await };
-            ctx.spawn(async move { answer(reply, told.await) }.into_actor(self));
-            return;
-        }
-        let call = move |session: Session| async move { session.shutdown(grace).await };
-        self.call("be shut down", reply, call, ctx);
+            State::Lost => None,
+            other @ (State::Cold
+            | State::Listening(_)
+            | State::Opening(_)
+            | State::Failed(_)
+            | State::Ended) => {
+                answer(reply, Err(AgentError::Refused { command: "be shut down", state: other.name() }));
+                self.state = other;
+                return;
+            }
+        };
+        let vsock = self.dir.vsock();
+        let told = async move {
+            let session = match session {
+                Some(session) => session,
+                None => Session::open(&vsock).await?.0,
+            };
+            session.shutdown(grace).await
+        };
+        ctx.spawn(async move { answer(reply, told.await) }.into_actor(self));
     }
 }
 

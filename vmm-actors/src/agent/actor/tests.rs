@@ -155,3 +155,15 @@ async fn a_guest_that_was_just_taken_over_hears_of_its_end() {
     bench.vmm.wait().await;
     assert!(guest.calls().contains(&"Shutdown".to_owned()), "{:?}", guest.calls());
 }
+
+#[actix::test]
+async fn nobody_listens_for_a_guest_that_was_told_to_end() {
+    let (mut bench, _) = Bench::new();
+    let agent = Agent::adopt(bench.dir.clone(), bench.parent.clone().recipient()).start();
+    ask(&agent, |reply| Shutdown { grace: Duration::ZERO, reply }).await.unwrap_err();
+    tokio::time::pause();
+    tokio::time::sleep(BEAT_EVERY * 10).await;
+    assert!(bench.silences.try_recv().is_err(), "the silence of an ended guest was told");
+    let view = ask(&agent, |reply| Observe { reply }).await.unwrap();
+    assert_eq!((view.state, view.missed), ("ended", 0));
+}
