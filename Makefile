@@ -27,7 +27,7 @@ guest_dir = $(if $(filter fast,$(1)),out,out/$(1))
 # What the black-box programs look for: binaries, guest, peers.
 places = BULKHEAD_BIN_DIR=target/$(1) BULKHEAD_GUEST_DIR=$(call guest_dir,$(1)) BULKHEAD_PEERS=.peers
 
-.PHONY: help setup build image install demo test conformance bench clean fmt lint deny
+.PHONY: help setup build image install demo test conformance node bench clean fmt lint deny
 
 help: ## this list
 	@printf 'Bulkhead: every Kubernetes pod in its own microVM.\n\n'
@@ -63,6 +63,9 @@ conformance: setup build image ## the official CRI validation suite, with runc a
 	@$(call places,$(profile)) \
 	    cargo run --locked --quiet --profile $(profile) --package bulkhead-tests --bin conformance -- \
 	    $(if $(FOCUS),--focus '$(FOCUS)',$(if $(QUICK),--quick))
+
+node: setup build image ## what needs a machine of its own, in a VM: KVM, cgroup v2, a power cut
+	@tests/node-vm/check
 
 bench: setup ## the measurements: a table and a JSON file
 	@$(MAKE) build image PROFILE=$(release_profile)

@@ -10,15 +10,16 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-agent='' out='' cache='' kernel=pinned
+agent='' out='' cache='' kernel=pinned module_list=$here/modules.list
 
 usage() {
     cat <<'END'
-usage: images/build.sh --agent FILE --out DIR --cache DIR [--kernel pinned|newest]
+usage: images/build.sh --agent FILE --out DIR --cache DIR [--kernel pinned|newest] [--modules FILE]
   --agent   the static bulkhead-agent, becomes /init
   --out     where vmlinux, bulkhead-guest.cpio and manifest.json go
   --cache   where downloaded kernel packages are kept
   --kernel  "pinned" (images/kernel.env) or "newest": what the machine's apt offers now
+  --modules the kernel modules to take; default images/modules.list
 END
 }
 
@@ -35,6 +36,7 @@ while [ $# -gt 0 ]; do
         --out) out=$2 ;;
         --cache) cache=$2 ;;
         --kernel) kernel=$2 ;;
+        --modules) module_list=$2 ;;
         *) usage >&2; exit 2 ;;
     esac
     shift 2
@@ -161,6 +163,8 @@ demand() {
     local before=$ordered name
     visited=$loaded ordered=''
     visit "$1"
+    # What is loaded from the start nobody asks for.
+    [ -n "$ordered" ] || { ordered=$before; return 0; }
     for name in $(names_of "$work/modules/${ordered##* }"); do
         echo "$name$ordered"
     done
@@ -226,7 +230,7 @@ extract_vmlinux "$(echo "$work"/deb/boot/vmlinuz-*)" "$work/vmlinux"
 
 modules=$(echo "$work"/deb/lib/modules/*) visited='' ordered=''
 mkdir "$work/modules"
-for module in $(sed 's/#.*//' "$here/modules.list"); do
+for module in $(sed 's/#.*//' "$module_list"); do
     visit "$module"
 done
 printf '%s\n' $ordered >"$work/order"

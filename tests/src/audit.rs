@@ -17,34 +17,34 @@ const SANDBOXER_FD_SLACK: usize = 2;
 const CONTAINERD_FD_SLACK: usize = 12;
 
 /// Everything a pod could leave behind on a node.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct Snapshot {
     /// Kind → what there is of it, by a name that does not change while the thing lives.
-    things: BTreeMap<&'static str, Vec<String>>,
+    things: BTreeMap<String, Vec<String>>,
     /// Name of a daemon → its pid and what its descriptors point to.
-    files: BTreeMap<&'static str, (i32, Vec<String>)>,
+    files: BTreeMap<String, (i32, Vec<String>)>,
 }
 
 impl Snapshot {
     /// Looks at the node now.
     pub async fn take(node: &Node) -> Self {
         let mut things = BTreeMap::new();
-        things.insert("process", process_names(node));
-        things.insert("mount", mounts(node));
-        things.insert("link", links(node).await);
-        things.insert("tc", traffic_control(node).await);
-        things.insert("netns", netns(node));
-        things.insert("cgroup", cgroups::list(&node.cgroup_parent()));
-        things.insert("file of the sandboxer", files(node));
-        things.insert("bundle or stdio of containerd", containerd_leftovers(node));
-        things.insert("network lease", leases(node));
+        things.insert("process".to_owned(), process_names(node));
+        things.insert("mount".to_owned(), mounts(node));
+        things.insert("link".to_owned(), links(node).await);
+        things.insert("tc".to_owned(), traffic_control(node).await);
+        things.insert("netns".to_owned(), netns(node));
+        things.insert("cgroup".to_owned(), cgroups::list(&node.cgroup_parent()));
+        things.insert("file of the sandboxer".to_owned(), files(node));
+        things.insert("bundle or stdio of containerd".to_owned(), containerd_leftovers(node));
+        things.insert("network lease".to_owned(), leases(node));
         for names in things.values_mut() {
             names.sort();
         }
         let mut files = BTreeMap::new();
         for (name, pid) in [("sandboxer", node.sandboxer_pid()), ("containerd", node.containerd_pid())] {
             if let Some(pid) = pid {
-                files.insert(name, (pid, descriptors(pid)));
+                files.insert(name.to_owned(), (pid, descriptors(pid)));
             }
         }
         Self { things, files }
@@ -66,7 +66,7 @@ impl Snapshot {
         }
         for (name, (pid, now)) in &later.files {
             let Some((old_pid, before)) = self.files.get(name) else { continue };
-            let slack = if *name == "sandboxer" { SANDBOXER_FD_SLACK } else { CONTAINERD_FD_SLACK };
+            let slack = if name == "sandboxer" { SANDBOXER_FD_SLACK } else { CONTAINERD_FD_SLACK };
             if old_pid == pid && now.len() > before.len() + slack {
                 let mut extra = now.clone();
                 extra.retain(|target| !before.contains(target));

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use daemon::Daemon;
+pub use namespaces::BootId;
 pub use sandboxer::Settings;
 
 use crate::cri::Cri;
@@ -41,6 +42,8 @@ pub struct Options {
     pub sandboxer_later: bool,
     /// Whether CNI maps host ports (plugin `portmap`, which needs iptables).
     pub host_ports: bool,
+    /// Which boot id the node sees.
+    pub boot_id: BootId,
 }
 
 impl Default for Options {
@@ -52,6 +55,7 @@ impl Default for Options {
             settings: Settings::default(),
             sandboxer_later: false,
             host_ports: false,
+            boot_id: BootId::Own,
         }
     }
 }
@@ -108,11 +112,8 @@ impl Node {
             std::fs::create_dir(dir.join(folder)).expect("make a folder of the node");
         }
         cgroups::create(&cgroup_parent(&name));
-        let namespaces = namespaces::Namespaces::start(&dir).await;
-        let handler = if options.bulkhead { BULKHEAD } else { RUNC };
-        let cri = Cri::new(&dir, handler, &cgroup_parent(&name));
-        let mut node =
-            Self { name, dir, options, base, product, namespaces, containerd: None, sandboxer: None, cri };
+        let namespaces = namespaces::Namespaces::start(&dir, options.boot_id).await;
+        let mut node = Self::new(dir, options, base, product, namespaces);
         node.write_containerd_config();
         if node.options.bulkhead && !node.options.sandboxer_later {
             node.start_sandboxer().await;
@@ -120,6 +121,32 @@ impl Node {
         node.start_containerd().await;
         image::import(&node).await;
         Ok(node)
+    }
+
+    /// The node in `dir` after a power cut: what lay on its `/run` is gone, and it boots.
+    pub async fn boot_again(dir: &Path, options: Options) -> Result<Self, String> {
+        let base = peers::base(options.line)?;
+        let product = if options.bulkhead { Some(peers::product()?) } else { None };
+        cgroups::create(&cgroup_parent(&name_of(dir)));
+        empty_volatile(dir);
+        let namespaces = namespaces::Namespaces::start(dir, options.boot_id).await;
+        let mut node = Self::new(dir.to_owned(), options, base, product, namespaces);
+        node.write_containerd_config();
+        node.start_daemons().await;
+        Ok(node)
+    }
+
+    fn new(
+        dir: PathBuf,
+        options: Options,
+        base: Base,
+        product: Option<Product>,
+        namespaces: namespaces::Namespaces,
+    ) -> Self {
+        let name = name_of(&dir);
+        let handler = if options.bulkhead { BULKHEAD } else { RUNC };
+        let cri = Cri::new(&dir, handler, &cgroup_parent(&name));
+        Self { name, dir, options, base, product, namespaces, containerd: None, sandboxer: None, cri }
     }
 
     /// The node's directory.
@@ -260,12 +287,12 @@ impl Node {
         self.namespaces.end();
         cgroups::remove(&self.cgroup_parent());
         cgroups::create(&self.cgroup_parent());
-        for volatile in ["r", "state"] {
-            let folder = self.dir.join(volatile);
-            std::fs::remove_dir_all(&folder).expect("empty a volatile folder");
-            std::fs::create_dir(&folder).expect("make a volatile folder");
-        }
-        self.namespaces = namespaces::Namespaces::start(&self.dir).await;
+        empty_volatile(&self.dir);
+        self.namespaces = namespaces::Namespaces::start(&self.dir, self.options.boot_id).await;
+        self.start_daemons().await;
+    }
+
+    async fn start_daemons(&mut self) {
         if self.options.bulkhead {
             self.start_sandboxer().await;
         }
@@ -310,6 +337,19 @@ impl Drop for Node {
 pub fn remove_default_cgroup() {
     // In use, or gone already: both are well.
     drop(cgroups::remove_empty("/k8s.io"));
+}
+
+/// What a real node has on its `/run`.
+fn empty_volatile(dir: &Path) {
+    for volatile in ["r", "state"] {
+        let folder = dir.join(volatile);
+        std::fs::remove_dir_all(&folder).expect("empty a volatile folder");
+        std::fs::create_dir(&folder).expect("make a volatile folder");
+    }
+}
+
+fn name_of(dir: &Path) -> String {
+    dir.file_name().expect("a node has a directory").to_string_lossy().into_owned()
 }
 
 fn cgroup_parent(name: &str) -> String {

@@ -19,8 +19,10 @@ mount --make-rshared /
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock /run/netns
 mount -t tmpfs -o mode=755 tmpfs /var/lib
-cat /proc/sys/kernel/random/uuid > "$1/boot_id"
-mount --bind "$1/boot_id" /proc/sys/kernel/random/boot_id
+if [ "$2" = own ]; then
+    cat /proc/sys/kernel/random/uuid > "$1/boot_id"
+    mount --bind "$1/boot_id" /proc/sys/kernel/random/boot_id
+fi
 ip link set lo up
 echo 1 > /proc/sys/net/ipv4/ip_forward
 if [ -d /proc/sys/net/ipv6 ]; then
@@ -33,6 +35,16 @@ echo ready
 while read -r _; do :; done
 "#;
 
+/// Which boot id a node sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BootId {
+    /// One of its own, so that it can "reboot" while the machine runs on.
+    #[default]
+    Own,
+    /// The machine's, which really reboots.
+    Machine,
+}
+
 #[derive(Debug)]
 pub(crate) struct Namespaces {
     unshare: Child,
@@ -40,7 +52,7 @@ pub(crate) struct Namespaces {
 }
 
 impl Namespaces {
-    pub(crate) async fn start(dir: &Path) -> Self {
+    pub(crate) async fn start(dir: &Path, boot_id: BootId) -> Self {
         let log = std::fs::File::create(dir.join("log/init.log")).expect("make the init's log");
         let mut unshare = Command::new("unshare")
             .args([
@@ -55,6 +67,10 @@ impl Namespaces {
             ])
             .args(["bash", "-c", INIT, "bulkhead-test-node"])
             .arg(dir)
+            .arg(match boot_id {
+                BootId::Own => "own",
+                BootId::Machine => "machine",
+            })
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
