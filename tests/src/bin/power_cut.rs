@@ -46,8 +46,8 @@ struct Memory {
 
 /// Whether the record of a second sandbox lies on the disk.
 fn second_recorded(node: &Node) -> bool {
-    let records = std::fs::read_dir(node.state_dir().join("sandboxes")).into_iter().flatten();
-    records.count() > 1
+    let files = std::fs::read_dir(node.state_dir().join("sandboxes")).into_iter().flatten().flatten();
+    files.filter(|file| file.path().extension().is_some_and(|kind| kind == "json")).count() > 1
 }
 
 async fn before() {
