@@ -22,6 +22,7 @@ mod deaths;
 mod floods;
 mod harness;
 mod host_memory;
+mod lifecycle;
 mod namespaces;
 mod old_containerd;
 mod oom;

@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-use bulkhead_tests::cri::Cri;
+use bulkhead_tests::cri::{Container, Cri};
 use bulkhead_tests::logs::Log;
 use bulkhead_tests::remote_command::{Transport, Wanted};
 use bulkhead_tests::{processes, wait};
 use k8s_cri::v1 as api;
 
 use super::{SOON, Streams, pause, talk};
+use crate::stage::Stage;
 
 /// A mebibyte of text, in the container and here.
 const MEBIBYTE: &str = "seq 1 200000 | head -c 1048576 > /tmp/mebibyte";
 /// `make test` has little time; `BULKHEAD_TEST_FULL=1` gives it all: 1,000 execs, 100 MiB of output.
-pub(super) fn full() -> bool {
+pub(crate) fn full() -> bool {
     std::env::var_os("BULKHEAD_TEST_FULL").is_some_and(|value| value == "1")
 }
 
@@ -84,15 +85,20 @@ pub(super) async fn log_rotation(streams: &Streams<'_>) {
     }
 }
 
-/// What execs could leave behind: descriptors of each process of the node, tasks and open files of the guest.
-async fn footprint(streams: &Streams<'_>) -> Vec<(String, usize)> {
+/// What comes and goes by itself: workers of the kernel, a connection of containerd.
+const NOISE: usize = 12;
+
+/// What could pile up: descriptors of each process of the node and its mounts; tasks and open files of the guest.
+pub(crate) async fn footprint(stage: &Stage, container: &Container) -> Vec<(String, usize)> {
     let mut all = Vec::new();
-    for process in processes::of_node(streams.stage.node.init()) {
+    for process in processes::of_node(stage.node.init()) {
         let fds = std::fs::read_dir(format!("/proc/{}/fd", process.pid)).map_or(0, Iterator::count);
         all.push((process.program().to_owned(), fds));
     }
+    let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", stage.node.init()));
+    all.push(("mounts of the node".to_owned(), mounts.expect("read mounts").lines().count()));
     let guest = "cut -d/ -f2 /proc/loadavg | cut -d' ' -f1; cut -f1 /proc/sys/fs/file-nr";
-    let guest = streams.stage.cri().exec(&streams.main.id, guest).await;
+    let guest = stage.cri().exec(&container.id, guest).await;
     let mut lines = guest.lines().map(|line| line.trim().parse().expect("a number"));
     all.push(("tasks in the guest".to_owned(), lines.next().expect("tasks")));
     all.push(("open files in the guest".to_owned(), lines.next().expect("open files")));
@@ -100,10 +106,21 @@ async fn footprint(streams: &Streams<'_>) -> Vec<(String, usize)> {
     all
 }
 
+/// Waits until the footprint is what it was, but for noise.
+pub(crate) async fn expect_flat(stage: &Stage, container: &Container, before: &[(String, usize)]) {
+    let mut after = Vec::new();
+    let settled = wait::until(SOON, async || {
+        after = footprint(stage, container).await;
+        let flat = |((_, before), (_, after)): (&(String, usize), &(String, usize))| *after <= before + NOISE;
+        let same = before.iter().map(|(name, _)| name).eq(after.iter().map(|(name, _)| name));
+        (same && before.iter().zip(&after).all(flat)).then_some(())
+    })
+    .await;
+    assert!(settled.is_some(), "something is left\nbefore: {before:?}\nafter: {after:?}");
+}
+
 /// Runs `count` execs, four at a time; nothing may grow with them.
 pub(super) async fn execs_leave_nothing(streams: &Streams<'_>, count: usize) {
-    /// What comes and goes by itself: workers of the kernel, a connection of containerd.
-    const NOISE: usize = 12;
     assert!(count > 2 * NOISE);
     let cri = streams.stage.cri();
     let run = async |count: usize| {
@@ -116,15 +133,7 @@ pub(super) async fn execs_leave_nothing(streams: &Streams<'_>, count: usize) {
         }
     };
     run(8).await;
-    let before = footprint(streams).await;
+    let before = footprint(streams.stage, &streams.main).await;
     run(count).await;
-    let mut after = Vec::new();
-    let settled = wait::until(SOON, async || {
-        after = footprint(streams).await;
-        let flat = |((_, before), (_, after)): (&(String, usize), &(String, usize))| *after <= before + NOISE;
-        let same = before.iter().map(|(name, _)| name).eq(after.iter().map(|(name, _)| name));
-        (same && before.iter().zip(&after).all(flat)).then_some(())
-    })
-    .await;
-    assert!(settled.is_some(), "{count} execs leave traces\nbefore: {before:?}\nafter: {after:?}");
+    expect_flat(streams.stage, &streams.main, &before).await;
 }

@@ -14,7 +14,8 @@ use k8s_cri::v1 as api;
 use nix::sys::signal::Signal;
 
 use crate::stage::{Stage, stage};
-use load::{Flood, execs_leave_nothing, full, log_rotation, much_output};
+use load::{Flood, execs_leave_nothing, log_rotation, much_output};
+pub(crate) use load::{expect_flat, footprint, full};
 
 const BOTH: [Transport; 2] = [Transport::WebSocket, Transport::Spdy];
 const SOON: Duration = Duration::from_secs(60);
