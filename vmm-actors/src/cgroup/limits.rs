@@ -352,6 +352,17 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_have_the_overhead_that_the_defaults_need() {
+        let memory_bytes = u64::from(bulkhead_config::Vm::default().memory_mib.get()) << 20;
+        let overhead = format!("memory: {}Mi", Limits::needed_bytes(memory_bytes) >> 20);
+        for text in
+            [include_str!("../../../README.md"), include_str!("../../../config/containerd/bulkhead.toml")]
+        {
+            assert!(text.contains(&overhead), "no {overhead} in the example");
+        }
+    }
+
+    #[test]
     fn shares_become_weights_over_the_whole_range() {
         assert_eq!([2, 1024, 262_144, 0, u64::MAX].map(weight), [1, 39, 10_000, 1, 10_000]);
     }
