@@ -69,9 +69,8 @@ fn cpu_micros(stats: &api::LinuxPodSandboxStats) -> u64 {
     stats.cpu.as_ref().unwrap().usage_core_nano_seconds.as_ref().unwrap().value / 1000
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pod_s_figures_are_those_of_its_vm_and_grow_with_its_work() {
-    let stage = stage!(Stage::vm(Options::default()));
+async fn are_those_of_the_vm_and_grow_with_its_work(options: Options) {
+    let stage = stage!(Stage::vm(options));
     let cri = stage.cri();
     let pod = cri.run_pod("counted").await;
     let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
@@ -97,6 +96,16 @@ async fn a_pod_s_figures_are_those_of_its_vm_and_grow_with_its_work() {
     assert!(cpu_micros(&later) > cpu_micros(&after) + 10_000, "work in the guest costs no CPU time");
     assert_eq!(listed(cri).await.as_slice(), std::slice::from_ref(&pod.id));
     stage.end(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_are_those_of_the_vm() {
+    are_those_of_the_vm_and_grow_with_its_work(Options::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_are_those_of_the_vm_on_containerd_2_1() {
+    are_those_of_the_vm_and_grow_with_its_work(Options::old_containerd()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
