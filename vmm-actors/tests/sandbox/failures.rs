@@ -54,6 +54,43 @@ async fn a_record_that_cannot_be_written_is_told_before_anything_is_made() {
     comes_up(&node, &service).await;
 }
 
+fn shell(command: &str) {
+    let status = std::process::Command::new("sh").args(["-c", command]).status().unwrap();
+    assert!(status.success(), "{command}");
+}
+
+#[actix::test]
+async fn a_full_or_read_only_disk_for_records_is_told_before_anything_is_made() {
+    let spoilt = [
+        // As much as goes onto it, whatever is left of the last block.
+        ("dd if=/dev/zero of=$0/filler bs=512 2>/dev/null; true", "rm $0/filler", "No space left"),
+        ("mount -o remount,ro $0", "mount -o remount,rw $0", "Read-only file system"),
+    ];
+    let Some(node) = Node::new() else { return };
+    let service = node.serve(FakeDriver::default());
+    let disk = node.settings.sandboxer.state_dir.join("sandboxes");
+    let on_disk = |command: &str| shell(&command.replace("$0", &disk.display().to_string()));
+    on_disk("mount -t tmpfs -o size=16k bulkhead-test $0");
+    for (spoil, mend, says) in spoilt {
+        on_disk(spoil);
+        let cause = cause(service.create("p").await.unwrap_err());
+        self::says(&cause, Class::Exhausted, &["cannot record the sandbox", "full or read-only", says]);
+        assert!(node.record("p").is_none() && service.status("p").await.is_err());
+        on_disk(mend);
+        service.run("p").await.unwrap();
+        // What has happened is told, whether it can be written down or not.
+        on_disk(spoil);
+        service.stop("p").await;
+        assert_eq!(service.status("p").await.unwrap().state, "stopped");
+        on_disk(mend);
+        service.shutdown("p").await;
+        assert!(node.record("p").is_none(), "{says}");
+    }
+    on_disk("umount $0");
+    assert_eq!(service.driver.launched().len(), spoilt.len(), "a VM was started without a record");
+    node.assert_nothing_left();
+}
+
 #[actix::test]
 async fn a_running_record_that_cannot_be_written_undoes_the_start() {
     let Some(node) = Node::new() else { return };
