@@ -7,7 +7,7 @@ use bulkhead_tests::node::Options;
 use bulkhead_tests::wait;
 use k8s_cri::v1 as api;
 
-use crate::stage::{Stage, stage};
+use crate::stage::{Stage, control_run, stage};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn output_and_exit_codes() {
@@ -104,7 +104,7 @@ async fn an_exec_ends_with_its_process_though_a_child_keeps_the_pipe() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exec_timeout_kills_the_exec_only() {
+async fn exec_timeout_kills_the_exec_and_what_it_started() {
     let stage = stage!(Stage::any(Options::default()));
     let cri = stage.cri();
     let pod = cri.run_pod("slow").await;
@@ -116,8 +116,21 @@ async fn exec_timeout_kills_the_exec_only() {
     };
     let status = cri.runtime().exec_sync(request).await.expect_err("a timeout is an error");
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
-    let left = cri.exec(&container.id, "ps -o args | grep -c '[s]leep 777' || true").await;
-    assert_eq!(left.trim(), "0", "the exec's process lives on");
+    let expect_none = async |mark: &str| {
+        let left = cri.exec(&container.id, &format!("ps -o args | grep -c '{mark}' || true")).await;
+        assert_eq!(left.trim(), "0", "the exec's process lives on");
+    };
+    expect_none("[s]leep 777").await;
+    // Nor does what it has started; with runc it does.
+    if !control_run() {
+        let command = ["/bin/sh", "-c", "sleep 778 & (sleep 778 & sleep 778) & sleep 778; echo never"];
+        let cmd = command.map(Into::into).to_vec();
+        let request = api::ExecSyncRequest { container_id: container.id.clone(), cmd, timeout: 2 };
+        let status = cri.runtime().exec_sync(request).await.expect_err("a timeout is an error");
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
+        expect_none("[s]leep 778").await;
+    }
+    assert_eq!(cri.container_status(&container.id).await.state(), api::ContainerState::ContainerRunning);
     stage.end(&pod).await;
 }
 

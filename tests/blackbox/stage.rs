@@ -19,7 +19,8 @@ fn test_name() -> String {
     std::thread::current().name().unwrap_or("a test").to_owned()
 }
 
-fn control_run() -> bool {
+/// Whether containerd's own runtime is judged by tests that any runtime must pass.
+pub(crate) fn control_run() -> bool {
     std::env::var_os("BULKHEAD_TEST_CONTROL").is_some_and(|value| value == "1")
 }
 

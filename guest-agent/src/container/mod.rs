@@ -11,6 +11,7 @@ mod error;
 mod mounts;
 mod process;
 mod run;
+mod session;
 mod spec;
 mod state;
 
@@ -103,7 +104,13 @@ impl Containers {
             return container.signal_all(signal);
         }
         match process.state() {
-            State::Created { pid } | State::Running { pid } => Ok(self.reaper.signal(pid, signal)?),
+            State::Created { pid } | State::Running { pid } => {
+                self.reaper.signal(pid, signal)?;
+                if signal == KILL && !exec.is_empty() {
+                    session::kill(&container.cgroup, pid)?;
+                }
+                Ok(())
+            }
             State::Added => Err(ContainerError::NotStarted { process: process.name() }),
             State::Ended(_) => Err(ContainerError::HasEnded { process: process.name() }),
         }
