@@ -230,6 +230,15 @@ async fn clients_that_disconnect(streams: &Streams<'_>) {
         });
         drop(session);
         streams.expect_no_process("tail -n 4242").await;
+        // And one that has nothing to read, but much to say.
+        let session = streams.exec(transport, "yes 4242", Wanted { stdin: false, tty: false }).await;
+        let session = tokio::task::block_in_place(|| {
+            let mut session = session;
+            session.read_until("4242");
+            session
+        });
+        drop(session);
+        streams.expect_no_process("yes 4242").await;
     }
 }
 
