@@ -32,6 +32,7 @@ mod port_forward;
 mod resources;
 mod restarts;
 mod security;
+mod sharing;
 mod shm;
 mod stats;
 mod stdio;

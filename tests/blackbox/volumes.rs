@@ -165,9 +165,42 @@ async fn read_only_is_recursive_when_it_says_so_and_only_then() {
     cri.exec(&plain.id, "touch /v/sub/x").await;
     let error = fails(cri, &recursive, "touch /v/sub/y").await;
     assert!(error.contains("Read-only"), "{error}");
-    cri.end_pod(&pod).await;
+    // What a container has keeps the node from nothing.
     stage.node.run(&["umount", &sub]).await;
-    stage.expect_clean().await;
+    std::fs::remove_dir(&sub).unwrap();
+    assert_eq!(cri.exec(&plain.id, "echo alive").await, "alive\n");
+    stage.end(&pod).await;
+}
+
+/// As monitoring agents have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_of_the_whole_node_harms_no_other_pod() {
+    let stage = stage!(Stage::any(Options::default()));
+    let cri = stage.cri();
+    let other = cri.run_pod("other").await;
+    let container = cri.start(&other, sleeper("main", Vec::new())).await;
+    let name = folder(&stage, "mounted").display().to_string();
+    stage.node.run(&["mount", "-t", "tmpfs", "mounted", &name]).await;
+    stage.node.run(&["sh", "-c", &format!("echo there > {name}/file")]).await;
+
+    let watching = cri.run_pod("watching").await;
+    let whole = api::Mount {
+        propagation: api::MountPropagation::PropagationHostToContainer.into(),
+        ..read_only(Path::new("/"), "/host")
+    };
+    let watcher = cri.start(&watching, sleeper("slave", vec![whole])).await;
+    let private = cri.start(&watching, sleeper("private", vec![read_only(Path::new("/"), "/host")])).await;
+    for watcher in [&watcher, &private] {
+        assert_eq!(cri.exec(&watcher.id, &format!("cat /host{name}/file")).await, "there\n");
+        fails(cri, watcher, "touch /host/x").await;
+        assert_eq!(cri.exec(&watcher.id, "test -e /host/proc/1/status && echo mounted").await, "mounted\n");
+    }
+    cri.stop(&container.id, 0).await;
+    cri.remove(&container.id).await;
+    cri.end_pod(&other).await;
+    stage.node.run(&["umount", &name]).await;
+    std::fs::remove_dir(&name).unwrap();
+    stage.end(&watching).await;
 }
 
 /// A directory as kubelet writes config maps and secrets: `file → ..data/file`, `..data → ..<time>`.

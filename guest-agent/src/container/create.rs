@@ -12,7 +12,7 @@ use super::error::ContainerError;
 use super::process::Process;
 use super::spec::{self, PodView, Target};
 use super::state::Event;
-use super::{Container, Containers, Entry, bundle, check_id, delete, devices, mounts};
+use super::{Attached, Container, Containers, Entry, bundle, check_id, devices, mounts};
 use crate::cgroup::Cgroup;
 use crate::helper::{Job, Launched, launch};
 use crate::stdio::{self, Owner};
@@ -81,24 +81,38 @@ impl Containers {
         let target = Target { id, rootfs: &rootfs, terminal: request.stdio.terminal };
         let mut spec = spec::fit(&request.spec, target, &pod_view())?;
         devices::add(&mut spec, devices::of_guest);
-        let wanted = request.mounts.clone();
-        let mounts = blocking(move || mounts::attach_all(&wanted)).await?;
-        match self.make(request, &spec, mounts.clone()).await {
+        let attached = self.attach(request, &spec).await?;
+        match self.make(request, &spec, attached.clone()).await {
             Ok(made) => Ok(made),
             Err(error) => {
                 // Which source is missing can be seen only while the mounts are there.
                 let error = explain(id, &spec, error).await;
-                delete::remains(id, &Cgroup::of(id), &mounts).await;
+                self.remove_remains(id, &Cgroup::of(id), &attached).await;
                 Err(error)
             }
         }
+    }
+
+    async fn attach(
+        &self,
+        request: &CreateContainerRequest,
+        spec: &Spec,
+    ) -> Result<Attached, ContainerError> {
+        let wanted = request.mounts.clone();
+        let sources: Vec<PathBuf> = spec::binds(spec).map(|(source, _)| source.to_owned()).collect();
+        let volumes = Arc::clone(&self.volumes);
+        blocking(move || {
+            let mounts = mounts::attach_all(&wanted)?;
+            Ok(Attached { mounts, volumes: volumes.visit(&sources) })
+        })
+        .await
     }
 
     async fn make(
         self: &Arc<Self>,
         request: &CreateContainerRequest,
         spec: &Spec,
-        mounts: Vec<PathBuf>,
+        attached: Attached,
     ) -> Result<(Arc<Container>, u32), ContainerError> {
         let id = &request.container_id;
         let dir = bundle(id);
@@ -118,7 +132,7 @@ impl Containers {
             init,
             execs: Mutex::new(HashMap::new()),
             turn: tokio::sync::Mutex::new(()),
-            mounts,
+            attached,
             score: spec.process().as_ref().and_then(|process| process.oom_score_adj()).unwrap_or(0),
             gone: watch::Sender::new(false),
         });

@@ -1,13 +1,13 @@
 //! Delete: nothing of a container stays, neither here nor open on the host.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::ContainerError;
 use super::state::State;
-use super::{Container, Containers, KILL, KILL_LIMIT, bundle, create, mounts};
+use super::{Attached, Container, Containers, KILL, KILL_LIMIT, bundle, create, mounts};
 use crate::cgroup::Cgroup;
 use crate::helper::STATE_DIR;
 
@@ -58,10 +58,43 @@ impl Containers {
         container.init.delete();
         container.execs().drain().for_each(|(_, exec)| exec.process.delete());
         self.streams.forget(&container.id, None);
-        remains(&container.id, &container.cgroup, &container.mounts).await;
+        self.remove_remains(&container.id, &container.cgroup, &container.attached).await;
         self.lock().remove(&container.id);
         tracing::debug!(container = container.id, "deleted");
         Ok(())
+    }
+
+    /// Removes what a container left, or what there is of one that failed to be created. Each step is tried, whatever
+    /// became of the others: a directory that stays is no reason to keep the host's mounts busy.
+    pub(super) async fn remove_remains(&self, id: &str, cgroup: &Cgroup, attached: &Attached) {
+        let log = |step: &str, error: &ContainerError| {
+            tracing::warn!(container = id, step, error = %crate::status::chain(error), "something is left");
+        };
+        if cgroup.exists() {
+            let gone = async {
+                cgroup.kill()?;
+                cgroup.emptied(KILL_LIMIT).await?;
+                cgroup.remove()
+            };
+            if let Err(error) = gone.await {
+                log("cgroup", &error.into());
+            }
+        }
+        for dir in [bundle(id), Path::new(STATE_DIR).join(id)] {
+            if let Err(error) = remove_dir(&dir) {
+                log("directory", &error);
+            }
+        }
+        tokio::time::sleep(A_TICK).await;
+        let (id_of, attached, volumes) = (id.to_owned(), attached.clone(), Arc::clone(&self.volumes));
+        let left = create::blocking(move || {
+            mounts::detach_all(&attached.mounts);
+            mounts::leave_share(&id_of, &volumes, &attached.volumes);
+            Ok(())
+        });
+        if let Err(error) = left.await {
+            log("mounts", &error);
+        }
     }
 
     async fn end_unstarted(&self, container: &Container, pid: u32) -> Result<(), ContainerError> {
@@ -73,39 +106,6 @@ impl Containers {
             Ok(_) => Ok(()),
             Err(_) => Err(ContainerError::Unkillable { id: container.id.clone(), limit }),
         }
-    }
-}
-
-/// Removes what a container left, or what there is of one that failed to be created. Each step is tried, whatever
-/// became of the others: a directory that stays is no reason to keep the host's mounts busy.
-pub(super) async fn remains(id: &str, cgroup: &Cgroup, targets: &[PathBuf]) {
-    let log = |step: &str, error: &ContainerError| {
-        tracing::warn!(container = id, step, error = %crate::status::chain(error), "something is left");
-    };
-    if cgroup.exists() {
-        let gone = async {
-            cgroup.kill()?;
-            cgroup.emptied(KILL_LIMIT).await?;
-            cgroup.remove()
-        };
-        if let Err(error) = gone.await {
-            log("cgroup", &error.into());
-        }
-    }
-    for dir in [bundle(id), Path::new(STATE_DIR).join(id)] {
-        if let Err(error) = remove_dir(&dir) {
-            log("directory", &error);
-        }
-    }
-    tokio::time::sleep(A_TICK).await;
-    let (id_of, targets) = (id.to_owned(), targets.to_vec());
-    let left = create::blocking(move || {
-        mounts::detach_all(&targets);
-        mounts::leave_share(&id_of);
-        Ok(())
-    });
-    if let Err(error) = left.await {
-        log("mounts", &error);
     }
 }
 

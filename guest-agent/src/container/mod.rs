@@ -51,6 +51,7 @@ pub(crate) struct Containers {
     map: Mutex<HashMap<String, Entry>>,
     reaper: Arc<Reaper>,
     streams: Arc<Streams>,
+    volumes: Arc<mounts::Volumes>,
 }
 
 #[derive(Debug)]
@@ -69,12 +70,20 @@ struct Container {
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     /// Whoever starts, adds to or deletes the container holds it.
     turn: tokio::sync::Mutex<()>,
-    /// Targets of the mounts made for it.
-    mounts: Vec<PathBuf>,
+    attached: Attached,
     /// oom_score_adj of its init process.
     score: i32,
     /// Becomes true when it is deleted.
     gone: watch::Sender<bool>,
+}
+
+/// What a container has of the share and of the guest's mounts.
+#[derive(Debug, Clone, Default)]
+struct Attached {
+    /// Targets of the mounts made for it.
+    mounts: Vec<PathBuf>,
+    /// Volumes that it has visited.
+    volumes: Vec<PathBuf>,
 }
 
 /// A process added to a container.
@@ -88,7 +97,7 @@ struct Exec {
 impl Containers {
     /// None yet.
     pub(crate) fn new(reaper: Arc<Reaper>, streams: Arc<Streams>) -> Arc<Self> {
-        Arc::new(Self { map: Mutex::new(HashMap::new()), reaper, streams })
+        Arc::new(Self { map: Mutex::new(HashMap::new()), reaper, streams, volumes: Arc::default() })
     }
 
     /// Waits for the end of a process.

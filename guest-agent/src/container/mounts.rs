@@ -1,7 +1,9 @@
 //! Mounts that the agent makes for a container, and what must go so that the host can unmount its share.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bulkhead_protocol::SHARE_DIR;
 use bulkhead_protocol::agent::GuestMount;
@@ -9,6 +11,9 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::error::ContainerError;
+
+/// Directory of the share in which the host mounts volumes, each once for all containers.
+const VOLUMES: &str = ".volumes";
 
 /// Makes the mounts in order. On failure those made are unmade.
 pub(super) fn attach_all(wanted: &[GuestMount]) -> Result<Vec<PathBuf>, ContainerError> {
@@ -54,23 +59,89 @@ pub(super) fn detach_all(made: &[PathBuf]) {
     }
 }
 
-/// Lets go of everything below a container's directory of the share, so that virtiofsd does as well: the file
-/// systems that the host mounted there show up as mounts of ours when they are visited, and what was read stays
-/// cached, with its inodes.
-pub(super) fn leave_share(container: &str) {
+/// Volumes of the share and how many containers have each.
+///
+/// What the host mounts in the share becomes a mount of ours when it is first visited, with inodes of its own. So a
+/// volume is visited here before any container has a mount namespace, and they all get the same; and it stays until
+/// the last of them has gone.
+#[derive(Debug, Default)]
+pub(crate) struct Volumes(Mutex<BTreeMap<PathBuf, usize>>);
+
+impl Volumes {
+    /// Visits the volumes behind these paths. What is returned is to be given back.
+    pub(super) fn visit(&self, sources: &[PathBuf]) -> Vec<PathBuf> {
+        let mut counts = self.lock();
+        let mut held: Vec<PathBuf> = sources.iter().filter_map(|source| volume_of(source)).collect();
+        held.sort();
+        held.dedup();
+        for volume in &held {
+            *counts.entry(volume.clone()).or_default() += 1;
+            // A file is no mount of its own. "." is what makes the kernel mount.
+            if let Err(error) = std::fs::metadata(volume.join(".")) {
+                tracing::debug!(volume = %volume.display(), %error, "no directory");
+            }
+        }
+        held
+    }
+
+    /// Unmounts those that nobody else has.
+    fn leave(&self, held: &[PathBuf]) {
+        let mut counts = self.lock();
+        for volume in held {
+            let left = counts.get(volume).map_or(0, |count| count.saturating_sub(1));
+            if left > 0 {
+                counts.insert(volume.clone(), left);
+            } else {
+                counts.remove(volume);
+                detach_all(&at_and_below(&mount_table(), volume));
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `<share>/.volumes/<number>`, when that is what a path of the share leads to.
+fn volume_of(source: &Path) -> Option<PathBuf> {
+    if !source.starts_with(SHARE_DIR) {
+        return None;
+    }
+    volume_at(&std::fs::canonicalize(source).ok()?)
+}
+
+fn volume_at(path: &Path) -> Option<PathBuf> {
+    let dir = Path::new(SHARE_DIR).join(VOLUMES);
+    let name = path.strip_prefix(&dir).ok()?.components().next()?;
+    Some(dir.join(name))
+}
+
+/// Lets go of everything below a container's directory of the share and of volumes that only it had, so that virtiofsd
+/// does as well: the file systems that the host mounted there show up as mounts of ours when they are visited, and what
+/// was read stays cached, with its inodes.
+pub(super) fn leave_share(container: &str, volumes: &Volumes, held: &[PathBuf]) {
     let dir = Path::new(SHARE_DIR).join(container);
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    detach_all(&below(&table, &dir));
+    detach_all(&below(&mount_table(), &dir));
+    volumes.leave(held);
     // Inodes with pages are not freed, so the pages go first (3, not 2).
     if let Err(error) = std::fs::write("/proc/sys/vm/drop_caches", "3") {
         tracing::warn!(%error, "caches are kept, the host may find its mounts busy");
     }
 }
 
+fn mount_table() -> String {
+    std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
+}
+
 /// Mount points below a directory, in the order of /proc/self/mountinfo, proc(5): parents first.
 fn below(table: &str, dir: &Path) -> Vec<PathBuf> {
+    at_and_below(table, dir).into_iter().filter(|point| point != dir).collect()
+}
+
+fn at_and_below(table: &str, dir: &Path) -> Vec<PathBuf> {
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    points.map(PathBuf::from).filter(|point| point.starts_with(dir) && point != dir).collect()
+    points.map(PathBuf::from).filter(|point| point.starts_with(dir)).collect()
 }
 
 /// Blanks, tabs, newlines and backslashes are written as three octal digits.
@@ -149,6 +220,27 @@ mod tests {
         let found = below(table, Path::new("/run/bulkhead/share/c1"));
         let found: Vec<_> = found.iter().map(|path| path.to_str().unwrap()).collect();
         assert_eq!(found, ["/run/bulkhead/share/c1/rootfs", "/run/bulkhead/share/c1/rootfs/a b"]);
+    }
+
+    #[test]
+    fn a_path_of_the_share_is_of_a_volume_or_of_none() {
+        let volume = Some(PathBuf::from("/run/bulkhead/share/.volumes/3"));
+        assert_eq!(volume_at(Path::new("/run/bulkhead/share/.volumes/3")), volume);
+        assert_eq!(volume_at(Path::new("/run/bulkhead/share/.volumes/3/sub/file")), volume);
+        for other in ["/run/bulkhead/share/c1/rootfs", "/run/bulkhead/share/.volumes", "/etc/hosts"] {
+            assert_eq!(volume_at(Path::new(other)), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_volume_is_kept_while_somebody_has_it() {
+        let volumes = Volumes::default();
+        let path = PathBuf::from("/run/bulkhead/share/.volumes/3");
+        volumes.lock().insert(path.clone(), 2);
+        volumes.leave(std::slice::from_ref(&path));
+        assert_eq!(volumes.lock().get(&path), Some(&1));
+        volumes.leave(std::slice::from_ref(&path));
+        assert!(volumes.lock().is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The tree that a pod's file server exports: root file systems and volumes of its containers.
 //!
-//! - **Owns** `shared/` of the pod's directory and everything mounted in it, and the directory `shared.rw` beside it.
+//! - **Owns** `shared/` of the pod's directory and everything mounted in it, and `shared.rw` and `shared.ids` beside it.
 //! - **Hears** [`Open`], [`Prepare`], [`Release`], [`Close`].
 //! - **Tells** nobody; each command carries its reply.
 //! - **Ends when** its address is dropped. What is mounted belongs to the record: only Release and Close undo it.
@@ -13,13 +13,14 @@
 //! One kind of volume is not mounted in the view but in the file server's own mount namespace: one that has mounts
 //! below it and gets no news of them. Here it would keep the host from removing a directory that it has unmounted.
 //!
-//! Every name follows from ids: `<container>/rootfs` and `<container>/mounts/<number>`. What a crash leaves is found
-//! in the kernel's own list.
+//! Every name follows from ids: `<container>/rootfs` and `<container>/mounts/<number>`, which is a link where several
+//! containers may have the same volume. What a crash leaves is found in the kernel's own list.
 
 mod actor;
 mod messages;
 mod options;
 mod tree;
+mod volumes;
 
 pub use actor::Mounts;
 pub use messages::{BindMount, Close, FileServer, Open, Prepare, PreparedMounts, Release, RootfsMount};
@@ -100,6 +101,33 @@ pub enum MountsError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// The directories in which volumes are kept could not be read.
+    #[error("cannot read volumes in {}", path.display())]
+    ReadVolumes {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The place of a volume that nobody uses any more could not be removed.
+    #[error("cannot remove mount point {}", path.display())]
+    RemoveMountPoint {
+        /// The mount point.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A unix socket of the host: what listens there is no process of the guest.
+    #[error(
+        "{} is a unix socket of the host and cannot be reached from a VM; take the volume out of container {container}",
+        path.display()
+    )]
+    HostSocket {
+        /// The socket.
+        path: PathBuf,
+        /// The container.
+        container: ContainerId,
     },
     /// A mount inside the root file system names a path that is not there or leads out of it.
     #[error("cannot reach {} inside the rootfs of container {container}", target.display())]

@@ -1,5 +1,6 @@
 use super::*;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -151,6 +152,62 @@ fn a_container_is_seen_by_the_file_server_and_goes_without_a_trace() {
 }
 
 #[test]
+fn containers_share_a_volume_and_it_goes_with_the_last_of_them() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        file(&dir.join("host/file"), "x");
+        open(&share).await.unwrap();
+        let before = below(dir).unwrap();
+        let host = dir.join("host");
+        let take = async |name: &str, options: &str| {
+            let volume = volume(0, &host, options);
+            prepare(&share, id(name), vec![overlay(dir)], vec![volume]).await.unwrap();
+            fs::read_link(share.join(name).join("mounts/0")).unwrap()
+        };
+        let early = take("early", "bind,ro").await;
+        let one = take("one", "bind,rw").await;
+        assert_ne!(early, one, "what nobody may write to is read-only here");
+        assert_eq!(take("two", "bind").await, one);
+        assert_eq!(take("reader", "rbind,rro").await, take("again", "bind,ro").await);
+        assert_eq!(take("tree", "rbind").await, one, "there is nothing below it");
+        assert_eq!(
+            fs::write(share.join("early/mounts/0/y"), "").unwrap_err().kind(),
+            ErrorKind::ReadOnlyFilesystem
+        );
+        fs::write(share.join("two/mounts/0/y"), "").unwrap();
+        for name in ["one", "early", "reader", "again", "tree"] {
+            release(&share, &id(name)).await.unwrap();
+            assert!(share.join("two/mounts/0/file").exists(), "{name} took it away");
+        }
+        // Another directory of the same name is another volume.
+        fs::rename(&host, dir.join("old")).unwrap();
+        file(&dir.join("host/other"), "");
+        assert_ne!(take("new", "bind").await, one);
+        assert!(share.join("new/mounts/0/other").exists());
+        for name in ["new", "two"] {
+            release(&share, &id(name)).await.unwrap();
+        }
+        assert_eq!(below(dir).unwrap(), before);
+        assert_eq!(fs::read_dir(dir.join("shared.rw/.volumes")).unwrap().count(), 0);
+        close(&share).await.unwrap();
+        assert!(!dir.join("shared.ids").exists() && !dir.join("shared.rw").exists());
+    });
+}
+
+#[test]
+fn a_socket_of_the_host_is_refused_by_name() {
+    in_own_mounts(async |dir| {
+        let share = dir.join("shared");
+        open(&share).await.unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(dir.join("sock")).unwrap();
+        let volumes = vec![volume(0, &dir.join("sock"), "bind")];
+        let error = prepare(&share, id("c1"), vec![overlay(dir)], volumes).await.unwrap_err();
+        assert!(matches!(&error, MountsError::HostSocket { path, .. } if path.ends_with("sock")), "{error}");
+        close(&share).await.unwrap();
+    });
+}
+
+#[test]
 fn whichever_step_fails_everything_before_it_is_undone() {
     in_own_mounts(async |dir| {
         let share = dir.join("shared");
@@ -168,7 +225,11 @@ fn whichever_step_fails_everything_before_it_is_undone() {
                 "host/missing for volume 0 of container c1",
             ),
             (vec![overlay(dir)], vec![good.clone(), volume(1, &missing, "rbind")], "for volume 1"),
-            (vec![overlay(dir)], vec![good.clone(), good.clone(), volume(3, &missing, "")], "for volume 3"),
+            (
+                vec![overlay(dir)],
+                vec![good.clone(), volume(2, &dir.join("host"), "rbind"), volume(3, &missing, "")],
+                "for volume 3",
+            ),
             (vec![overlay(dir)], vec![good, volume(1, &dir.join("host"), "idmap")], "cannot mount"),
             (vec![], vec![], "container c1 has no rootfs mount"),
         ];

@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use bulkhead_protocol::SHARE_DIR;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::options::{self, Kind};
-use super::{BindMount, FileServer, MountsError, PreparedMounts, RootfsMount};
+use super::{BindMount, FileServer, MountsError, PreparedMounts, RootfsMount, volumes};
 use crate::host::dir::{self, PrivateDir};
 use crate::host::mount::{self, BindFlags, Mount, Propagation, attribute};
 use crate::host::mount_ns::MountNs;
@@ -75,6 +75,23 @@ pub async fn prepare_for(
     binds: Vec<BindMount>,
 ) -> Result<PreparedMounts, MountsError> {
     let share = real(share);
+    let result = prepare_all(server, share.clone(), container, rootfs, binds).await;
+    if result.is_err() {
+        // Of volumes that were new, the mount is gone and its place is left.
+        if let Err(error) = volumes::release_unused(&share).await {
+            tracing::warn!(%error, "an unused volume is left in the share");
+        }
+    }
+    result
+}
+
+async fn prepare_all(
+    server: Option<FileServer>,
+    share: PathBuf,
+    container: ContainerId,
+    rootfs: Vec<RootfsMount>,
+    binds: Vec<BindMount>,
+) -> Result<PreparedMounts, MountsError> {
     blocking(move || {
         let place = Place::new(&share, container)?;
         if rootfs.is_empty() {
@@ -89,10 +106,16 @@ pub async fn prepare_for(
         let mut apart = Vec::new();
         for bind in &binds {
             let volume = place.volume(bind)?;
-            if server.is_some() && volume.is_in_the_way()? {
+            if !volume.is_in_the_way()? {
+                made.0.extend(volumes::attach(&place.share, &place.container, &volume.alone())?);
+                continue;
+            }
+            make_directory(&place.backing.join("mounts"))?;
+            volume.make_point(&place.backing.join("mounts").join(volume.number.to_string()))?;
+            if server.is_some() {
                 apart.push(volume);
             } else {
-                made.0.push(place.mount(&volume.source, &volume.target, Kind::Bind(volume.flags))?);
+                made.0.push(place.mount(&volume.source, &place.target(&volume), Kind::Bind(volume.flags))?);
             }
         }
         // Last: these have no guard, and go with the directory below.
@@ -114,7 +137,8 @@ pub async fn release(share: &Path, container: &ContainerId) -> Result<(), Mounts
     let share = real(share);
     unmount_below(&share.join(container.as_str())).await?;
     let directory = backing(&share).join(container.as_str());
-    blocking(move || dir::remove(&directory).map_err(MountsError::Directory)).await
+    blocking(move || dir::remove(&directory).map_err(MountsError::Directory)).await?;
+    volumes::release_unused(&share).await
 }
 
 /// Unmounts everything of the pod, the share included, and removes its directories.
@@ -126,7 +150,8 @@ pub async fn close(share: &Path) -> Result<(), MountsError> {
     unmount_below(&share).await?;
     blocking(move || {
         dir::remove(&share).map_err(MountsError::Directory)?;
-        dir::remove(&backing(&share)).map_err(MountsError::Directory)
+        dir::remove(&backing(&share)).map_err(MountsError::Directory)?;
+        dir::remove(&volumes::notes(&share)).map_err(MountsError::Directory)
     })
     .await
 }
@@ -141,22 +166,22 @@ fn real(share: &Path) -> PathBuf {
 }
 
 /// Where mount points are made: nothing is ever mounted here, so it can be removed without looking.
-fn backing(share: &Path) -> PathBuf {
+pub(super) fn backing(share: &Path) -> PathBuf {
     share.with_extension("rw")
 }
 
-fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, MountsError> {
+pub(super) fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, MountsError> {
     mountinfo::below(path).map_err(|source| MountsError::ListMounts { source })
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, MountsError> + Send + 'static,
 ) -> Result<T, MountsError> {
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(MountsError::CutOff))
 }
 
 /// Unmounts what is at a path and below it. What stays busy for long is detached, which is logged.
-async fn unmount_below(path: &Path) -> Result<(), MountsError> {
+pub(super) async fn unmount_below(path: &Path) -> Result<(), MountsError> {
     let mut attempt = 0;
     loop {
         let path = path.to_owned();
@@ -205,13 +230,32 @@ impl Drop for Undo {
 }
 
 /// A volume, ready to be mounted.
-struct Volume {
-    source: PathBuf,
-    target: PathBuf,
-    flags: BindFlags,
+pub(super) struct Volume {
+    pub(super) number: u32,
+    pub(super) source: PathBuf,
+    pub(super) flags: BindFlags,
+    is_dir: bool,
 }
 
 impl Volume {
+    /// Makes what it is mounted on.
+    pub(super) fn make_point(&self, point: &Path) -> Result<(), MountsError> {
+        if self.is_dir {
+            return make_directory(point);
+        }
+        let made = File::create(point).map(drop);
+        made.map_err(|source| MountsError::MakeMountPoint { path: point.to_owned(), source })
+    }
+
+    /// The same where nothing is mounted below a private volume: then it does not matter how that would be treated.
+    fn alone(mut self) -> Self {
+        if self.flags.propagation == Propagation::Private {
+            self.flags.recursive = false;
+            self.flags.recursive_read_only = false;
+        }
+        self
+    }
+
     /// Whether copies of mounts below it would stay when the host unmounts those, and their directories be busy.
     fn is_in_the_way(&self) -> Result<bool, MountsError> {
         if !self.flags.recursive || self.flags.propagation == Propagation::Slave {
@@ -263,7 +307,6 @@ impl Place {
         self.mount(source, &target, kind)
     }
 
-    /// Makes the mount point.
     fn volume(&self, bind: &BindMount) -> Result<Volume, MountsError> {
         let flags = options::bind(&bind.options)
             .map_err(|source| MountsError::Options { source_path: bind.source.clone(), source })?;
@@ -273,16 +316,18 @@ impl Place {
             container: self.container.clone(),
             source,
         })?;
-        let name = Path::new("mounts").join(bind.number.to_string());
-        make_directory(&self.backing.join("mounts"))?;
-        let point = self.backing.join(&name);
-        if metadata.is_dir() {
-            make_directory(&point)?;
-        } else {
-            File::create(&point).map_err(|source| MountsError::MakeMountPoint { path: point, source })?;
+        if metadata.file_type().is_socket() {
+            let (path, container) = (bind.source.clone(), self.container.clone());
+            return Err(MountsError::HostSocket { path, container });
         }
         let flags = self.keep_out(&bind.source, flags);
-        Ok(Volume { source: bind.source.clone(), target: self.view.join(name), flags })
+        let (number, source) = (bind.number, bind.source.clone());
+        Ok(Volume { number, source, flags, is_dir: metadata.is_dir() })
+    }
+
+    /// Where a volume of this container alone is mounted.
+    fn target(&self, volume: &Volume) -> PathBuf {
+        self.view.join("mounts").join(volume.number.to_string())
     }
 
     /// Mounts volumes where only the file server sees them.
@@ -292,8 +337,8 @@ impl Place {
         let namespace = MountNs::of(&server.process).map_err(find)?;
         let namespace = namespace.ok_or_else(|| MountsError::NotOpen { share: self.share.clone() })?;
         for volume in volumes {
-            let inner = volume.target.strip_prefix(&self.share).unwrap_or(&volume.target);
-            let target = server.share.join(inner);
+            let target = self.target(volume);
+            let target = server.share.join(target.strip_prefix(&self.share).unwrap_or(&target));
             namespace.bind(&volume.source, &target, volume.flags).map_err(MountsError::Mount)?;
         }
         Ok(())
@@ -343,7 +388,7 @@ impl Place {
 }
 
 /// Its owner is root and its mode does not matter: something is mounted over it.
-fn make_directory(path: &Path) -> Result<(), MountsError> {
+pub(super) fn make_directory(path: &Path) -> Result<(), MountsError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

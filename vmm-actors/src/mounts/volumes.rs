@@ -1,0 +1,137 @@
+//! The volumes of a pod: one mount in the share for all containers that ask for the same.
+//!
+//! To the guest each mount of the share is a file system of its own. Two mounts of one directory would have different
+//! inodes there, and a unix socket, a lock, inotify or shared memory of one container would mean nothing to another.
+//! (Between one that may write and one that may not it still does.)
+//!
+//! `.volumes/<number>` is the mount. `<container>/mounts/<number>` is a link to it, and what keeps it: a volume without
+//! a link to it goes. What a volume is a mount of lies in `shared.ids/<number>`, beside the share and not in it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use super::MountsError;
+use super::tree::{Volume, backing, blocking, make_directory, mounts_below, unmount_below};
+use crate::host::mount::Mount;
+use crate::id::ContainerId;
+
+/// No container is called so: ids begin with a letter or a digit.
+const DIR: &str = ".volumes";
+/// From `<container>/mounts/<number>` to [`DIR`].
+const UP: &str = "../..";
+
+/// Where it is written down what each volume is a mount of.
+pub(super) fn notes(share: &Path) -> PathBuf {
+    share.with_extension("ids")
+}
+
+/// Makes a volume appear for a container. The mount, where a new one was needed; it goes with its guard.
+pub(super) fn attach(
+    share: &Path,
+    container: &ContainerId,
+    volume: &Volume,
+) -> Result<Option<Mount>, MountsError> {
+    let identity = identity(volume)?;
+    let (name, made) = match find(share, &identity)? {
+        Some(name) => (name, None),
+        None => mount(share, volume, &identity).map(|(name, mount)| (name, Some(mount)))?,
+    };
+    let links = backing(share).join(container.as_str()).join("mounts");
+    make_directory(&links)?;
+    let link = links.join(volume.number.to_string());
+    symlink(Path::new(UP).join(DIR).join(name), &link)
+        .map_err(|source| MountsError::MakeMountPoint { path: link, source })?;
+    Ok(made)
+}
+
+/// Everything that makes a mount of the same path another one. Who may write is part of it: the file server is told, and
+/// not the guest.
+fn identity(volume: &Volume) -> Result<String, MountsError> {
+    let real = fs::canonicalize(&volume.source);
+    let found = real.and_then(|real| Ok((fs::metadata(&real)?, real)));
+    let (metadata, real) =
+        found.map_err(|source| MountsError::MakeMountPoint { path: volume.source.clone(), source })?;
+    Ok(format!("{real:?}\n{:?}\n{}:{}\n", volume.flags, metadata.dev(), metadata.ino()))
+}
+
+fn find(share: &Path, identity: &str) -> Result<Option<String>, MountsError> {
+    let mounted = mounts_below(&share.join(DIR))?;
+    let mut there = noted(share)?.into_iter();
+    let same = there.find(|(name, note)| note == identity && mounted.contains(&share.join(DIR).join(name)));
+    Ok(same.map(|(name, _)| name))
+}
+
+fn mount(share: &Path, volume: &Volume, identity: &str) -> Result<(String, Mount), MountsError> {
+    let last = noted(share)?.iter().filter_map(|(name, _)| name.parse::<u32>().ok()).max();
+    let name = last.map_or(0, |last| last.saturating_add(1)).to_string();
+    let (points, notes) = (backing(share).join(DIR), notes(share));
+    make_directory(&points)?;
+    make_directory(&notes)?;
+    let note = notes.join(&name);
+    fs::write(&note, identity).map_err(|source| MountsError::MakeMountPoint { path: note, source })?;
+    volume.make_point(&points.join(&name))?;
+    let mounted = Mount::bind(&volume.source, &share.join(DIR).join(&name), volume.flags);
+    Ok((name, mounted.map_err(MountsError::Mount)?))
+}
+
+/// Volumes that were made and not removed: name and what each is a mount of.
+fn noted(share: &Path) -> Result<Vec<(String, String)>, MountsError> {
+    let dir = notes(share);
+    let failed = |source| MountsError::ReadVolumes { path: dir.clone(), source };
+    let mut found = Vec::new();
+    for name in names_in(&dir).map_err(failed)? {
+        let text = fs::read_to_string(dir.join(&name)).map_err(failed)?;
+        found.push((name, text));
+    }
+    Ok(found)
+}
+
+/// Names in a directory, none where there is no directory.
+fn names_in(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read?,
+    };
+    entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Unmounts volumes that no container has any more.
+pub(super) async fn release_unused(share: &Path) -> Result<(), MountsError> {
+    let owned = share.to_owned();
+    for name in blocking(move || unused(&owned)).await? {
+        unmount_below(&share.join(DIR).join(&name)).await?;
+        let (point, note) = (backing(share).join(DIR).join(&name), notes(share).join(&name));
+        blocking(move || {
+            let gone = if point.is_dir() { fs::remove_dir(&point) } else { fs::remove_file(&point) };
+            forgive(gone, &point)?;
+            forgive(fs::remove_file(&note), &note)
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+fn forgive(removed: io::Result<()>, path: &Path) -> Result<(), MountsError> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|source| MountsError::RemoveMountPoint { path: path.to_owned(), source }),
+    }
+}
+
+fn unused(share: &Path) -> Result<Vec<String>, MountsError> {
+    let backing = backing(share);
+    let failed = |source| MountsError::ReadVolumes { path: backing.clone(), source };
+    let mut used = BTreeSet::new();
+    for container in names_in(&backing).map_err(failed)? {
+        let links = backing.join(container).join("mounts");
+        for link in names_in(&links).map_err(failed)? {
+            let target = fs::read_link(links.join(link)).unwrap_or_default();
+            used.extend(target.file_name().map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    let all = noted(share)?.into_iter().map(|(name, _)| name);
+    Ok(all.filter(|name| !used.contains(name)).collect())
+}
