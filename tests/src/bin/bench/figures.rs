@@ -15,6 +15,10 @@ pub(crate) enum Series {
     FirstByte,
     Exec,
     StopPod,
+    DailyExec,
+    RuncExec,
+    DailyFirstByte,
+    RuncFirstByte,
 }
 
 impl Series {
@@ -26,6 +30,10 @@ impl Series {
             Self::FirstByte => "StartContainer to first byte in the log",
             Self::Exec => "exec round trip (true)",
             Self::StopPod => "StopPodSandbox with a running container",
+            Self::DailyExec => "exec round trip, turn about with runc",
+            Self::RuncExec => "exec round trip: runc",
+            Self::DailyFirstByte => "StartContainer to first byte, turn about with runc",
+            Self::RuncFirstByte => "StartContainer to first byte: runc",
         }
     }
 }
@@ -76,6 +84,12 @@ impl Figures {
         vec![
             ("RunPodSandbox ÷ bare boot".into(), run / bare, ""),
             ("RunPodSandbox − bare boot − CNI".into(), own, "ms"),
+            ("exec ÷ runc".into(), self.median(Series::DailyExec) / self.median(Series::RuncExec), ""),
+            (
+                "StartContainer to first byte ÷ runc".into(),
+                self.median(Series::DailyFirstByte) / self.median(Series::RuncFirstByte),
+                "",
+            ),
         ]
     }
 

@@ -8,6 +8,7 @@
 )]
 
 mod bare;
+mod daily;
 mod figures;
 mod machine;
 mod memory;
@@ -50,6 +51,7 @@ async fn main() -> ExitCode {
     one_by_one(&node, &recipe, &mut figures).await;
     memory::measure(&node, &mut figures).await;
     together(&node, &mut figures).await;
+    daily::measure(&node, &mut figures).await;
     before.expect_nothing_left(&node).await;
     println!("{}{}", figures.table(), figures.spans_table());
     let to = std::env::var_os("BULKHEAD_BENCH_JSON").map_or_else(
@@ -83,7 +85,8 @@ async fn one_by_one(node: &Node, recipe: &bare::Recipe, figures: &mut Figures) {
         figures.add(Series::RunPod, run);
         figures.add(Series::Cni, cni_time(node, &pod));
         figures.add_steps(steps::of(node, &pod).await);
-        let container = first_byte(node, &pod, figures).await;
+        let (container, took) = first_byte(node, &pod).await;
+        figures.add(Series::FirstByte, took);
         for _ in 0..3 {
             let (exec, _) = timed(cri.exec(&container, "true")).await;
             figures.add(Series::Exec, exec);
@@ -102,7 +105,7 @@ async fn timed<T>(work: impl Future<Output = T>) -> (Duration, T) {
 }
 
 /// From StartContainer to the first byte in the container's log file; the container runs on.
-async fn first_byte(node: &Node, pod: &Pod, figures: &mut Figures) -> String {
+async fn first_byte(node: &Node, pod: &Pod) -> (String, Duration) {
     let cri = node.cri();
     let container = cri.create(pod, Cri::shell("main", "echo up; sleep 1000")).await;
     let start = Instant::now();
@@ -115,8 +118,7 @@ async fn first_byte(node: &Node, pod: &Pod, figures: &mut Figures) -> String {
     };
     let (started, first) = tokio::join!(started, written);
     started.unwrap_or_else(|status| panic!("StartContainer: {status:?}"));
-    figures.add(Series::FirstByte, first);
-    container.id
+    (container.id, first)
 }
 
 /// What CNI took of a RunPodSandbox, by containerd's own log.
