@@ -67,10 +67,10 @@ conformance: setup build image ## the official CRI validation suite, with runc a
 node: setup build image ## what needs a machine of its own, in a VM: KVM, cgroup v2, a power cut
 	@tests/node-vm/check
 
-bench: setup ## the measurements: a table and a JSON file
+bench: setup ## the measurements: a table and a JSON file (PART=start or daily for half of them)
 	@$(MAKE) build image PROFILE=$(release_profile)
-	@$(call places,$(release_profile)) \
-	    cargo run --locked --quiet --profile $(release_profile) --package bulkhead-tests --bin bench
+	@cargo build --locked --quiet --profile $(release_profile) --package bulkhead-tests --bin bench --bin vsock_flood
+	@$(call places,$(release_profile)) target/$(release_profile)/bench $(PART)
 
 fmt: ## formats the code
 	cargo fmt --all

@@ -1,5 +1,7 @@
 //! What a container does all day, beside the same under runc on the same machine: start, exec, output, files, stats.
 
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::cri::{Cri, Pod};
@@ -17,6 +19,10 @@ const FILES: u32 = 500;
 const FEW: usize = 5;
 /// Containers of the pod whose stats are asked for.
 const CONTAINERS: usize = 50;
+/// The program that sends from inside the guest, beside this one.
+const FLOOD: &str = "vsock_flood";
+/// Where it sends to; the ports of Bulkhead's own are below.
+const PORT: u32 = 5000;
 /// How often namespaces are made inside the guest in one measurement.
 const UNSHARES: u32 = 20;
 
@@ -46,6 +52,7 @@ pub(crate) async fn measure(node: &Node, figures: &mut Figures) {
         figures.set(format!("{what}: runc"), their, unit);
         figures.set(format!("{what} ÷ runc"), our / their, "");
     }
+    against_vsock(&ours, figures).await;
     stats(&ours, figures).await;
     ours.end().await;
     theirs.end().await;
@@ -59,6 +66,10 @@ enum Work {
     Small,
 }
 
+fn mount(inside: &str, host: &Path) -> api::Mount {
+    api::Mount { container_path: inside.into(), host_path: host.display().to_string(), ..Default::default() }
+}
+
 /// One runtime with a pod, a container and a volume of the host's.
 struct Side<'a> {
     node: &'a Node,
@@ -69,15 +80,19 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     async fn new(node: &'a Node, is_control: bool) -> Self {
-        let pod = node.cri().run_pod("daily").await;
+        let mut pod = node.cri().pod_config("daily");
+        let security = pod.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        security.expect("a pod has a security context").privileged = true;
+        let pod = node.cri().try_run_pod(pod).await;
+        let pod = pod.unwrap_or_else(|status| panic!("RunPodSandbox: {status:?}"));
         let volume = node.dir().join("volume");
         std::fs::create_dir(&volume).expect("make the volume");
         let mut config = Cri::shell("daily", "sleep 100000");
-        config.mounts = vec![api::Mount {
-            container_path: "/volume".into(),
-            host_path: volume.display().to_string(),
-            ..Default::default()
-        }];
+        config.mounts = vec![mount("/volume", &volume)];
+        // What vsock_flood is linked to, and itself.
+        let flood = std::env::current_exe().expect("this program has a path").with_file_name(FLOOD);
+        config.mounts.push(mount("/bin/vsock_flood", &flood));
+        config.mounts.extend(["/lib64", "/lib/x86_64-linux-gnu"].map(|path| mount(path, Path::new(path))));
         let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
         security.expect("a shell has a security context").privileged = true;
         let container = node.cri().start(&pod, config).await.id;
@@ -134,6 +149,25 @@ impl<'a> Side<'a> {
         f64::from(amount) / between(&answer)
     }
 
+    /// MiB/s that a program in the guest gets through vsock, with nothing of ours between the two ends.
+    async fn raw_vsock(&self) -> f64 {
+        let dir = std::fs::File::open(self.node.pod_dir(&self.pod.id)).expect("open the pod's directory");
+        // By descriptor: the whole path is too long for a socket.
+        let socket = format!("/proc/self/fd/{}/vsock.sock_{PORT}", dir.as_raw_fd());
+        let listener = std::os::unix::net::UnixListener::bind(&socket).expect("listen where the guest dials");
+        let drain = tokio::task::spawn_blocking(move || {
+            let (mut stream, _) = listener.accept().expect("the guest dials");
+            let start = Instant::now();
+            let taken = std::io::copy(&mut stream, &mut std::io::sink()).expect("read from the guest");
+            assert_eq!(taken, u64::from(MEGABYTES) << 20, "bytes were lost");
+            start.elapsed()
+        });
+        self.node.cri().exec(&self.container, &format!("vsock_flood {PORT} {MEGABYTES}")).await;
+        let took = drain.await.expect("the reader does not panic");
+        std::fs::remove_file(&socket).expect("remove the bench's socket");
+        f64::from(MEGABYTES) / took.as_secs_f64()
+    }
+
     async fn end(self) {
         self.node.cri().end_pod(&self.pod).await;
     }
@@ -153,6 +187,17 @@ async fn latencies(ours: &Side<'_>, theirs: &Side<'_>, figures: &mut Figures) {
         figures.add(Series::DailyFirstByte, ours.first_byte().await);
         figures.add(Series::RuncFirstByte, theirs.first_byte().await);
     }
+}
+
+/// Output as a container writes it, and what the same guest sends over vsock without us, turn about.
+async fn against_vsock(ours: &Side<'_>, figures: &mut Figures) {
+    let (mut raw, mut output) = (Vec::new(), Vec::new());
+    for _ in 0..FEW {
+        raw.push(ours.raw_vsock().await);
+        output.push(ours.output().await);
+    }
+    figures.set("raw vsock, guest to host", median(&raw), "MiB/s");
+    figures.set("output to the container's log ÷ raw vsock", median(&output) / median(&raw), "");
 }
 
 /// What the same guest takes to make a container's namespaces and run a program in them, without any runtime.
