@@ -173,6 +173,11 @@ impl<'a> Side<'a> {
     }
 }
 
+/// A script that prints the time before and after another.
+fn clocked(script: &str) -> String {
+    format!("read a _ </proc/uptime; {script}; read b _ </proc/uptime; echo $a $b")
+}
+
 /// Seconds between the two readings of `/proc/uptime`, at least one of its ticks.
 fn between(answer: &str) -> f64 {
     let times: Vec<f64> = answer.split_whitespace().filter_map(|word| word.parse().ok()).collect();
@@ -197,16 +202,17 @@ async fn against_vsock(ours: &Side<'_>, figures: &mut Figures) {
         output.push(ours.output().await);
     }
     figures.set("raw vsock, guest to host", median(&raw), "MiB/s");
+    let pipe = format!("dd if=/dev/zero bs=64k count={} 2>/dev/null | cat >/dev/null", MEGABYTES * 16);
+    let answer = ours.node.cri().exec(&ours.container, &clocked(&pipe)).await;
+    figures.set("a pipe inside the guest", f64::from(MEGABYTES) / between(&answer), "MiB/s");
     figures.set("output to the container's log ÷ raw vsock", median(&output) / median(&raw), "");
 }
 
 /// What the same guest takes to make a container's namespaces and run a program in them, without any runtime.
 async fn inside(ours: &Side<'_>, figures: &mut Figures) {
-    let script = format!(
-        "read a _ </proc/uptime; i=0; while [ $i -lt {UNSHARES} ]; do unshare -m -u -i -n -p -f true; i=$((i+1)); done; \
-         read b _ </proc/uptime; echo $a $b"
-    );
-    let answer = ours.node.cri().exec(&ours.container, &script).await;
+    let script =
+        format!("i=0; while [ $i -lt {UNSHARES} ]; do unshare -m -u -i -n -p -f true; i=$((i+1)); done");
+    let answer = ours.node.cri().exec(&ours.container, &clocked(&script)).await;
     figures.set(
         "unshare of five namespaces inside the guest",
         between(&answer) * 1e3 / f64::from(UNSHARES),
