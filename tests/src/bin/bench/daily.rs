@@ -144,8 +144,8 @@ impl<'a> Side<'a> {
         // The guest's page cache is emptied, so that its reads reach the host, whose own stays warm for both.
         let forget = if self.is_control { "true" } else { "echo 3 >/proc/sys/vm/drop_caches" };
         let clear = format!("rm -rf /volume/s; sync; {forget}");
-        let timed = format!("{clear}; read a _ </proc/uptime; {script}; read b _ </proc/uptime; echo $a $b");
-        let answer = self.node.cri().exec(&self.container, &timed).await;
+        let script = format!("{clear}; {}", clocked(&script));
+        let answer = self.node.cri().exec(&self.container, &script).await;
         f64::from(amount) / between(&answer)
     }
 
