@@ -35,6 +35,12 @@ pub(crate) const REFUSALS: &[Refusal] = &[
         says: "hostNetwork pods cannot run in a VM",
         why: "refused with the host network",
     },
+    Refusal {
+        spec: "Container Mount Propagation runtime should support mount propagation mount with 'rshared' should \
+               support propagation from host to container and vice versa",
+        says: "mounts made in a VM cannot reach the host",
+        why: "refused: a mount made by the guest's kernel cannot appear on the host",
+    },
 ];
 
 /// How the names of specs begin that no runtime takes part in, and why they are not judged.
