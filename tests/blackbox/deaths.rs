@@ -49,12 +49,12 @@ async fn death_of(program: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn vmm_killed() {
+async fn field_7_vmm_killed() {
     death_of(VMM).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn virtiofsd_killed() {
+async fn field_7_virtiofsd_killed() {
     death_of("virtiofsd").await;
 }
 
@@ -64,7 +64,7 @@ async fn vsock_helper_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn shim_proxy_killed() {
+async fn field_7_shim_proxy_killed() {
     death_of("containerd-shim-bulkhead-v2").await;
 }
 

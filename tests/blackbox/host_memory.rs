@@ -44,7 +44,7 @@ async fn reason(stage: &Stage, id: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vm_that_the_host_kills_says_so_and_leaves_nothing() {
+async fn field_1_a_vm_that_the_host_kills_says_so_and_leaves_nothing() {
     let stage = stage!(Stage::vm(Options::default()));
     let cri = stage.cri();
     let pod = cri.run_pod("hungry").await;
@@ -74,7 +74,7 @@ async fn a_vm_that_the_host_kills_says_so_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_cannot_fit_below_its_limit_is_refused() {
+async fn field_8_a_pod_that_cannot_fit_below_its_limit_is_refused() {
     let stage = stage!(Stage::vm(Options::default()));
     let cri = stage.cri();
     let config = cri.pod_config("tight");

@@ -135,7 +135,7 @@ async fn calls_taken_back_half_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containerd_killed_while_a_pod_starts_leaves_nothing() {
+async fn field_2_containerd_killed_while_a_pod_starts_leaves_nothing() {
     let mut stage = stage!(Stage::vm(Options::default()));
     for pause in [150, 900] {
         let config = stage.cri().pod_config("cut");
@@ -163,7 +163,7 @@ async fn containerd_killed_while_a_pod_starts_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_loop_makes_nothing_grow() {
+async fn field_4_a_crash_loop_makes_nothing_grow() {
     let stage = stage!(Stage::any(Options::default()));
     let cri = stage.cri();
     let pod = cri.run_pod("crashing").await;

@@ -2,6 +2,27 @@
 //!
 //! `BULKHEAD_TEST_CONTROL=1` runs what does not depend on a VM against containerd's own runc instead: a test that
 //! fails there is wrong itself.
+//!
+//! A test called `field_N` is about a failure that users of other sandboxed runtimes have reported:
+//!
+//! | N | reported as | what failed |
+//! |---|---|---|
+//! | 1 | kata-containers#10969 | a VM killed by the host's OOM killer left its pod terminating for days |
+//! | 2 | kata-containers#5246 | containerd restarted before Create returned, and the pod stayed for ever |
+//! | 3 | kata-containers#13453 | a read of figures kept every other call of the pod waiting |
+//! | 4 | kata-containers#12748 | a crash loop grew accounting until the VM or the host gave up |
+//! | 5 | kata-containers#11599 | directories and cgroups were left after removal |
+//! | 6 | kata-containers#6455 | execs and crash loops piled up open files |
+//! | 7 | kata-containers#2198 | one process of a pod outlived another that was killed |
+//! | 8 | kata-containers#6129 | the pod's cgroup was smaller than the VM and its helpers need |
+//! | 9 | kata-containers#1369 | OOMKilled was not said, or said of the wrong container |
+//! | 10 | kata-containers#1111 | the guest's OOM killer took the agent |
+//! | 11 | kata-containers#10843 | ports could not be forwarded into the VM |
+//! | 12 | kata-containers#13640 | an exec without stdin was cut at the first flush, output was lost |
+//! | 13 | kata-containers#2464 | the process of an exec lived on after its timeout |
+//! | 17 | kata-containers#2438 | size limits of volumes were ignored |
+//! | 18 | kata-containers#10487 | mounts of the node did not reach the container |
+//! | 22 | kata-containers#9902 | a resize said success and changed nothing |
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

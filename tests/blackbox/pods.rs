@@ -185,7 +185,7 @@ async fn addresses_mtu_and_routes_are_what_cni_gave() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_pods_in_a_row_leave_nothing_behind() {
+async fn field_5_twenty_pods_in_a_row_leave_nothing_behind() {
     let mut stage = stage!(Stage::any(Options::default()));
     for round in 0..20 {
         let cri = stage.cri();

@@ -53,7 +53,7 @@ async fn expect_pages(stage: &Stage, pod: &Pod) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn port_forward_reaches_what_listens_in_the_pod() {
+async fn field_11_port_forward_reaches_what_listens_in_the_pod() {
     let stage = stage!(Stage::any(Options::default()));
     let (pod, container) = servers(&stage).await;
     let page = Forwarded::http_get(&stage.node, &pod.id, 8080).await.unwrap();

@@ -32,7 +32,7 @@ fn memory(pod: &Pod) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn new_pod_limits_hold_or_the_answer_says_what_cannot_be_changed() {
+async fn field_22_new_pod_limits_hold_or_the_answer_says_what_cannot_be_changed() {
     let stage = stage!(Stage::vm(Options::default()));
     let mut config = stage.cri().pod_config("limited");
     config.linux.as_mut().unwrap().resources = Some(api::LinuxContainerResources {

@@ -109,7 +109,7 @@ async fn figures_are_those_of_the_vm_on_containerd_2_1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn figures_wait_for_no_guest_and_keep_no_pod_from_being_removed() {
+async fn field_3_figures_wait_for_no_guest_and_keep_no_pod_from_being_removed() {
     let stage = stage!(Stage::vm(Options::default()));
     let cri = stage.cri();
     let stuck = cri.run_pod("stuck").await;

@@ -243,7 +243,7 @@ async fn clients_that_disconnect(streams: &Streams<'_>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_by_fifos() {
+async fn field_6_and_12_streams_by_fifos() {
     let stage = stage!(Stage::any(Options::default()));
     let streams = Streams::start(&stage).await;
     exec_in_every_way(&streams).await;
