@@ -135,7 +135,7 @@ impl CommandLine<'_> {
             // Work at boot that a pod has no use for: self-tests of the crypto algorithms, and tracefs with the
             // directories of its 1500 events. A fifth of the boot under emulation (images/README.md).
             "cryptomgr.notests=1".to_owned(),
-            "initcall_blacklist=trace_eval_init,tracer_init_tracefs".to_owned(),
+            "initcall_blacklist=crypto_kdf108_init,trace_eval_init,tracer_init_tracefs".to_owned(),
         ];
         words.extend(self.tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
         words.push(self.spec.cmdline.clone());
