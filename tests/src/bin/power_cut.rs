@@ -2,6 +2,7 @@
 //!
 //! The first run starts pods and resets the machine, without a sync. The second, after the boot, looks at what
 //! kubelet and an operator would see: every old pod is NotReady and can be removed, nothing is left, a new pod runs.
+//! And what a container had synced is on the disk.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,16 +10,17 @@
     reason = "a test program: a step that fails panics"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bulkhead_tests::audit::Snapshot;
 use bulkhead_tests::cri::Cri;
 use bulkhead_tests::node::{BootId, Node, Options};
 use bulkhead_tests::wait;
+use k8s_cri::v1 as api;
 
-/// Where the first run leaves what the second needs. Its presence tells them apart.
-const MEMORY: &str = "/tmp/power-cut";
+/// Where the first run leaves what the second needs, on the node VM's disk. Its presence tells them apart.
+const MEMORY: &str = "/nodes/power-cut";
 /// Set by who knows that this machine is there to be reset.
 const MAY_RESET: &str = "BULKHEAD_MAY_RESET_MACHINE";
 
@@ -44,6 +46,20 @@ struct Memory {
     running: (String, String),
 }
 
+/// Two files of one MiB in the volume. What the second is told to be on disk must be; the first may be lost.
+const WRITES: &str = "yes lost | head -c 1048576 >/volume/lost;
+    yes kept | head -c 1048576 | dd of=/volume/kept bs=64k conv=fsync 2>/dev/null";
+
+/// fsync in a container means the host's disk. The other file shows that nothing else has put it there.
+fn expect_synced_only(volume: &Path) {
+    let whole = |name: &str| {
+        let text = std::fs::read_to_string(volume.join(name)).unwrap_or_default();
+        text.len() == 1 << 20 && text.lines().all(|line| name.starts_with(line))
+    };
+    assert!(whole("kept"), "what a container synced was lost");
+    assert!(!whole("lost"), "what nobody synced is there: this power cut proves nothing");
+}
+
 /// Whether the record of a second sandbox lies on the disk.
 fn second_recorded(node: &Node) -> bool {
     let files = std::fs::read_dir(node.state_dir().join("sandboxes")).into_iter().flatten().flatten();
@@ -54,7 +70,16 @@ async fn before() {
     let node = Node::start(options()).await.unwrap_or_else(|why| panic!("no node: {why}"));
     let empty = Snapshot::take(&node).await;
     let pod = node.cri().run_pod("one").await;
-    let container = node.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;
+    let mut config = Cri::shell("main", "sleep 1000");
+    let volume = node.dir().join("volume");
+    std::fs::create_dir(&volume).expect("make the volume");
+    config.mounts = vec![api::Mount {
+        container_path: "/volume".into(),
+        host_path: volume.display().to_string(),
+        ..Default::default()
+    }];
+    let container = node.cri().start(&pod, config).await;
+    let id = container.id.clone();
     let memory = Memory { node: node.dir().to_owned(), empty, running: (pod.id, container.id) };
     let memory = serde_json::to_string(&memory).expect("plain data");
     std::fs::write(MEMORY, memory).expect("write down what the second run needs");
@@ -65,7 +90,8 @@ async fn before() {
         while !second_recorded(&node) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        println!("power cut");
+        println!("the container writes, and the power is cut");
+        node.cri().exec(&id, WRITES).await;
         std::fs::write("/proc/sysrq-trigger", "b").expect("reset the machine");
         std::future::pending::<()>().await;
     };
@@ -89,6 +115,7 @@ async fn after(memory: &str) {
     let log = node.sandboxer_log();
     let told = log.lines().rfind(|line| line.contains("read the records"));
     println!("booted again: {}", told.expect("the sandboxer tells what it found"));
+    expect_synced_only(&node.dir().join("volume"));
     // The trial of KVM is a process of the node's, too, while it lasts.
     wait::expect("the trial of KVM ends", Duration::from_secs(120), async || {
         node.sandboxer_log().matches("guests run on KVM").nth(1).map(|_| ())
@@ -109,5 +136,5 @@ async fn after(memory: &str) {
     let pod = cri.run_pod("fresh").await;
     cri.end_pod(&pod).await;
     memory.empty.expect_nothing_left(&node).await;
-    println!("power cut: every old pod was NotReady and is removed, nothing is left, a new pod ran");
+    println!("power cut: what was synced is there, every old pod was NotReady and is removed, a new pod ran");
 }

@@ -356,6 +356,11 @@ fn cgroup_parent(name: &str) -> String {
     format!("/{name}")
 }
 
+/// Where nodes have their directories: `BULKHEAD_NODES`, or else `/tmp`. No overlay: containerd's snapshots are ones.
+fn home() -> PathBuf {
+    std::env::var_os("BULKHEAD_NODES").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
+}
+
 /// A short name: unix socket paths below end at 107 bytes.
 fn private_directory() -> (String, PathBuf) {
     loop {
@@ -363,7 +368,7 @@ fn private_directory() -> (String, PathBuf) {
         let mut source = std::fs::File::open("/dev/urandom").expect("open /dev/urandom");
         std::io::Read::read_exact(&mut source, &mut random).expect("read /dev/urandom");
         let name = format!("bh-{:02x}{:02x}{:02x}", random[0], random[1], random[2]);
-        let dir = Path::new("/tmp").join(&name);
+        let dir = home().join(&name);
         if std::fs::create_dir(&dir).is_ok() {
             std::fs::write(dir.join("owner"), std::process::id().to_string()).expect("name the owner");
             return (name, dir);
@@ -373,7 +378,7 @@ fn private_directory() -> (String, PathBuf) {
 
 /// Removes the directories and cgroups of nodes whose test run was killed. Their processes are gone already.
 fn sweep() {
-    for entry in std::fs::read_dir("/tmp").into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(home()).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.starts_with("bh-") {
             continue;
