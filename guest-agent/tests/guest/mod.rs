@@ -5,6 +5,7 @@ pub(crate) mod container;
 pub(crate) mod stream;
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -36,29 +37,38 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
+    /// `None` after saying aloud why there is nothing to test with.
     pub(crate) fn find() -> Option<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let file = |variable: &str, default: &str| {
-            let path = std::env::var_os(variable).map_or_else(|| root.join(default), PathBuf::from);
-            if path.is_file() {
-                return Some(path);
+        match Self::look() {
+            Ok(parts) => Some(parts),
+            Err(why) => {
+                assert!(std::env::var_os("BULKHEAD_REQUIRE_PEERS").is_none(), "{why}");
+                // Past libtest, which keeps what a passing test prints to itself.
+                writeln!(std::io::stderr(), "skipped: {why}").unwrap();
+                None
             }
-            println!("skipped: {} is missing (make image, or set {variable})", path.display());
-            None
+        }
+    }
+
+    fn look() -> Result<Self, String> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let file = |variable: &str, default: &str, name: &str| {
+            let folder = std::env::var_os(variable).map_or_else(|| PathBuf::from(default), PathBuf::from);
+            let path = root.join(folder).join(name);
+            let missing = || format!("{} is missing (make image, or set {variable})", path.display());
+            path.is_file().then(|| path.clone()).ok_or_else(missing)
         };
         if !Path::new("/usr/bin/qemu-system-x86_64").exists() {
-            println!("skipped: qemu-system-x86_64 is not installed");
-            return None;
+            return Err("qemu-system-x86_64 is not installed".into());
         }
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: virtiofsd needs root");
-            return None;
+            return Err("virtiofsd needs root".into());
         }
-        Some(Self {
-            kernel: file("BULKHEAD_TEST_KERNEL", "out/image/vmlinux")?,
-            image: file("BULKHEAD_TEST_IMAGE", "out/image/bulkhead-guest.cpio")?,
-            virtiofsd: file("BULKHEAD_TEST_VIRTIOFSD", ".peers/bin/virtiofsd")?,
-            vsock: file("BULKHEAD_TEST_VHOST_VSOCK", ".peers/bin/vhost-device-vsock")?,
+        Ok(Self {
+            kernel: file("BULKHEAD_GUEST_DIR", "out", "vmlinux")?,
+            image: file("BULKHEAD_GUEST_DIR", "out", "bulkhead-guest.cpio")?,
+            virtiofsd: file("BULKHEAD_PEERS", ".peers", "bin/virtiofsd")?,
+            vsock: file("BULKHEAD_PEERS", ".peers", "bin/vhost-device-vsock")?,
         })
     }
 }
