@@ -7,6 +7,7 @@
 //! More modules lie there for the kernel to ask for: it runs `/sbin/modprobe`, which is this binary by another name.
 //! `/lib/modules/demand` has a line for each name it may ask for, with the files to load in order.
 
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -85,15 +86,26 @@ pub(crate) fn load_all(files: &[String]) {
 pub(crate) fn on_demand(args: &[String]) -> ExitCode {
     let table = std::fs::read_to_string(Path::new(DIR).join("demand")).unwrap_or_default();
     let files = args.last().and_then(|name| demanded(&table, name));
-    let loaded = files.is_some_and(|files| {
-        files.into_iter().all(|file| match load(&Path::new(DIR).join(file)) {
-            Ok(()) => true,
-            // Its file goes when it is loaded.
-            Err(ModuleError::Open { source, .. }) => source.kind() == io::ErrorKind::NotFound,
-            Err(ModuleError::ReadList { .. } | ModuleError::Load { .. }) => false,
-        })
-    });
+    let loaded = files.is_some_and(|files| load_missing(&files).is_ok());
     if loaded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Loads a module that waits for its first use, and what it depends on. One that the image does not have is taken
+/// for built in.
+///
+/// # Errors
+/// [`ModuleError`] for the first that does not load.
+pub(crate) fn demand(name: &str) -> Result<(), ModuleError> {
+    let table = std::fs::read_to_string(Path::new(DIR).join("demand")).unwrap_or_default();
+    load_missing(&demanded(&table, name).unwrap_or_default())
+}
+
+fn load_missing(files: &[&str]) -> Result<(), ModuleError> {
+    files.iter().try_for_each(|file| match load(&Path::new(DIR).join(file)) {
+        // Its file goes when it is loaded.
+        Err(ModuleError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        loaded => loaded,
+    })
 }
 
 /// The files to load for a name; the kernel does not tell dashes from underscores.
@@ -108,7 +120,7 @@ fn demanded<'a>(table: &'a str, name: &str) -> Option<Vec<&'a str>> {
 
 fn load(path: &Path) -> Result<(), ModuleError> {
     let file = File::open(path).map_err(|source| ModuleError::Open { path: path.to_owned(), source })?;
-    match rustix::system::finit_module(&file, c"", 0) {
+    match rustix::system::finit_module(&file, parameters(path), 0) {
         // Loaded already, or for a device or a hypervisor that this machine does not have.
         Ok(()) | Err(Errno::EXIST | Errno::NODEV | Errno::OPNOTSUPP) => {
             // The kernel has its own copy now; the file's memory is better given back.
@@ -118,6 +130,15 @@ fn load(path: &Path) -> Result<(), ModuleError> {
             Ok(())
         }
         Err(source) => Err(ModuleError::Load { path: path.to_owned(), source }),
+    }
+}
+
+/// What a module is told.
+fn parameters(path: &Path) -> &'static CStr {
+    match path.file_name().and_then(OsStr::to_str) {
+        // Whoever wants a disk says where it is: a search would ask 256 targets.
+        Some("scsi_mod.ko") => c"scan=manual",
+        Some(_) | None => c"",
     }
 }
 

@@ -79,6 +79,7 @@ fn container_code(error: &ContainerError) -> Code {
             launch_code(source)
         }
         ContainerError::Mount { .. }
+        | ContainerError::Disk { .. }
         | ContainerError::WriteFile { .. }
         | ContainerError::RemoveFile { .. }
         | ContainerError::Start { .. }

@@ -10,12 +10,13 @@ use std::time::Duration;
 use actix::Actor;
 use bulkhead_config::{Accelerator, Machine};
 use bulkhead_protocol::agent::{Interface, SetupRequest};
+use rig::loop_device::LoopDevice;
 use rig::{OwnNetns, Rig, say_skipped};
 use vmm_actors::ask::{ask, tell};
 use vmm_actors::host::netns::Netns;
 use vmm_actors::host::process::Exit;
 use vmm_actors::host::tap::Tap;
-use vmm_actors::vm::{EndCause, GuestState, Vm};
+use vmm_actors::vm::{Access, Device, Disk, EndCause, GuestState, Vm};
 use vmm_actors::{agent, virtiofsd, vm};
 
 async fn boots_answers_and_powers_off(machine: Machine) {
@@ -83,6 +84,64 @@ async fn a_guest_on_microvm_finds_its_network_device() {
 #[actix::test]
 async fn a_guest_on_q35_finds_its_network_device() {
     finds_its_network_device(Machine::Q35).await;
+}
+
+async fn a_disk_comes_and_goes(machine: Machine) {
+    let Some(rig) = Rig::new(machine) else { return };
+    let file = rig.dir.path().join("disk.img");
+    let mut rig = rig;
+    rig.boot().await;
+    std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+    let device = match LoopDevice::attach(&file, &[]) {
+        Ok(device) => device,
+        Err(why) => {
+            ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+            return say_skipped(&why);
+        }
+    };
+    let pid = ask(&rig.vm, |reply| vm::Observe { reply }).await.unwrap().vmm_pid.unwrap();
+    let disk = |id: &str, slot| Disk {
+        id: id.to_owned(),
+        slot,
+        path: device.path.clone(),
+        access: Access::ReadWrite,
+        logical_block_size: 512,
+        physical_block_size: 4096,
+    };
+    let plug = |disk| ask(&rig.vm, |reply| vm::AddDevice { device: Device::Disk(disk), reply });
+    let unplug = |id: &str| {
+        let id = id.to_owned();
+        ask(&rig.vm, |reply| vm::RemoveDevice { id, reply })
+    };
+    for _ in 0..2 {
+        plug(disk("disk0", 0)).await.unwrap();
+        plug(disk("disk0", 0)).await.expect("a repeat finds it there");
+        plug(disk("disk1", 254)).await.expect("a device may be plugged in twice");
+        assert!(device.is_open_in(pid));
+        let refused = plug(disk("disk2", 254)).await.unwrap_err().to_string();
+        assert!(refused.contains("device_add"), "the slot is taken: {refused}");
+        unplug("disk0").await.unwrap();
+        unplug("disk0").await.expect("none there is fine");
+        assert!(device.is_open_in(pid), "the other disk has it");
+        unplug("disk1").await.unwrap();
+        assert!(!device.is_open_in(pid), "what failed to be plugged in is closed as well");
+    }
+    let missing = Disk { path: "/nonexistent/disk".into(), ..disk("disk3", 3) };
+    let refused = plug(missing).await.unwrap_err().to_string();
+    assert!(refused.contains("/nonexistent/disk"), "{refused}");
+    ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+    rig.virtiofsd_exited.recv().await.unwrap();
+    rig.assert_nothing_runs();
+}
+
+#[actix::test]
+async fn a_disk_comes_and_goes_on_microvm() {
+    a_disk_comes_and_goes(Machine::Microvm).await;
+}
+
+#[actix::test]
+async fn a_disk_comes_and_goes_on_q35() {
+    a_disk_comes_and_goes(Machine::Q35).await;
 }
 
 #[actix::test]

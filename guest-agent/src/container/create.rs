@@ -80,8 +80,15 @@ impl Containers {
         check_rootfs(id, &rootfs).await?;
         let target = Target { id, rootfs: &rootfs, terminal: request.stdio.terminal };
         let mut spec = spec::fit(&request.spec, target, &pod_view())?;
+        let disks = self.disks.come(id, &request.disks, &mut spec).await?;
         devices::add(&mut spec, devices::of_guest);
-        let attached = self.attach(request, &spec).await?;
+        let attached = match self.attach(request, &spec).await {
+            Ok(attached) => Attached { disks, ..attached },
+            Err(error) => {
+                self.disks.leave(&disks).await;
+                return Err(error);
+            }
+        };
         match self.make(request, &spec, attached.clone()).await {
             Ok(made) => Ok(made),
             Err(error) => {
@@ -103,7 +110,7 @@ impl Containers {
         let volumes = Arc::clone(&self.volumes);
         blocking(move || {
             let mounts = mounts::attach_all(&wanted)?;
-            Ok(Attached { mounts, volumes: volumes.visit(&sources) })
+            Ok(Attached { mounts, volumes: volumes.visit(&sources), disks: Vec::new() })
         })
         .await
     }

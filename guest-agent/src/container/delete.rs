@@ -86,6 +86,7 @@ impl Containers {
             }
         }
         tokio::time::sleep(A_TICK).await;
+        self.disks.leave(&attached.disks).await;
         let (id_of, attached, volumes) = (id.to_owned(), attached.clone(), Arc::clone(&self.volumes));
         let left = create::blocking(move || {
             mounts::detach_all(&attached.mounts);

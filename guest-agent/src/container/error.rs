@@ -46,6 +46,8 @@ pub(crate) enum ContainerError {
     NoMountSource { id: String, path: PathBuf, destination: PathBuf, source: io::Error },
     #[error("container {id} wants the pod's pid namespace, and the pod was set up without one")]
     NoPidNamespace { id: String },
+    #[error("the block device for {path} cannot be had: {act}")]
+    Disk { path: PathBuf, act: &'static str, source: io::Error },
     #[error("mount {fs_type} at {target}")]
     Mount { fs_type: String, target: PathBuf, source: io::Error },
     #[error("write {path}")]

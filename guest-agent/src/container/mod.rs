@@ -7,10 +7,12 @@
 mod create;
 mod delete;
 mod devices;
+mod disks;
 mod error;
 mod mounts;
 mod process;
 mod run;
+mod scsi;
 mod session;
 mod spec;
 mod state;
@@ -52,6 +54,7 @@ pub(crate) struct Containers {
     reaper: Arc<Reaper>,
     streams: Arc<Streams>,
     volumes: Arc<mounts::Volumes>,
+    disks: disks::Disks,
 }
 
 #[derive(Debug)]
@@ -84,6 +87,8 @@ struct Attached {
     mounts: Vec<PathBuf>,
     /// Volumes that it has visited.
     volumes: Vec<PathBuf>,
+    /// Disks that it has come to.
+    disks: Vec<disks::Visited>,
 }
 
 /// A process added to a container.
@@ -97,7 +102,13 @@ struct Exec {
 impl Containers {
     /// None yet.
     pub(crate) fn new(reaper: Arc<Reaper>, streams: Arc<Streams>) -> Arc<Self> {
-        Arc::new(Self { map: Mutex::new(HashMap::new()), reaper, streams, volumes: Arc::default() })
+        Arc::new(Self {
+            map: Mutex::new(HashMap::new()),
+            reaper,
+            streams,
+            volumes: Arc::default(),
+            disks: disks::Disks::default(),
+        })
     }
 
     /// Waits for the end of a process.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use bulkhead_config::Hypervisor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Acceleration, LaunchSpec, VmError, VmRecord};
 use crate::host::process::OwnedProcess;
@@ -35,15 +35,15 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// [`VmError::Socket`] or [`VmError::Api`] when the VMM does not answer.
     async fn guest_state(&self, dir: &PodDir) -> Result<GuestState, VmError>;
 
-    /// Plugs a device into a running VM.
+    /// Plugs a device into a running VM. One that is plugged in already stays.
     ///
     /// # Errors
-    /// [`VmError::Unsupported`], or what the VMM's API says.
+    /// [`VmError::Unsupported`], or what the VMM's API says; the device is not plugged in then.
     async fn add_device(&self, _dir: &PodDir, _device: Device) -> Result<(), VmError> {
         Err(self.unsupported("add devices to a running VM"))
     }
 
-    /// Unplugs the device that was added with this id.
+    /// Unplugs the device that was added with this id, without waiting for the guest. None there is fine.
     ///
     /// # Errors
     /// [`VmError::Unsupported`], or what the VMM's API says.
@@ -108,19 +108,30 @@ pub enum GuestState {
 /// A device for a running VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Device {
-    /// A block device backed by a file or device of the host.
-    Block {
-        /// Names it for [`Driver::remove_device`].
-        id: String,
-        /// The backing file.
-        path: PathBuf,
-        /// Whether the guest may write.
-        access: Access,
-    },
+    /// A disk.
+    Disk(Disk),
+}
+
+/// A disk of the guest that is a block device of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Names it for [`Driver::remove_device`], and is its serial number in the guest.
+    pub id: String,
+    /// The SCSI target at which the guest finds it.
+    pub slot: u8,
+    /// The host's device.
+    pub path: PathBuf,
+    /// Whether the guest may write.
+    pub access: Access,
+    /// Smallest unit that can be written, in bytes.
+    pub logical_block_size: u32,
+    /// Smallest unit that can be written without reading first, in bytes.
+    pub physical_block_size: u32,
 }
 
 /// What a guest may do with a block device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// Read.
     ReadOnly,

@@ -66,7 +66,7 @@ pub struct Kill {
 pub struct AddDevice {
     /// The device.
     pub device: Device,
-    /// Answered when the guest can see it.
+    /// Answered when the VMM has it.
     pub reply: Reply<(), VmError>,
 }
 
@@ -76,7 +76,7 @@ pub struct AddDevice {
 pub struct RemoveDevice {
     /// The id it was added with.
     pub id: String,
-    /// Answered when the guest has let go of it.
+    /// Answered when the VMM has let go of it.
     pub reply: Reply<(), VmError>,
 }
 

@@ -23,7 +23,7 @@ mod record;
 mod running;
 
 pub use actor::Vm;
-pub use driver::{Access, Device, Driver, GuestState, Launched};
+pub use driver::{Access, Device, Disk, Driver, GuestState, Launched};
 pub use error::VmError;
 pub use launch::{LaunchSpec, Nic, Share};
 pub use messages::{

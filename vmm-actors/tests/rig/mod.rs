@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a rig that does not come up is a failed test")]
 
+pub(crate) mod loop_device;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;

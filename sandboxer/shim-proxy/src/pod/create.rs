@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_protocol::agent::{CreateContainerRequest, GuestMount};
+use bulkhead_protocol::agent::CreateContainerRequest;
 use bulkhead_protocol::pod::{PrepareContainerRequest, PrepareContainerResponse};
 use containerd_shim_protos::api::Mount;
 use protobuf::Message;
@@ -181,18 +181,22 @@ fn guest_request(
     new: &NewContainer,
     prepared: PrepareContainerResponse,
 ) -> Result<CreateContainerRequest, TaskError> {
-    let mounts = prepared.guest_mounts.iter().map(|bytes| GuestMount::parse_from_bytes(bytes));
-    let mounts = mounts.collect::<Result<_, _>>().map_err(|error| {
-        let text = format!("cannot read a guest mount: {error}");
-        let status = ttrpc::get_status(ttrpc::Code::INTERNAL, text);
-        TaskError::SandboxerFailed { act: "prepare the container", status }
-    })?;
     Ok(CreateContainerRequest {
         container_id: new.id.clone(),
+        mounts: parts("guest mount", &prepared.guest_mounts)?,
+        disks: parts("guest disk", &prepared.guest_disks)?,
         spec: prepared.guest_spec,
         rootfs: prepared.guest_rootfs,
         stdio: Some(new.stdio.for_guest()).into(),
-        mounts,
         ..Default::default()
+    })
+}
+
+/// Messages of the agent's contract, which the sandboxer has put in its answer for it.
+fn parts<M: Message>(what: &str, serialised: &[Vec<u8>]) -> Result<Vec<M>, TaskError> {
+    let parsed = serialised.iter().map(|bytes| M::parse_from_bytes(bytes));
+    parsed.collect::<Result<_, _>>().map_err(|error| {
+        let status = ttrpc::get_status(ttrpc::Code::INTERNAL, format!("cannot read a {what}: {error}"));
+        TaskError::SandboxerFailed { act: "prepare the container", status }
     })
 }

@@ -5,7 +5,7 @@ use crate::ask::{AskError, ask, tell};
 use crate::host::process::OwnedProcess;
 use crate::id::SandboxId;
 use crate::testing::{FakeDriver, Fault};
-use crate::vm::{Device, GuestState, LaunchSpec};
+use crate::vm::{Access, Device, Disk, GuestState, LaunchSpec};
 
 struct Parent(UnboundedSender<VmmExited>);
 
@@ -134,7 +134,16 @@ async fn a_vm_that_is_not_kept_goes_with_its_actor() {
 #[actix::test]
 async fn what_the_driver_cannot_is_said_and_what_the_state_forbids_refused() {
     let (bench, vm) = Bench::new(Fault::None);
-    let plug = || Device::Block { id: "d".into(), path: "/x".into(), access: crate::vm::Access::ReadOnly };
+    let plug = || {
+        Device::Disk(Disk {
+            id: "d".into(),
+            slot: 0,
+            path: "/x".into(),
+            access: Access::ReadOnly,
+            logical_block_size: 512,
+            physical_block_size: 512,
+        })
+    };
     let early = ask(&vm, |reply| AddDevice { device: plug(), reply }).await;
     assert!(matches!(early, Err(AskError::Failed(VmError::Refused { state: "cold", .. }))), "{early:?}");
     ask(&vm, bench.boot()).await.unwrap();

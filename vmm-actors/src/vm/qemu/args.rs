@@ -8,6 +8,7 @@ use bulkhead_config::Machine;
 use bulkhead_protocol::SHARE_TAG;
 
 use super::super::{Acceleration, LaunchSpec, Nic, Share};
+use super::disk;
 
 /// PCI Express slots of q35 that are left free for hotplug.
 const FREE_SLOTS: u8 = 4;
@@ -159,6 +160,8 @@ impl CommandLine<'_> {
             args.path("-chardev", "socket,id=share,path=", &self.spec.dir.virtiofs_sock());
             args.option("-device", format!("{},chardev=share,tag={SHARE_TAG}", self.device("vhost-user-fs")));
         }
+        // Idle until the first disk comes; the guest does not even load its driver before.
+        args.option("-device", format!("{},id={}", self.device("virtio-scsi"), disk::CONTROLLER));
         for (index, (nic, fd)) in self.spec.nics.iter().zip(&self.descriptors.taps).enumerate() {
             args.option("-netdev", format!("tap,id=net{index},fd={fd},vhost=off"));
             args.option("-device", self.nic(index, nic));

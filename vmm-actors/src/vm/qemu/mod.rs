@@ -4,6 +4,7 @@
 mod accelerator;
 mod args;
 mod clock;
+mod disk;
 mod helper;
 mod qmp;
 
@@ -14,7 +15,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use bulkhead_config::{Accelerator, Hypervisor, Machine, Qemu, Settings};
 
-use super::{Acceleration, Driver, GuestState, LaunchSpec, Launched, VmError};
+use super::{Acceleration, Device, Driver, GuestState, LaunchSpec, Launched, VmError};
 use crate::host::process::{OwnedProcess, ProcessError, Spawn};
 use crate::host::socket;
 use crate::pod_dir::PodDir;
@@ -133,6 +134,16 @@ impl Driver for QemuDriver {
 
     async fn guest_state(&self, dir: &PodDir) -> Result<GuestState, VmError> {
         qmp::guest_state(&dir.vmm_sock()).await
+    }
+
+    async fn add_device(&self, dir: &PodDir, device: Device) -> Result<(), VmError> {
+        match device {
+            Device::Disk(disk) => disk::add(&dir.vmm_sock(), &disk).await,
+        }
+    }
+
+    async fn remove_device(&self, dir: &PodDir, id: &str) -> Result<(), VmError> {
+        disk::remove(&dir.vmm_sock(), id).await
     }
 }
 

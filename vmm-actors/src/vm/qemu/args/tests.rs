@@ -42,6 +42,7 @@ fn microvm_has_devices_on_its_own_bus() {
         "-global virtio-mmio.force-legacy=false",
         "-device vhost-user-fs-device,chardev=share,tag=bulkhead",
         "-device vhost-user-vsock-device,chardev=vsock",
+        "-device virtio-scsi-device,id=disks",
         "-chardev socket,id=vsock,fd=4",
         "-netdev tap,id=net1,fd=6,vhost=off",
         "-device virtio-net-device,netdev=net1,mac=02:00:00:00:00:01,host_mtu=1450",
@@ -64,6 +65,7 @@ fn q35_has_pci_devices_and_room_for_more() {
         "-cpu host",
         "-device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:00,host_mtu=1450,romfile=",
         "-device vhost-user-vsock-pci,chardev=vsock",
+        "-device virtio-scsi-pci,id=disks",
         "-device pcie-root-port,id=slot3,chassis=4",
     ] {
         assert!(line.contains(part), "{part:?} is missing in {line}");
