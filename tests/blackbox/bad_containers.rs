@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bulkhead_tests::cri::{Cri, Pod};
+use bulkhead_tests::cri::{Cri, Pod, mount};
 use bulkhead_tests::node::Options;
 use bulkhead_tests::task::{self, Task};
 use containerd_shim_protos::ttrpc::{self, Code};
@@ -72,10 +72,8 @@ async fn propagation_to_the_host_is_refused() {
     std::fs::create_dir(&source).unwrap();
     let mut config = Cri::shell("bidirectional", "true");
     config.mounts = vec![api::Mount {
-        host_path: source.display().to_string(),
-        container_path: "/data".into(),
         propagation: api::MountPropagation::PropagationBidirectional.into(),
-        ..Default::default()
+        ..mount(&source, "/data")
     }];
     refused(&stage, &pod, config, &["/data", "Bidirectional"]).await;
     stage.end(&pod).await;

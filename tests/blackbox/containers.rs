@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bulkhead_tests::cri::Cri;
+use bulkhead_tests::cri::{Cri, mount};
 use bulkhead_tests::node::Options;
 use bulkhead_tests::wait;
 use k8s_cri::v1 as api;
@@ -191,18 +191,13 @@ async fn host_paths_are_mounted_read_only_or_not() {
     std::fs::create_dir_all(volume.join("sub")).unwrap();
     std::fs::write(volume.join("from-host"), "host\n").unwrap();
     std::fs::write(stage.node.dir().join("one-file"), "single\n").unwrap();
-    let bind = |host: &std::path::Path, container: &str, readonly| api::Mount {
-        host_path: host.display().to_string(),
-        container_path: container.into(),
-        readonly,
-        ..Default::default()
-    };
+    let read_only = |mount| api::Mount { readonly: true, ..mount };
     let pod = cri.run_pod("volumes").await;
     let mut config = Cri::shell("main", "sleep 1000");
     config.mounts = vec![
-        bind(&volume, "/rw", false),
-        bind(&volume, "/ro", true),
-        bind(&stage.node.dir().join("one-file"), "/etc/one-file", true),
+        mount(&volume, "/rw"),
+        read_only(mount(&volume, "/ro")),
+        read_only(mount(&stage.node.dir().join("one-file"), "/etc/one-file")),
     ];
     let container = cri.start(&pod, config).await;
     assert_eq!(

@@ -1,6 +1,6 @@
 //! What containers of a pod share and what they do not.
 
-use bulkhead_tests::cri::Cri;
+use bulkhead_tests::cri::{Cri, mount};
 use bulkhead_tests::node::{BULKHEAD, Options};
 use k8s_cri::v1 as api;
 
@@ -102,11 +102,7 @@ async fn names_are_resolved_as_the_pod_says() {
     let hosts = stage.node.dir().join("etc-hosts");
     std::fs::write(&hosts, "127.0.0.1 localhost\n192.0.2.7 backend\n").unwrap();
     let mut config = Cri::shell("kubelet", "sleep 1000");
-    config.mounts = vec![api::Mount {
-        host_path: hosts.display().to_string(),
-        container_path: "/etc/hosts".into(),
-        ..Default::default()
-    }];
+    config.mounts = vec![mount(&hosts, "/etc/hosts")];
     let kubelets = cri.start(&pod, config).await;
     assert_eq!(cri.exec(&kubelets.id, "cat /etc/hosts").await, std::fs::read_to_string(&hosts).unwrap());
     assert_eq!(cri.exec(&kubelets.id, "cat /etc/hostname; hostname").await, "named\nnamed\n");

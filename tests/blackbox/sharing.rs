@@ -1,10 +1,10 @@
 //! A volume that several containers of a pod have.
 
-use bulkhead_tests::cri::{Container, Cri};
+use bulkhead_tests::cri::{Container, Cri, mount};
 use bulkhead_tests::node::Options;
 
 use crate::stage::{Stage, stage};
-use crate::volumes::{expect_soon, fails, folder, mount, read_only, sleeper};
+use crate::volumes::{expect_soon, fails, folder, read_only, sleeper};
 
 /// Unix sockets are how many a side car is spoken to. `at` is the same file in both.
 async fn a_socket_works_between(cri: &Cri, server: (&Container, &str), client: (&Container, &str)) {

@@ -1,8 +1,7 @@
 //! Shared memory: the pod's, unless a container brings a volume of its own.
 
-use bulkhead_tests::cri::Cri;
+use bulkhead_tests::cri::{Cri, mount};
 use bulkhead_tests::node::Options;
-use k8s_cri::v1 as api;
 
 use crate::stage::{Stage, stage};
 
@@ -16,11 +15,7 @@ async fn containers_share_the_pods_shm_but_for_one_that_mounts_its_own() {
     let one = cri.start(&pod, Cri::shell("one", "sleep 1000")).await;
     let two = cri.start(&pod, Cri::shell("two", "sleep 1000")).await;
     let mut config = Cri::shell("own", "sleep 1000");
-    config.mounts = vec![api::Mount {
-        host_path: volume.display().to_string(),
-        container_path: "/dev/shm".into(),
-        ..Default::default()
-    }];
+    config.mounts = vec![mount(&volume, "/dev/shm")];
     let own = cri.start(&pod, config).await;
 
     cri.exec(&one.id, "echo of the pod > /dev/shm/word").await;

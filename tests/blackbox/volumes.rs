@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bulkhead_tests::cri::{Container, Cri, Pod};
+use bulkhead_tests::cri::{Container, Cri, Pod, mount};
 use bulkhead_tests::node::Options;
 use bulkhead_tests::wait;
 use k8s_cri::v1 as api;
@@ -13,14 +13,6 @@ use crate::stage::{Stage, stage};
 
 /// As long as a guest may take to see what the node changed: its cache times out after a second.
 const SOON: Duration = Duration::from_secs(20);
-
-pub(crate) fn mount(host: &Path, container: &str) -> api::Mount {
-    api::Mount {
-        host_path: host.display().to_string(),
-        container_path: container.into(),
-        ..Default::default()
-    }
-}
 
 pub(crate) fn read_only(host: &Path, container: &str) -> api::Mount {
     api::Mount { readonly: true, ..mount(host, container) }

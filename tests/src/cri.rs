@@ -58,6 +58,16 @@ impl Container {
     }
 }
 
+/// A volume of a container: a directory or file of the node, writable, without what is mounted later.
+#[must_use]
+pub fn mount(host: &Path, container: &str) -> api::Mount {
+    api::Mount {
+        host_path: host.display().to_string(),
+        container_path: container.into(),
+        ..Default::default()
+    }
+}
+
 /// A unix socket as gRPC channel, connected on first use and again after a loss.
 #[must_use]
 pub fn channel(socket: &Path) -> Channel {

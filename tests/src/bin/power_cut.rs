@@ -14,10 +14,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bulkhead_tests::audit::Snapshot;
-use bulkhead_tests::cri::Cri;
+use bulkhead_tests::cri::{Cri, mount};
 use bulkhead_tests::node::{BootId, Node, Options};
 use bulkhead_tests::wait;
-use k8s_cri::v1 as api;
 
 /// Where the first run leaves what the second needs, on the node VM's disk. Its presence tells them apart.
 const MEMORY: &str = "/nodes/power-cut";
@@ -73,11 +72,7 @@ async fn before() {
     let mut config = Cri::shell("main", "sleep 1000");
     let volume = node.dir().join("volume");
     std::fs::create_dir(&volume).expect("make the volume");
-    config.mounts = vec![api::Mount {
-        container_path: "/volume".into(),
-        host_path: volume.display().to_string(),
-        ..Default::default()
-    }];
+    config.mounts = vec![mount(&volume, "/volume")];
     let container = node.cri().start(&pod, config).await;
     let id = container.id.clone();
     let memory = Memory { node: node.dir().to_owned(), empty, running: (pod.id, container.id) };

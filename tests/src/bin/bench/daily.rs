@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bulkhead_tests::cri::{Cri, Pod};
+use bulkhead_tests::cri::{Cri, Pod, mount};
 use bulkhead_tests::node::{Node, Options};
 use k8s_cri::v1 as api;
 
@@ -66,10 +66,6 @@ enum Work {
     Small,
 }
 
-fn mount(inside: &str, host: &Path) -> api::Mount {
-    api::Mount { container_path: inside.into(), host_path: host.display().to_string(), ..Default::default() }
-}
-
 /// One runtime with a pod, a container and a volume of the host's.
 struct Side<'a> {
     node: &'a Node,
@@ -88,11 +84,11 @@ impl<'a> Side<'a> {
         let volume = node.dir().join("volume");
         std::fs::create_dir(&volume).expect("make the volume");
         let mut config = Cri::shell("daily", "sleep 100000");
-        config.mounts = vec![mount("/volume", &volume)];
+        config.mounts = vec![mount(&volume, "/volume")];
         // What vsock_flood is linked to, and itself.
         let flood = std::env::current_exe().expect("this program has a path").with_file_name(FLOOD);
-        config.mounts.push(mount("/bin/vsock_flood", &flood));
-        config.mounts.extend(["/lib64", "/lib/x86_64-linux-gnu"].map(|path| mount(path, Path::new(path))));
+        config.mounts.push(mount(&flood, "/bin/vsock_flood"));
+        config.mounts.extend(["/lib64", "/lib/x86_64-linux-gnu"].map(|path| mount(Path::new(path), path)));
         let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
         security.expect("a shell has a security context").privileged = true;
         let container = node.cri().start(&pod, config).await.id;
