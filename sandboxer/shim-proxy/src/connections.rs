@@ -20,7 +20,7 @@ use crate::task_service::TaskService;
 use crate::watched::Watched;
 
 /// Pause after an accept that failed, for want of descriptors as a rule.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The next connection of a socket.
 pub(crate) async fn accept(listener: &UnixListener) -> UnixStream {

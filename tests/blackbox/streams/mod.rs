@@ -242,16 +242,21 @@ async fn clients_that_disconnect(streams: &Streams<'_>) {
     }
 }
 
+/// Everything but the load, whatever carries the streams.
+async fn every_way(streams: &Streams<'_>) {
+    exec_in_every_way(streams).await;
+    stdin_ends_alone(streams).await;
+    attach_to_pipes(streams).await;
+    attach_to_terminals(streams).await;
+    clients_that_disconnect(streams).await;
+    log_rotation(streams).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn field_6_and_12_streams_by_fifos() {
     let stage = stage!(Stage::any(Options::default()));
     let streams = Streams::start(&stage).await;
-    exec_in_every_way(&streams).await;
-    stdin_ends_alone(&streams).await;
-    attach_to_pipes(&streams).await;
-    attach_to_terminals(&streams).await;
-    clients_that_disconnect(&streams).await;
-    log_rotation(&streams).await;
+    every_way(&streams).await;
     let much = Flood { transport: Transport::Spdy, mebibytes: if full() { 100 } else { 25 }, slow: false };
     let slow = Flood { transport: Transport::WebSocket, mebibytes: if full() { 100 } else { 5 }, slow: true };
     much_output(&streams, [much, slow]).await;
@@ -263,12 +268,7 @@ async fn field_6_and_12_streams_by_fifos() {
 async fn streams_by_containerds_streaming_service() {
     let stage = stage!(Stage::vm(Options::streaming()));
     let streams = Streams::start(&stage).await;
-    exec_in_every_way(&streams).await;
-    stdin_ends_alone(&streams).await;
-    attach_to_pipes(&streams).await;
-    attach_to_terminals(&streams).await;
-    clients_that_disconnect(&streams).await;
-    log_rotation(&streams).await;
+    every_way(&streams).await;
     let much =
         Flood { transport: Transport::WebSocket, mebibytes: if full() { 100 } else { 15 }, slow: false };
     let slow = Flood { transport: Transport::Spdy, mebibytes: if full() { 100 } else { 5 }, slow: true };

@@ -24,6 +24,17 @@ async fn hanging(node: &Node, fault: Fault) -> (Service, Starting) {
     (service, start)
 }
 
+/// A pod of which Create and then Start were called so long ago.
+async fn under_way(node: &Node, service: &Service, since: Duration) -> Starting {
+    let (sandboxes, request) = (service.sandboxes.clone(), node.request("p"));
+    let running = tokio::spawn(async move {
+        sandboxes.create(request).await?;
+        sandboxes.start(&sandbox("p")).await
+    });
+    tokio::time::sleep(since).await;
+    running
+}
+
 async fn at_once<T>(what: &str, work: impl Future<Output = T>) -> T {
     let begin = Instant::now();
     let result = work.await;
@@ -78,14 +89,7 @@ async fn whenever_the_caller_goes_away_nothing_is_left() {
     let Some(node) = Node::new() else { return };
     let service = node.serve(FakeDriver::new(Duration::from_millis(10)));
     for millis in 0..40 {
-        let running = {
-            let (sandboxes, request) = (service.sandboxes.clone(), node.request("p"));
-            tokio::spawn(async move {
-                sandboxes.create(request).await?;
-                sandboxes.start(&sandbox("p")).await
-            })
-        };
-        tokio::time::sleep(Duration::from_millis(millis * 2)).await;
+        let running = under_way(&node, &service, Duration::from_millis(millis * 2)).await;
         running.abort();
         // As the controller does: it may have come up at the same moment.
         service.sandboxes.abandon(&sandbox("p")).await;
@@ -100,14 +104,7 @@ async fn whenever_shutdown_comes_nothing_is_left() {
     let Some(node) = Node::new() else { return };
     let service = node.serve(FakeDriver::new(Duration::from_millis(10)));
     for millis in 0..40 {
-        let running = {
-            let (sandboxes, request) = (service.sandboxes.clone(), node.request("p"));
-            tokio::spawn(async move {
-                sandboxes.create(request).await?;
-                sandboxes.start(&sandbox("p")).await
-            })
-        };
-        tokio::time::sleep(Duration::from_millis(millis * 2)).await;
+        let running = under_way(&node, &service, Duration::from_millis(millis * 2)).await;
         at_once("Shutdown", service.shutdown("p")).await;
         // A Create may have come after the Shutdown; a Start cannot.
         drop(running.await.unwrap());

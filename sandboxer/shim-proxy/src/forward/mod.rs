@@ -13,7 +13,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -23,13 +22,12 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
+use crate::connections::ACCEPT_PAUSE;
 use crate::error::chain;
 use crate::sys::bpf;
 
 /// Connections under way at once; more wait in the kernel's queue.
 const MOST: usize = 256;
-/// Pause after an accept that failed, for want of descriptors as a rule.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why ports of the pod cannot be forwarded.
 #[derive(Debug, thiserror::Error)]

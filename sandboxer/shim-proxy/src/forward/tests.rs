@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream as StdStream;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use bulkhead_protocol::agent::{ForwardAnswer, StreamHeader};
 use bulkhead_protocol::forward::{from_stream, into_stream};
