@@ -11,7 +11,8 @@
 //! [`Boot`] answers when the processes run, not when the guest does: that is the agent's announcement to tell. Until
 //! [`Keep`] the end of this actor is the end of the VM; from then on the processes belong to the durable record.
 //! The guest's console goes to a file that is emptied when it has grown too large; while no sandboxer runs, nobody does
-//! that, and the file ends at the bound of the pod's directory. The death of the vsock helper is the end of the VM: nothing can talk to the guest any more.
+//! that, and the file ends at the bound of the pod's directory. The death of the vsock helper is the end of the VM:
+//! nothing can talk to the guest any more.
 
 mod actor;
 mod driver;

@@ -77,20 +77,18 @@ impl Figures {
         median(self.series.get(&series).map_or(&[], Vec::as_slice))
     }
 
-    /// What follows from the series.
+    /// What follows from the series that were measured.
     fn derived(&self) -> Vec<(String, f64, &'static str)> {
-        let (bare, run) = (self.median(Series::BareBoot), self.median(Series::RunPod));
-        let own = run - bare - self.median(Series::Cni);
-        vec![
-            ("RunPodSandbox ÷ bare boot".into(), run / bare, ""),
-            ("RunPodSandbox − bare boot − CNI".into(), own, "ms"),
-            ("exec ÷ runc".into(), self.median(Series::DailyExec) / self.median(Series::RuncExec), ""),
-            (
-                "StartContainer to first byte ÷ runc".into(),
-                self.median(Series::DailyFirstByte) / self.median(Series::RuncFirstByte),
-                "",
-            ),
-        ]
+        let ratio = |of: Series, to: Series| self.median(of) / self.median(to);
+        let own = self.median(Series::RunPod) - self.median(Series::BareBoot) - self.median(Series::Cni);
+        let all = [
+            ("RunPodSandbox ÷ bare boot", ratio(Series::RunPod, Series::BareBoot), ""),
+            ("RunPodSandbox − bare boot − CNI", own, "ms"),
+            ("exec ÷ runc", ratio(Series::DailyExec, Series::RuncExec), ""),
+            ("StartContainer to first byte ÷ runc", ratio(Series::DailyFirstByte, Series::RuncFirstByte), ""),
+        ];
+        let measured = all.into_iter().filter(|(_, value, _)| value.is_finite());
+        measured.map(|(name, value, unit)| (name.to_owned(), value, unit)).collect()
     }
 
     pub(crate) fn machine(&self) -> String {

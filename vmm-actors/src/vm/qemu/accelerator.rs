@@ -149,13 +149,12 @@ mod tests {
     #[test]
     fn only_a_guest_that_printed_and_ended_counts() {
         let banner = "[    0.000000] Linux version 6.1\nKernel panic";
-        assert_eq!(judge(true, banner, "", Patience::SHORT), Ok(()));
-        assert!(judge(false, banner, "", Patience::SHORT).unwrap_err().contains("hung"));
-        assert!(
-            judge(true, "", "a\nno such device", Patience::SHORT).unwrap_err().contains("no such device")
-        );
-        assert!(judge(true, "", "", Patience::SHORT).unwrap_err().contains("printed nothing"));
-        assert!(judge(false, "", "", Patience::SHORT).unwrap_err().contains("not say a word"));
+        let judge = |ended, console, output| judge(ended, console, output, Patience::SHORT);
+        assert_eq!(judge(true, banner, ""), Ok(()));
+        assert!(judge(false, banner, "").unwrap_err().contains("hung"));
+        assert!(judge(true, "", "a\nno such device").unwrap_err().contains("no such device"));
+        assert!(judge(true, "", "").unwrap_err().contains("printed nothing"));
+        assert!(judge(false, "", "").unwrap_err().contains("not say a word"));
     }
 
     #[tokio::test]
