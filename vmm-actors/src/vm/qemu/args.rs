@@ -105,7 +105,8 @@ impl CommandLine<'_> {
             "-cpu",
             match self.acceleration {
                 Acceleration::Kvm => "host",
-                Acceleration::Tcg => "max",
+                // Told of fast `rep movsb`, kernel and libc copy with it, and the emulator goes byte by byte.
+                Acceleration::Tcg => "max,-erms",
             },
         );
         args.option("-smp", self.spec.vcpus.to_string());

@@ -47,7 +47,7 @@ fn microvm_has_devices_on_its_own_bus() {
         "-netdev tap,id=net1,fd=6,vhost=off",
         "-device virtio-net-device,netdev=net1,mac=02:00:00:00:00:01,host_mtu=1450",
         "-chardev socket,id=api,fd=3,server=on,wait=off",
-        "-cpu max",
+        "-cpu max,-erms",
         "tsc_early_khz=2000000",
         "cryptomgr.notests=1 initcall_blacklist=crypto_kdf108_init,trace_eval_init,tracer_init_tracefs",
     ] {
