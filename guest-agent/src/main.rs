@@ -21,6 +21,7 @@
 //! | `container/` | containers, their processes, the reaper of PID 1, cgroup v2 |
 //! | `stdio/`, `pty` | pipes and terminals to streams |
 //! | `forward` | TCP connections of the host to the pod's loopback |
+//! | `host_sockets` | unix sockets of the host that containers mount |
 //! | `shutdown` | the end of the VM |
 //!
 //! PID 1 must not end: no function here panics on purpose, a panic in a task ends that task and is logged, and the
@@ -35,6 +36,7 @@ mod cmdline;
 mod container;
 mod forward;
 mod helper;
+mod host_sockets;
 mod listen;
 mod log;
 mod modules;

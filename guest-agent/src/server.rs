@@ -14,6 +14,7 @@ use ttrpc::r#async::transport::Listener;
 
 use crate::boot::{self, BootError};
 use crate::container::Containers;
+use crate::host_sockets::HostSockets;
 use crate::listen::{self, ListenError};
 use crate::modules::{self, ModuleError, Stages};
 use crate::pod::Pod;
@@ -103,8 +104,9 @@ async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
     let reaper = Reaper::start().map_err(ServeError::StartReaper)?;
     let (ready, readiness) = watch::channel(Readiness::Announced);
     let hub = Arc::new(Streams::default());
-    tokio::spawn(stdio::accept(streams, Arc::clone(&hub)));
-    let containers = Containers::new(Arc::clone(&reaper), hub);
+    let sockets = Arc::new(HostSockets::default());
+    tokio::spawn(stdio::accept(streams, Arc::clone(&hub), Arc::clone(&sockets)));
+    let containers = Containers::new(Arc::clone(&reaper), hub, sockets);
     let pod = Arc::new(Pod::new(reaper));
     let service = AgentService::new(Arc::clone(&pod), containers, readiness);
     let mut server = Server::new()

@@ -85,6 +85,7 @@ fn container_code(error: &ContainerError) -> Code {
         | ContainerError::Start { .. }
         | ContainerError::Unkillable { .. }
         | ContainerError::Streams(_)
+        | ContainerError::Socket(_)
         | ContainerError::Signal(SignalError::Send { .. })
         | ContainerError::Cgroup(_)
         | ContainerError::Resize { .. }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | guest → host, once | vsock to CID 2, port [`ANNOUNCE_PORT`], one [frame](frame) | [`agent::Announce`] |
 //! | sandboxer → agent, shim → agent | vsock port [`AGENT_PORT`], ttrpc | [`agent_ttrpc::Agent`] |
-//! | shim → agent, one per stream | vsock port [`STREAM_PORT`], [frames](stream) | stdin, stdout, stderr, forwarded TCP |
+//! | shim → agent, one per stream | vsock port [`STREAM_PORT`], [frames](stream) | stdin, stdout, stderr, forwarded TCP, the host's unix sockets |
 //! | shim → sandboxer | `control.sock`, ttrpc | [`pod_ttrpc::Pod`] |
 //! | sandboxer → shim | `shim.sock`, ttrpc | [`shim_ttrpc::Shim`] |
 //!
@@ -12,6 +12,7 @@
 
 pub mod forward;
 pub mod frame;
+pub mod relay;
 pub mod stream;
 pub mod version;
 
@@ -23,9 +24,11 @@ pub use generated::{agent, agent_ttrpc, pod, pod_ttrpc, shim, shim_ttrpc};
 pub const ANNOUNCE_PORT: u32 = 1023;
 /// vsock port of the guest on which the agent serves ttrpc.
 pub const AGENT_PORT: u32 = 1024;
-/// vsock port of the guest that takes one connection for each stdio stream.
+/// vsock port of the guest that takes one connection for each stream.
 pub const STREAM_PORT: u32 = 1025;
 /// Where the guest mounts the pod's virtiofs share.
 pub const SHARE_DIR: &str = "/run/bulkhead/share";
 /// virtiofs tag of the pod's share.
 pub const SHARE_TAG: &str = "bulkhead";
+/// Where the agent listens for the host's unix sockets: `<container id>/<number>` below it.
+pub const SOCKET_DIR: &str = "/run/bulkhead/sockets";

@@ -19,6 +19,13 @@
 //! ways as frames, and a frame of length 0 ends its own direction, as FIN does. When the agent has both sent its end
 //! and seen the host's, it sends a second frame of length 0: everything has arrived, the host closes. A connection
 //! that closes before that was reset, and so is what hangs on it.
+//!
+//! # A unix socket of the host
+//!
+//! The host keeps one stream waiting for each such socket of a container. When a client has connected, the agent says
+//! so with a [`crate::agent::Knock`] as a message frame. The host dials its socket, opens the next stream to wait, and
+//! answers with a [`crate::agent::ForwardAnswer`]; a refusal is followed by its close. Then both run
+//! [`crate::relay::relay`].
 
 /// Largest data frame, in bytes: one pipe buffer of Linux (pipe(7)).
 pub const MAX_CHUNK: u32 = 64 * 1024;

@@ -89,6 +89,11 @@ impl Containers {
                 return Err(error);
             }
         };
+        let shown = request.sockets.iter().try_for_each(|socket| self.sockets.show(id, socket));
+        if let Err(error) = shown {
+            self.remove_remains(id, &Cgroup::of(id), &attached).await;
+            return Err(error.into());
+        }
         match self.make(request, &spec, attached.clone()).await {
             Ok(made) => Ok(made),
             Err(error) => {

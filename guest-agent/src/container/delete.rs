@@ -80,6 +80,7 @@ impl Containers {
                 log("cgroup", &error.into());
             }
         }
+        self.sockets.hide(id);
         for dir in [bundle(id), Path::new(STATE_DIR).join(id)] {
             if let Err(error) = remove_dir(&dir) {
                 log("directory", &error);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cgroup::CgroupError;
 use crate::helper::LaunchError;
+use crate::host_sockets::ShowError;
 use crate::reaper::SignalError;
 use crate::stdio::StdioError;
 
@@ -64,6 +65,8 @@ pub(crate) enum ContainerError {
     Unkillable { id: String, limit: Duration },
     #[error(transparent)]
     Streams(#[from] StdioError),
+    #[error(transparent)]
+    Socket(#[from] ShowError),
     #[error(transparent)]
     Signal(#[from] SignalError),
     #[error(transparent)]

@@ -29,6 +29,7 @@ pub(crate) use error::ContainerError;
 pub(crate) use state::Ended;
 
 use crate::cgroup::{self, Cgroup, OomWatch};
+use crate::host_sockets::HostSockets;
 use crate::reaper::{self, Reaper, SignalError};
 use crate::stdio::Streams;
 use process::Process;
@@ -55,6 +56,7 @@ pub(crate) struct Containers {
     streams: Arc<Streams>,
     volumes: Arc<mounts::Volumes>,
     disks: disks::Disks,
+    sockets: Arc<HostSockets>,
 }
 
 #[derive(Debug)]
@@ -101,13 +103,14 @@ struct Exec {
 
 impl Containers {
     /// None yet.
-    pub(crate) fn new(reaper: Arc<Reaper>, streams: Arc<Streams>) -> Arc<Self> {
+    pub(crate) fn new(reaper: Arc<Reaper>, streams: Arc<Streams>, sockets: Arc<HostSockets>) -> Arc<Self> {
         Arc::new(Self {
             map: Mutex::new(HashMap::new()),
             reaper,
             streams,
             volumes: Arc::default(),
             disks: disks::Disks::default(),
+            sockets,
         })
     }
 
@@ -290,7 +293,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_there_is_not_found() {
-        let containers = Containers::new(Arc::default(), Arc::default());
+        let containers = Containers::new(Arc::default(), Arc::default(), Arc::default());
         assert!(matches!(containers.wait("c", "").await, Err(ContainerError::NoContainer { .. })));
         assert!(matches!(containers.signal("c", "", 9, true), Err(ContainerError::NoContainer { .. })));
         assert!(matches!(containers.pids("c"), Err(ContainerError::NoContainer { .. })));

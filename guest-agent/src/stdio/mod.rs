@@ -21,6 +21,7 @@ use tokio_vsock::{VsockListener, VsockStream};
 pub(crate) use hub::{Hub, StreamKey};
 
 use crate::helper::{Stdio, null};
+use crate::host_sockets::HostSockets;
 use crate::listen;
 use crate::pty::{self, ConsoleSocket, PtyError};
 
@@ -42,22 +43,25 @@ pub(crate) enum StdioError {
 }
 
 /// Accepts stream connections for as long as the runtime lives.
-pub(crate) async fn accept(listener: VsockListener, hub: Arc<Streams>) {
+pub(crate) async fn accept(listener: VsockListener, hub: Arc<Streams>, sockets: Arc<HostSockets>) {
     let mut connections = std::pin::pin!(listen::from_host(listener));
     while let Some(connection) = connections.next().await {
         match connection {
-            Ok(connection) => drop(tokio::spawn(introduce(connection, Arc::clone(&hub)))),
+            Ok(connection) => {
+                drop(tokio::spawn(introduce(connection, Arc::clone(&hub), Arc::clone(&sockets))))
+            }
             Err(error) => tracing::warn!(%error, "a stream connection failed"),
         }
     }
 }
 
-async fn introduce(mut connection: VsockStream, hub: Arc<Streams>) {
+async fn introduce(mut connection: VsockStream, hub: Arc<Streams>, sockets: Arc<HostSockets>) {
     let header =
         tokio::time::timeout(HEADER_LIMIT, frame::read_message::<_, StreamHeader>(&mut connection)).await;
     match header {
         Ok(Ok(header)) => match header.kind.enum_value() {
             Ok(Kind::FORWARD) => crate::forward::serve(connection, header.port).await,
+            Ok(Kind::HOST_SOCKET) => sockets.offer(header.container_id, header.socket, connection),
             Ok(kind @ (Kind::STDIN | Kind::STDOUT | Kind::STDERR)) => {
                 let key = StreamKey { container: header.container_id, exec: header.exec_id, kind };
                 tracing::trace!(%key, "connected");

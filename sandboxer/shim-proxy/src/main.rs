@@ -8,6 +8,7 @@
 //! | [`pod`], [`lifecycle`] | containers and execs; the state machine that decides, the actions that follow |
 //! | [`stdio`] | containerd's FIFOs or streams, and the guest's |
 //! | [`forward`] | port-forward: localhost of the pod's network namespace, led into the guest |
+//! | [`sockets`] | unix sockets of the host, led to from the guest |
 //! | [`agent`], [`dial`], [`control`], [`events`] | links: guest agent, guest ports, sandboxer, containerd's events |
 //! | [`vmm`], [`bundles`] | what is watched: the VMM process, containerd's bundles |
 
@@ -30,6 +31,7 @@ mod logging;
 mod pod;
 mod serve;
 mod shim_service;
+mod sockets;
 mod stdio;
 mod streaming_service;
 mod sys;

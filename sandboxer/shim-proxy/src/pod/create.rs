@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_protocol::agent::CreateContainerRequest;
-use bulkhead_protocol::pod::{PrepareContainerRequest, PrepareContainerResponse};
+use bulkhead_protocol::agent::{self, CreateContainerRequest};
+use bulkhead_protocol::pod::{HostSocket, PrepareContainerRequest, PrepareContainerResponse};
 use containerd_shim_protos::api::Mount;
 use protobuf::Message;
 use tokio::time::{Instant, timeout_at};
@@ -18,6 +18,7 @@ use crate::error::TaskError;
 use crate::flight::Flight;
 use crate::lifecycle::{Event, State};
 use crate::lock::locked;
+use crate::sockets::Sockets;
 use crate::stdio::{self, GuestEnds, HostEnds, Streams};
 
 /// How long a failure that comes at the caller's deadline may wait for its undoing.
@@ -129,8 +130,10 @@ async fn attempt(
 ) -> Result<(u32, Streams), TaskError> {
     let host = HostEnds::open(&new.stdio, &pod.switchboard)?;
     reached.host = true;
-    let prepared = prepare(pod, new, until).await?;
-    let request = guest_request(new, prepared)?;
+    let mut prepared = prepare(pod, new, until).await?;
+    let sockets = std::mem::take(&mut prepared.host_sockets);
+    let shown = sockets.iter().map(shown).collect();
+    let request = CreateContainerRequest { sockets: shown, ..guest_request(new, prepared)? };
     let act = "create the container";
     pod.agent.ready(act, until).await?;
     let vsock = pod.vsock.get().ok_or(TaskError::AgentUnreachable { act })?;
@@ -144,7 +147,20 @@ async fn attempt(
     if pid == 0 {
         return Err(TaskError::AgentNonsense { act, fault: "pid 0" });
     }
-    Ok((pid, Streams::start(host, guest?)))
+    let streams = Streams::start(host, guest?);
+    at.container.set_sockets(Sockets::serve(vsock, &new.id, sockets));
+    Ok((pid, streams))
+}
+
+/// What the guest knows of a socket.
+fn shown(socket: &HostSocket) -> agent::HostSocket {
+    agent::HostSocket {
+        number: socket.number,
+        uid: socket.uid,
+        gid: socket.gid,
+        mode: socket.mode,
+        ..Default::default()
+    }
 }
 
 async fn prepare(

@@ -131,6 +131,7 @@ impl Pod {
         let pod = self.clone();
         tokio::spawn(async move { pod.close_forward().await });
         for container in self.containers() {
+            container.drop_sockets();
             for at in container.everything() {
                 at.process.cut_streams();
                 self.note(&at, Event::Ended(exit));

@@ -16,6 +16,7 @@ use crate::error::TaskError;
 use crate::flight::Flight;
 use crate::lifecycle::{Event, Refusal, State, Step, step};
 use crate::lock::locked;
+use crate::sockets::Sockets;
 use crate::stdio::{self, Streams};
 
 /// A container: its init process and its execs.
@@ -34,6 +35,7 @@ pub(crate) struct Container {
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     oom_watch: Mutex<Option<JoinHandle<()>>>,
+    sockets: Mutex<Option<Sockets>>,
     /// Kept for the creation's event.
     rootfs: Mutex<Vec<Mount>>,
 }
@@ -65,6 +67,7 @@ impl Container {
             init: Process::new(String::new(), stdio),
             execs: Mutex::default(),
             oom_watch: Mutex::default(),
+            sockets: Mutex::default(),
             rootfs: Mutex::new(rootfs),
         })
     }
@@ -109,8 +112,19 @@ impl Container {
         }
     }
 
+    /// Keeps its sockets served.
+    pub(crate) fn set_sockets(&self, sockets: Sockets) {
+        *locked(&self.sockets) = Some(sockets);
+    }
+
+    /// Serves its sockets no more.
+    pub(crate) fn drop_sockets(&self) {
+        drop(locked(&self.sockets).take());
+    }
+
     /// Forgets its execs and ends its watch.
     pub(crate) fn clear(&self) {
+        self.drop_sockets();
         locked(&self.execs).clear();
         if let Some(watch) = locked(&self.oom_watch).take() {
             watch.abort();

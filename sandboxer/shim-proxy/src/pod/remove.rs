@@ -82,6 +82,9 @@ impl Pod {
 /// Deletes a process; the flight behind [`Pod::delete`].
 pub(super) async fn remove(pod: Arc<Pod>, at: At) -> Result<(), TaskError> {
     let until = Instant::now() + clock::DEFAULT_PATIENCE;
+    if at.is_init() {
+        at.container.drop_sockets();
+    }
     let streams = at.process.take_streams();
     if let (Some(mut streams), Some(_ended)) = (streams, at.process.state().exit())
         && !streams.finished(STREAM_PATIENCE).await
@@ -138,6 +141,9 @@ async fn release(pod: &Arc<Pod>, at: &At, until: Instant) -> Result<(), TaskErro
 /// Takes back a creation, as far as it came. What cannot be taken back is logged, and left to the sandboxer's
 /// reconciler, which sees from [`Pod::containers`] that we do not hold it.
 pub(super) async fn undo(pod: &Arc<Pod>, at: &At, guest: bool, host: bool) {
+    if at.is_init() {
+        at.container.drop_sockets();
+    }
     let until = Instant::now() + CLEANUP_PATIENCE;
     if guest && let Err(error) = delete_in_guest(pod, at, until).await {
         warn!(process = at.name(), error = chain(&error), "the guest still holds it");
