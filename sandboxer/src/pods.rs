@@ -3,12 +3,13 @@
 //! ttrpc drops a handler with its connection, so everything that changes something runs in a task of its own.
 
 use std::future::Future;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bulkhead_protocol::pod::{
-    ContainerKey, ContainerStartedRequest, Nothing, PrepareContainerRequest, PrepareContainerResponse,
-    UpdateContainerRequest, Version,
+    ContainerKey, ContainerStartedRequest, HostSocket, Nothing, PrepareContainerRequest,
+    PrepareContainerResponse, UpdateContainerRequest, Version,
 };
 use bulkhead_protocol::pod_ttrpc::{Pod, create_pod};
 use bulkhead_protocol::version;
@@ -65,6 +66,7 @@ impl Pod for Pods {
         Ok(PrepareContainerResponse {
             guest_spec: prepared.spec,
             guest_rootfs: prepared.rootfs,
+            host_sockets: prepared.sockets.into_iter().map(host_socket).collect(),
             ..Default::default()
         })
     }
@@ -137,5 +139,16 @@ fn container_request(id: ContainerId, request: PrepareContainerRequest) -> Conta
         bundle: request.bundle.into(),
         rootfs: rootfs.collect(),
         stdio: [request.stdin, request.stdout, request.stderr],
+    }
+}
+
+fn host_socket(socket: vmm_actors::mounts::HostSocket) -> HostSocket {
+    HostSocket {
+        number: socket.number,
+        path: socket.path.into_os_string().into_vec(),
+        uid: socket.uid,
+        gid: socket.gid,
+        mode: socket.mode,
+        ..Default::default()
     }
 }

@@ -13,9 +13,9 @@ mod tests;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocol::SHARE_DIR;
+use bulkhead_protocol::{SHARE_DIR, SOCKET_DIR};
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Root, Spec,
+    Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
 };
 
 pub use error::SpecError;
@@ -107,6 +107,36 @@ pub fn for_guest(config: &[u8], target: Target<'_>) -> Result<GuestSpec, SpecErr
         .set_vm(None);
     let spec_json = serde_json::to_vec(&spec).map_err(|source| SpecError::Write { source })?;
     Ok(GuestSpec { spec_json, rootfs, binds: planned.binds, notes })
+}
+
+impl GuestSpec {
+    /// Gives these of the binds the agent's sockets as sources instead of paths in the share. The guest sees to
+    /// read-only for them, because nothing is mounted on the host.
+    ///
+    /// # Errors
+    /// [`SpecError::Parse`], [`SpecError::Write`]: not of a spec that [`for_guest`] made.
+    pub fn take_sockets(&mut self, container_id: &str, numbers: &[u32]) -> Result<(), SpecError> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let parse = |source| SpecError::Parse { source };
+        let mut spec: Spec = serde_json::from_slice(&self.spec_json).map_err(parse)?;
+        let mut mounts = spec.mounts().clone().unwrap_or_default();
+        let sockets = Path::new(SOCKET_DIR).join(container_id);
+        for bind in self.binds.iter().filter(|bind| numbers.contains(&bind.index)) {
+            let is_it = |mount: &&mut Mount| mount.source().as_ref() == Some(&bind.guest_path);
+            for mount in mounts.iter_mut().filter(is_it) {
+                mount.set_source(Some(sockets.join(bind.index.to_string())));
+                if bind.read_only != ReadOnly::Nothing {
+                    let options = mount.options().iter().flatten().cloned().chain(["ro".to_owned()]);
+                    mount.set_options(Some(options.collect()));
+                }
+            }
+        }
+        spec.set_mounts(Some(mounts));
+        self.spec_json = serde_json::to_vec(&spec).map_err(|source| SpecError::Write { source })?;
+        Ok(())
+    }
 }
 
 fn refuse_hooks(hooks: Option<&Hooks>) -> Result<(), SpecError> {

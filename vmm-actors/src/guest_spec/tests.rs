@@ -114,6 +114,21 @@ fn binds_come_in_through_the_share() {
 }
 
 #[test]
+fn a_socket_comes_from_the_agent() {
+    let (before, mut guest) = accepted(&containerd_spec());
+    guest.take_sockets("c1", &[]).unwrap();
+    guest.take_sockets("c1", &[1]).unwrap();
+    let after: Value = serde_json::from_slice(&guest.spec_json).unwrap();
+    let (before, after) = (before["mounts"].as_array().unwrap(), after["mounts"].as_array().unwrap());
+    let changed: Vec<_> = before.iter().zip(after).filter(|(before, after)| before != after).collect();
+    let [(_, socket)] = changed.as_slice() else { panic!("{changed:?}") };
+    assert_eq!(socket["destination"], "/data");
+    assert_eq!(socket["source"], "/run/bulkhead/sockets/c1/1");
+    assert_eq!(socket["options"], json!(["rbind", "rslave", "ro"]), "nobody else sees to ro");
+    assert_eq!(before.len(), after.len());
+}
+
+#[test]
 fn all_of_a_volume_is_read_only_where_asked() {
     let mut spec = containerd_spec();
     spec["mounts"][8]["options"] = json!(["rbind", "rprivate", "rro"]);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use actix::Message;
 use serde::{Deserialize, Serialize};
 
-use super::MountsError;
+use super::{HostSocket, MountsError};
 use crate::ask::Reply;
 use crate::host::process::ProcessIdentity;
 use crate::id::ContainerId;
@@ -95,4 +95,6 @@ pub struct PreparedMounts {
     pub rootfs: PathBuf,
     /// The same for each volume, in the order in which they were given.
     pub binds: Vec<PathBuf>,
+    /// Those of the volumes that are unix sockets: nothing is mounted for them.
+    pub sockets: Vec<HostSocket>,
 }

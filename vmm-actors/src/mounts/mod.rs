@@ -13,18 +13,22 @@
 //! One kind of volume is not mounted in the view but in the file server's own mount namespace: one that has mounts
 //! below it and gets no news of them. Here it would keep the host from removing a directory that it has unmounted.
 //!
+//! A unix socket is no volume at all: it is described for the shim proxy, which connects to it for the guest.
+//!
 //! Every name follows from ids: `<container>/rootfs` and `<container>/mounts/<number>`, which is a link where several
 //! containers may have the same volume. What a crash leaves is found in the kernel's own list.
 
 mod actor;
 mod messages;
 mod options;
+mod sockets;
 mod tree;
 mod volumes;
 
 pub use actor::Mounts;
 pub use messages::{BindMount, Close, FileServer, Open, Prepare, PreparedMounts, Release, RootfsMount};
 pub use options::OptionError;
+pub use sockets::{HostSocket, SocketKind};
 pub use tree::{close, open, prepare, prepare_for, release};
 
 use std::io;
@@ -118,14 +122,17 @@ pub enum MountsError {
         /// Why not.
         source: io::Error,
     },
-    /// A unix socket of the host: what listens there is no process of the guest.
+    /// A unix socket of the host that carries no stream of bytes, which is all that can be led out of a guest.
     #[error(
-        "{} is a unix socket of the host and cannot be reached from a VM; take the volume out of container {container}",
+        "{} is a {kind} unix socket of the host, and only stream sockets can be reached from a VM; take the volume \
+         out of container {container}",
         path.display()
     )]
     HostSocket {
         /// The socket.
         path: PathBuf,
+        /// What it is instead.
+        kind: SocketKind,
         /// The container.
         container: ContainerId,
     },

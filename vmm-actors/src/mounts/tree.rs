@@ -1,6 +1,6 @@
 //! The four things the actor does, each on its own so that a successor can do them without one.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
@@ -11,7 +11,8 @@ use bulkhead_protocol::SHARE_DIR;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::options::{self, Kind};
-use super::{BindMount, FileServer, MountsError, PreparedMounts, RootfsMount, volumes};
+use super::volumes::{self, Volume};
+use super::{BindMount, FileServer, HostSocket, MountsError, PreparedMounts, RootfsMount, sockets};
 use crate::host::dir::{self, PrivateDir};
 use crate::host::mount::{self, BindFlags, Mount, Propagation, attribute};
 use crate::host::mount_ns::MountNs;
@@ -103,9 +104,15 @@ async fn prepare_all(
         for mount in &rootfs {
             made.0.push(place.mount_rootfs(mount)?);
         }
-        let mut apart = Vec::new();
+        let (mut apart, mut sockets) = (Vec::new(), Vec::new());
         for bind in &binds {
-            let volume = place.volume(bind)?;
+            let volume = match place.source(bind)? {
+                Source::Volume(volume) => volume,
+                Source::Socket(socket) => {
+                    sockets.push(socket);
+                    continue;
+                }
+            };
             if !volume.is_in_the_way()? {
                 made.0.extend(volumes::attach(&place.share, &place.container, &volume.alone())?);
                 continue;
@@ -124,7 +131,7 @@ async fn prepare_all(
         }
         made.keep();
         directory.keep();
-        Ok(place.seen_by_guest(&binds))
+        Ok(place.seen_by_guest(&binds, sockets))
     })
     .await
 }
@@ -229,41 +236,10 @@ impl Drop for Undo {
     }
 }
 
-/// A volume, ready to be mounted.
-pub(super) struct Volume {
-    pub(super) number: u32,
-    pub(super) source: PathBuf,
-    pub(super) flags: BindFlags,
-    is_dir: bool,
-}
-
-impl Volume {
-    /// Makes what it is mounted on.
-    pub(super) fn make_point(&self, point: &Path) -> Result<(), MountsError> {
-        if self.is_dir {
-            return make_directory(point);
-        }
-        let made = File::create(point).map(drop);
-        made.map_err(|source| MountsError::MakeMountPoint { path: point.to_owned(), source })
-    }
-
-    /// The same where nothing is mounted below a private volume: then it does not matter how that would be treated.
-    fn alone(mut self) -> Self {
-        if self.flags.propagation == Propagation::Private {
-            self.flags.recursive = false;
-            self.flags.recursive_read_only = false;
-        }
-        self
-    }
-
-    /// Whether copies of mounts below it would stay when the host unmounts those, and their directories be busy.
-    fn is_in_the_way(&self) -> Result<bool, MountsError> {
-        if !self.flags.recursive || self.flags.propagation == Propagation::Slave {
-            return Ok(false);
-        }
-        let source = fs::canonicalize(&self.source).unwrap_or_else(|_gone| self.source.clone());
-        Ok(mounts_below(&source)?.iter().any(|path| *path != source))
-    }
+/// What a container gets of a path of the host.
+enum Source {
+    Volume(Volume),
+    Socket(HostSocket),
 }
 
 /// One container's part of the share.
@@ -307,7 +283,7 @@ impl Place {
         self.mount(source, &target, kind)
     }
 
-    fn volume(&self, bind: &BindMount) -> Result<Volume, MountsError> {
+    fn source(&self, bind: &BindMount) -> Result<Source, MountsError> {
         let flags = options::bind(&bind.options)
             .map_err(|source| MountsError::Options { source_path: bind.source.clone(), source })?;
         let metadata = fs::metadata(&bind.source).map_err(|source| MountsError::FindSource {
@@ -317,12 +293,11 @@ impl Place {
             source,
         })?;
         if metadata.file_type().is_socket() {
-            let (path, container) = (bind.source.clone(), self.container.clone());
-            return Err(MountsError::HostSocket { path, container });
+            return sockets::describe(bind, &metadata, &self.container).map(Source::Socket);
         }
         let flags = self.keep_out(&bind.source, flags);
         let (number, source) = (bind.number, bind.source.clone());
-        Ok(Volume { number, source, flags, is_dir: metadata.is_dir() })
+        Ok(Source::Volume(Volume { number, source, flags, is_dir: metadata.is_dir() }))
     }
 
     /// Where a volume of this container alone is mounted.
@@ -377,12 +352,13 @@ impl Place {
         MountsError::ResolveTarget { target: inner.into(), container: self.container.clone(), source }
     }
 
-    fn seen_by_guest(&self, binds: &[BindMount]) -> PreparedMounts {
+    fn seen_by_guest(&self, binds: &[BindMount], sockets: Vec<HostSocket>) -> PreparedMounts {
         let container = Path::new(SHARE_DIR).join(self.container.as_str());
         let mounts = container.join("mounts");
         PreparedMounts {
             rootfs: container.join("rootfs"),
             binds: binds.iter().map(|bind| mounts.join(bind.number.to_string())).collect(),
+            sockets,
         }
     }
 }

@@ -8,20 +8,57 @@
 //! a link to it goes. What a volume is a mount of lies in `shared.ids/<number>`, beside the share and not in it.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::MountsError;
-use super::tree::{Volume, backing, blocking, make_directory, mounts_below, unmount_below};
-use crate::host::mount::Mount;
+use super::tree::{backing, blocking, make_directory, mounts_below, unmount_below};
+use crate::host::mount::{BindFlags, Mount, Propagation};
 use crate::id::ContainerId;
 
 /// No container is called so: ids begin with a letter or a digit.
 const DIR: &str = ".volumes";
 /// From `<container>/mounts/<number>` to [`DIR`].
 const UP: &str = "../..";
+
+/// A volume, ready to be mounted.
+pub(super) struct Volume {
+    pub(super) number: u32,
+    pub(super) source: PathBuf,
+    pub(super) flags: BindFlags,
+    pub(super) is_dir: bool,
+}
+
+impl Volume {
+    /// Makes what it is mounted on.
+    pub(super) fn make_point(&self, point: &Path) -> Result<(), MountsError> {
+        if self.is_dir {
+            return make_directory(point);
+        }
+        let made = File::create(point).map(drop);
+        made.map_err(|source| MountsError::MakeMountPoint { path: point.to_owned(), source })
+    }
+
+    /// The same where nothing is mounted below a private volume: then it does not matter how that would be treated.
+    pub(super) fn alone(mut self) -> Self {
+        if self.flags.propagation == Propagation::Private {
+            self.flags.recursive = false;
+            self.flags.recursive_read_only = false;
+        }
+        self
+    }
+
+    /// Whether copies of mounts below it would stay when the host unmounts those, and their directories be busy.
+    pub(super) fn is_in_the_way(&self) -> Result<bool, MountsError> {
+        if !self.flags.recursive || self.flags.propagation == Propagation::Slave {
+            return Ok(false);
+        }
+        let source = fs::canonicalize(&self.source).unwrap_or_else(|_gone| self.source.clone());
+        Ok(mounts_below(&source)?.iter().any(|path| *path != source))
+    }
+}
 
 /// Where it is written down what each volume is a mount of.
 pub(super) fn notes(share: &Path) -> PathBuf {

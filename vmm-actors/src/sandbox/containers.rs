@@ -201,18 +201,27 @@ async fn read_spec(
 async fn make_mounts(
     (mounts, server): (&actix::Addr<mounts::Mounts>, Option<mounts::FileServer>),
     request: ContainerRequest,
-    spec: GuestSpec,
+    mut spec: GuestSpec,
 ) -> Result<PreparedContainer, SandboxError> {
     let ContainerRequest { id, rootfs, .. } = request;
-    let GuestSpec { spec_json, rootfs: guest_rootfs, binds, .. } = spec;
     let container = id.clone();
-    let binds = binds.into_iter().map(bind_mount).collect();
+    let binds = spec.binds.iter().map(bind_mount).collect();
     let asked = ask(mounts, |reply| mounts::Prepare { container: id, rootfs, binds, server, reply });
-    asked.await.map_err(|failed| SandboxError::Mount { container, reason: chain(&failed) })?;
-    Ok(PreparedContainer { spec: spec_json, rootfs: guest_rootfs.to_string_lossy().into_owned() })
+    let made = asked
+        .await
+        .map_err(|failed| SandboxError::Mount { container: container.clone(), reason: chain(&failed) })?;
+    let numbers: Vec<u32> = made.sockets.iter().map(|socket| socket.number).collect();
+    if let Err(source) = spec.take_sockets(container.as_str(), &numbers) {
+        if let Err(left) = release_mounts(mounts, &container).await {
+            warn!(%container, error = chain(&left), "mounts are left");
+        }
+        return Err(SandboxError::Spec { container, source });
+    }
+    let rootfs = spec.rootfs.to_string_lossy().into_owned();
+    Ok(PreparedContainer { spec: spec.spec_json, rootfs, sockets: made.sockets })
 }
 
-fn bind_mount(bind: Bind) -> mounts::BindMount {
+fn bind_mount(bind: &Bind) -> mounts::BindMount {
     let mut options = vec![if bind.recursive { "rbind" } else { "bind" }.to_owned()];
     match bind.read_only {
         ReadOnly::Nothing => {}
@@ -223,7 +232,7 @@ fn bind_mount(bind: Bind) -> mounts::BindMount {
         Propagation::Private => options.push("rprivate".to_owned()),
         Propagation::FromHost => options.push("rslave".to_owned()),
     }
-    mounts::BindMount { source: bind.source, number: bind.index, options }
+    mounts::BindMount { source: bind.source.clone(), number: bind.index, options }
 }
 
 async fn release_mounts(mounts: &actix::Addr<mounts::Mounts>, id: &ContainerId) -> Result<(), SandboxError> {

@@ -139,6 +139,8 @@ pub struct PreparedContainer {
     pub spec: Vec<u8>,
     /// Root file system as the guest sees it.
     pub rootfs: String,
+    /// Unix sockets of the host that the container has.
+    pub sockets: Vec<crate::mounts::HostSocket>,
 }
 
 /// Undo [`PrepareContainer`]. Unknown containers are fine.

@@ -8,6 +8,8 @@
 
 mod dial;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +54,7 @@ impl Sockets {
         let mut served = JoinSet::new();
         for socket in sockets {
             let door = Door { vsock: vsock.into(), container: container.into(), number: socket.number };
-            served.spawn(serve(door, PathBuf::from(socket.path)));
+            served.spawn(serve(door, PathBuf::from(OsString::from_vec(socket.path))));
         }
         Self(served)
     }

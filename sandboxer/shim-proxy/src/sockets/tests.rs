@@ -45,7 +45,7 @@ impl Guest {
                 drop(offer.send(stream));
             }
         });
-        let path = dir.path().join("server").to_str().unwrap().to_owned();
+        let path = dir.path().join("server").into_os_string().into_vec();
         let socket = HostSocket { number: 3, path, ..Default::default() };
         let sockets = Sockets::serve(&vsock, "c1", vec![socket]);
         Self { dir, offered, _sockets: sockets }
