@@ -43,6 +43,7 @@ mod deaths;
 mod floods;
 mod harness;
 mod host_memory;
+mod host_sockets;
 mod lifecycle;
 mod namespaces;
 mod old_containerd;

@@ -35,6 +35,7 @@ struct World {
     ooms: HashMap<String, u64>,
     stdio: HashMap<Key, Stdio>,
     exec_specs: HashMap<Key, Vec<u8>>,
+    sockets: Vec<HostSocket>,
 }
 
 #[derive(Default)]
@@ -217,6 +218,11 @@ impl FakeAgent {
         self.change(|world| *world.ooms.entry(container.to_owned()).or_default() += 1);
     }
 
+    /// What sockets the last container was to be shown.
+    pub(crate) fn sockets(&self) -> Vec<HostSocket> {
+        self.world.lock().unwrap().sockets.clone()
+    }
+
     /// What stdio it was told of.
     pub(crate) fn stdio(&self, container: &str, exec: &str) -> Stdio {
         let key = (container.to_owned(), exec.to_owned());
@@ -281,6 +287,7 @@ impl Agent for FakeAgent {
             }
             world.next_pid += 1;
             let pid = world.next_pid;
+            world.sockets = request.sockets;
             world.stdio.insert(key.clone(), request.stdio.unwrap_or_default());
             world.processes.insert(key, Process { pid, ..Default::default() });
             let pid = if world.zero_pid { 0 } else { pid };

@@ -17,6 +17,7 @@ struct World {
     calls: Vec<String>,
     prepared: BTreeSet<String>,
     failing: Option<Code>,
+    sockets: Vec<HostSocket>,
 }
 
 /// The service, as the test sees it; it outlives its server, as records outlive a sandboxer.
@@ -65,6 +66,11 @@ impl FakeSandboxer {
         self.world.lock().unwrap().failing = Some(code);
     }
 
+    /// Every container from now on has these.
+    pub(crate) fn give(&self, sockets: Vec<HostSocket>) {
+        self.world.lock().unwrap().sockets = sockets;
+    }
+
     /// What has been called, in order, with the container.
     pub(crate) fn calls(&self) -> Vec<String> {
         self.world.lock().unwrap().calls.clone()
@@ -102,6 +108,7 @@ impl Pod for FakeSandboxer {
         world.prepared.insert(request.container_id.clone());
         Ok(PrepareContainerResponse {
             guest_spec: b"{}".to_vec(),
+            host_sockets: world.sockets.clone(),
             guest_rootfs: format!("/run/bulkhead/share/{}/rootfs", request.container_id),
             ..Default::default()
         })

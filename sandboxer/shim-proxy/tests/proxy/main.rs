@@ -16,4 +16,5 @@ mod fake_sandboxer;
 mod faults;
 mod rig;
 mod size;
+mod sockets;
 mod stdio;
