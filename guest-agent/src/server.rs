@@ -141,7 +141,7 @@ fn prepare_setup(modules: &[String], ready: &watch::Sender<Readiness>) {
     ready.send_replace(Readiness::Setup);
 }
 
-/// Modules for devices that are plugged in later. Nobody waits for them, so they yield to the pod.
+/// Modules that nobody waits for: they yield to the pod.
 fn load_rest(modules: &[String]) {
     // The calling thread only, setpriority(2).
     if let Err(error) = rustix::process::setpriority_process(None, LEAST) {

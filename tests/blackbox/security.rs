@@ -183,6 +183,12 @@ async fn a_privileged_container_owns_its_guest_and_nothing_of_the_node() {
     cri.exec(&container.id, "echo 7 > /proc/sys/vm/swappiness && test $(cat /proc/sys/vm/swappiness) = 7")
         .await;
     cri.exec(&container.id, "test -w /sys/kernel/uevent_helper || mount | grep ' /sys ' | grep rw").await;
+    // Neither module is loaded at boot: the guest's kernel asks for them.
+    let layers = "cd /tmp && mkdir lower upper work merged && echo below > lower/f && \
+        mount -t overlay none merged -o lowerdir=lower,upperdir=upper,workdir=work && cat merged/f && umount merged";
+    let script = format!("mount -t tmpfs none /tmp && ({layers}) && umount /tmp");
+    assert_eq!(cri.exec(&container.id, &script).await, "below\n");
+    cri.exec(&container.id, "ip link add name br0 type bridge && ip link del br0").await;
     // Devices of the guest, in working order.
     cri.exec(&container.id, "test -c /dev/kmsg && head -c 10 /dev/kmsg > /dev/null").await;
     cri.exec(&container.id, "test -c /dev/fuse || test -c /dev/mem").await;
