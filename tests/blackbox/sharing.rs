@@ -45,6 +45,8 @@ async fn a_volume_is_the_same_for_every_container_of_the_pod() {
     }
     assert_eq!(std::fs::read_to_string(volume.join("moved")).unwrap(), "first\nsecond\n");
     a_socket_works_between(cri, (&one, "/data/log"), (&two, "/other/place/log")).await;
+    // Who came after one that may write has the same mount, and reads only.
+    a_socket_works_between(cri, (&one, "/data/log2"), (&reader, "/in/log2")).await;
     // It stays when one of them goes, and is the same for one that comes back.
     cri.stop(&one.id, 0).await;
     cri.remove(&one.id).await;

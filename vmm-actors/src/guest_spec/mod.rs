@@ -110,24 +110,33 @@ pub fn for_guest(config: &[u8], target: Target<'_>) -> Result<GuestSpec, SpecErr
 }
 
 impl GuestSpec {
-    /// Gives these of the binds the agent's sockets as sources instead of paths in the share. The guest sees to
-    /// read-only for them, because nothing is mounted on the host.
+    /// Heeds what the host has made of the binds. Those that are unix sockets get the agent's as sources; they, and
+    /// those in `read_only` (both by [`Bind::index`]), are read-only by the guest where they are to be, because the
+    /// host does not see to it.
     ///
     /// # Errors
     /// [`SpecError::Parse`], [`SpecError::Write`]: not of a spec that [`for_guest`] made.
-    pub fn take_sockets(&mut self, container_id: &str, numbers: &[u32]) -> Result<(), SpecError> {
-        if numbers.is_empty() {
+    pub fn settle(
+        &mut self,
+        container_id: &str,
+        sockets: &[u32],
+        read_only: &[u32],
+    ) -> Result<(), SpecError> {
+        if sockets.is_empty() && read_only.is_empty() {
             return Ok(());
         }
         let parse = |source| SpecError::Parse { source };
         let mut spec: Spec = serde_json::from_slice(&self.spec_json).map_err(parse)?;
         let mut mounts = spec.mounts().clone().unwrap_or_default();
-        let sockets = Path::new(SOCKET_DIR).join(container_id);
-        for bind in self.binds.iter().filter(|bind| numbers.contains(&bind.index)) {
+        let dir = Path::new(SOCKET_DIR).join(container_id);
+        for bind in &self.binds {
+            let (is_socket, is_shared) = (sockets.contains(&bind.index), read_only.contains(&bind.index));
             let is_it = |mount: &&mut Mount| mount.source().as_ref() == Some(&bind.guest_path);
             for mount in mounts.iter_mut().filter(is_it) {
-                mount.set_source(Some(sockets.join(bind.index.to_string())));
-                if bind.read_only != ReadOnly::Nothing {
+                if is_socket {
+                    mount.set_source(Some(dir.join(bind.index.to_string())));
+                }
+                if (is_socket || is_shared) && bind.read_only != ReadOnly::Nothing {
                     let options = mount.options().iter().flatten().cloned().chain(["ro".to_owned()]);
                     mount.set_options(Some(options.collect()));
                 }

@@ -37,8 +37,9 @@ pub struct Bind {
     pub propagation: Propagation,
 }
 
-/// What of a volume is read-only. The host sees to it: a read-only mount in the guest would make those that appear
-/// below it read-only too, which only [`ReadOnly::Below`] asks for.
+/// What of a volume is read-only. The host sees to it, but where another container may write to the same volume and
+/// nothing can be mounted below it: a read-only mount in the guest would make those that appear below it read-only
+/// too, which only [`ReadOnly::Below`] asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadOnly {
     /// Nothing.

@@ -116,8 +116,8 @@ fn binds_come_in_through_the_share() {
 #[test]
 fn a_socket_comes_from_the_agent() {
     let (before, mut guest) = accepted(&containerd_spec());
-    guest.take_sockets("c1", &[]).unwrap();
-    guest.take_sockets("c1", &[1]).unwrap();
+    guest.settle("c1", &[], &[]).unwrap();
+    guest.settle("c1", &[1], &[]).unwrap();
     let after: Value = serde_json::from_slice(&guest.spec_json).unwrap();
     let (before, after) = (before["mounts"].as_array().unwrap(), after["mounts"].as_array().unwrap());
     let changed: Vec<_> = before.iter().zip(after).filter(|(before, after)| before != after).collect();
@@ -126,6 +126,21 @@ fn a_socket_comes_from_the_agent() {
     assert_eq!(socket["source"], "/run/bulkhead/sockets/c1/1");
     assert_eq!(socket["options"], json!(["rbind", "rslave", "ro"]), "nobody else sees to ro");
     assert_eq!(before.len(), after.len());
+}
+
+#[test]
+fn the_guest_sees_to_read_only_where_the_host_does_not() {
+    let (_, mut guest) = accepted(&containerd_spec());
+    guest.settle("c1", &[], &[0, 1]).unwrap();
+    let after: Value = serde_json::from_slice(&guest.spec_json).unwrap();
+    let find = |at: &str| {
+        let mounts = after["mounts"].as_array().unwrap();
+        mounts.iter().find(|mount| mount["destination"] == at).unwrap().clone()
+    };
+    assert_eq!(find("/data")["options"], json!(["rbind", "rslave", "ro"]));
+    assert_eq!(find("/data")["source"], "/run/bulkhead/share/c1/mounts/1");
+    let writable = find("/etc/hosts")["options"].as_array().unwrap().clone();
+    assert!(!writable.contains(&json!("ro")), "{writable:?}");
 }
 
 #[test]

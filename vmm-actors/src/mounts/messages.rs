@@ -97,4 +97,6 @@ pub struct PreparedMounts {
     pub binds: Vec<PathBuf>,
     /// Those of the volumes that are unix sockets: nothing is mounted for them.
     pub sockets: Vec<HostSocket>,
+    /// Numbers of those volumes that the container may only read while the share has them writable, for another.
+    pub read_only_in_guest: Vec<u32>,
 }

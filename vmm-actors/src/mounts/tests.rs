@@ -161,28 +161,36 @@ fn containers_share_a_volume_and_it_goes_with_the_last_of_them() {
         let host = dir.join("host");
         let take = async |name: &str, options: &str| {
             let volume = volume(0, &host, options);
-            prepare(&share, id(name), vec![overlay(dir)], vec![volume]).await.unwrap();
-            fs::read_link(share.join(name).join("mounts/0")).unwrap()
+            let prepared = prepare(&share, id(name), vec![overlay(dir)], vec![volume]).await.unwrap();
+            let read_only_in_guest = prepared.read_only_in_guest == [0];
+            (fs::read_link(share.join(name).join("mounts/0")).unwrap(), read_only_in_guest)
         };
         let early = take("early", "bind,ro").await;
-        let one = take("one", "bind,rw").await;
-        assert_ne!(early, one, "what nobody may write to is read-only here");
-        assert_eq!(take("two", "bind").await, one);
-        assert_eq!(take("reader", "rbind,rro").await, take("again", "bind,ro").await);
-        assert_eq!(take("tree", "rbind").await, one, "there is nothing below it");
+        let (one, _) = take("one", "bind,rw").await;
+        assert_ne!(early, (one.clone(), true), "what nobody may write to is read-only here");
+        assert!(!early.1, "and the guest need not see to it");
+        assert_eq!(take("two", "bind").await, (one.clone(), false));
+        for (name, options) in [("reader", "rbind,rro"), ("again", "bind,ro")] {
+            assert_eq!(take(name, options).await, (one.clone(), true), "the guest sees to it");
+        }
+        let (other, in_guest) = take("slave", "bind,ro,rslave").await;
+        assert!(other != one && !in_guest, "what comes below it later may be writable");
+        let (other, in_guest) = take("careful", "bind,ro,noexec").await;
+        assert!(other != one && !in_guest, "more than who may write is different");
+        assert_eq!(take("tree", "rbind").await, (one.clone(), false), "there is nothing below it");
         assert_eq!(
             fs::write(share.join("early/mounts/0/y"), "").unwrap_err().kind(),
             ErrorKind::ReadOnlyFilesystem
         );
         fs::write(share.join("two/mounts/0/y"), "").unwrap();
-        for name in ["one", "early", "reader", "again", "tree"] {
+        for name in ["one", "early", "slave", "careful", "again", "tree", "reader"] {
             release(&share, &id(name)).await.unwrap();
             assert!(share.join("two/mounts/0/file").exists(), "{name} took it away");
         }
         // Another directory of the same name is another volume.
         fs::rename(&host, dir.join("old")).unwrap();
         file(&dir.join("host/other"), "");
-        assert_ne!(take("new", "bind").await, one);
+        assert_ne!(take("new", "bind").await.0, one);
         assert!(share.join("new/mounts/0/other").exists());
         for name in ["new", "two"] {
             release(&share, &id(name)).await.unwrap();
@@ -206,7 +214,8 @@ fn a_socket_of_the_host_is_described_and_not_mounted() {
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o620)).unwrap();
         std::os::unix::fs::chown(&path, Some(12), Some(34)).unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        let binds = vec![volume(0, &path, "bind"), volume(1, &dir.join("snap"), "bind"), volume(2, &link, "ro")];
+        let binds =
+            vec![volume(0, &path, "bind"), volume(1, &dir.join("snap"), "bind"), volume(2, &link, "ro")];
         let prepared = prepare(&share, id("c1"), vec![overlay(dir)], binds).await.unwrap();
         let described = |number| HostSocket { number, path: path.clone(), uid: 12, gid: 34, mode: 0o620 };
         assert_eq!(prepared.sockets, [described(0), described(2)]);

@@ -104,17 +104,21 @@ async fn prepare_all(
         for mount in &rootfs {
             made.0.push(place.mount_rootfs(mount)?);
         }
-        let (mut apart, mut sockets) = (Vec::new(), Vec::new());
+        let mut apart = Vec::new();
+        let mut prepared = place.seen_by_guest(&binds);
         for bind in &binds {
             let volume = match place.source(bind)? {
                 Source::Volume(volume) => volume,
                 Source::Socket(socket) => {
-                    sockets.push(socket);
+                    prepared.sockets.push(socket);
                     continue;
                 }
             };
             if !volume.is_in_the_way()? {
-                made.0.extend(volumes::attach(&place.share, &place.container, &volume.alone())?);
+                let volume = volume.alone();
+                let attached = volumes::attach(&place.share, &place.container, &volume)?;
+                made.0.extend(attached.made);
+                prepared.read_only_in_guest.extend(attached.is_read_only_in_guest.then_some(volume.number));
                 continue;
             }
             make_directory(&place.backing.join("mounts"))?;
@@ -131,7 +135,7 @@ async fn prepare_all(
         }
         made.keep();
         directory.keep();
-        Ok(place.seen_by_guest(&binds, sockets))
+        Ok(prepared)
     })
     .await
 }
@@ -352,13 +356,14 @@ impl Place {
         MountsError::ResolveTarget { target: inner.into(), container: self.container.clone(), source }
     }
 
-    fn seen_by_guest(&self, binds: &[BindMount], sockets: Vec<HostSocket>) -> PreparedMounts {
+    fn seen_by_guest(&self, binds: &[BindMount]) -> PreparedMounts {
         let container = Path::new(SHARE_DIR).join(self.container.as_str());
         let mounts = container.join("mounts");
         PreparedMounts {
             rootfs: container.join("rootfs"),
             binds: binds.iter().map(|bind| mounts.join(bind.number.to_string())).collect(),
-            sockets,
+            sockets: Vec::new(),
+            read_only_in_guest: Vec::new(),
         }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! To the guest each mount of the share is a file system of its own. Two mounts of one directory would have different
 //! inodes there, and a unix socket, a lock, inotify or shared memory of one container would mean nothing to another.
-//! (Between one that may write and one that may not it still does.)
+//! So a container that may only read gets the mount of one that may write, and the guest sees to it that it only reads:
+//! a guest that has a volume to write to needs no other. One that comes before any that may write has a mount that is
+//! read-only here, which is another file system in the guest, and keeps it.
 //!
 //! `.volumes/<number>` is the mount. `<container>/mounts/<number>` is a link to it, and what keeps it: a volume without
 //! a link to it goes. What a volume is a mount of lies in `shared.ids/<number>`, beside the share and not in it.
@@ -15,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use super::MountsError;
 use super::tree::{backing, blocking, make_directory, mounts_below, unmount_below};
-use crate::host::mount::{BindFlags, Mount, Propagation};
+use crate::host::mount::{BindFlags, Mount, Propagation, attribute};
 use crate::id::ContainerId;
 
 /// No container is called so: ids begin with a letter or a digit.
@@ -50,6 +52,14 @@ impl Volume {
         self
     }
 
+    /// As it would be mounted for a container that may write, if that is all that is different: nothing is below it
+    /// that read-only could mean something else for, now or later.
+    fn writable_instead(&self) -> Option<BindFlags> {
+        let flags = BindFlags { set: self.flags.set & !attribute::RDONLY, ..self.flags };
+        let is_plain = !flags.recursive && flags.propagation == Propagation::Private;
+        (is_plain && flags != self.flags).then_some(flags)
+    }
+
     /// Whether copies of mounts below it would stay when the host unmounts those, and their directories be busy.
     pub(super) fn is_in_the_way(&self) -> Result<bool, MountsError> {
         if !self.flags.recursive || self.flags.propagation == Propagation::Slave {
@@ -65,14 +75,27 @@ pub(super) fn notes(share: &Path) -> PathBuf {
     share.with_extension("ids")
 }
 
-/// Makes a volume appear for a container. The mount, where a new one was needed; it goes with its guard.
+/// How a volume has appeared.
+pub(super) struct Attached {
+    /// The mount, where a new one was needed; it goes with its guard.
+    pub(super) made: Option<Mount>,
+    /// The container may only read, and that is the guest's to see to.
+    pub(super) is_read_only_in_guest: bool,
+}
+
+/// Makes a volume appear for a container.
 pub(super) fn attach(
     share: &Path,
     container: &ContainerId,
     volume: &Volume,
-) -> Result<Option<Mount>, MountsError> {
-    let identity = identity(volume)?;
-    let (name, made) = match find(share, &identity)? {
+) -> Result<Attached, MountsError> {
+    let identity = identity(volume, volume.flags)?;
+    let shared = match volume.writable_instead() {
+        Some(flags) => find(share, &self::identity(volume, flags)?)?,
+        None => None,
+    };
+    let is_read_only_in_guest = shared.is_some();
+    let (name, made) = match shared.map_or_else(|| find(share, &identity), |name| Ok(Some(name)))? {
         Some(name) => (name, None),
         None => mount(share, volume, &identity).map(|(name, mount)| (name, Some(mount)))?,
     };
@@ -81,17 +104,17 @@ pub(super) fn attach(
     let link = links.join(volume.number.to_string());
     symlink(Path::new(UP).join(DIR).join(name), &link)
         .map_err(|source| MountsError::MakeMountPoint { path: link, source })?;
-    Ok(made)
+    Ok(Attached { made, is_read_only_in_guest })
 }
 
 /// Everything that makes a mount of the same path another one. Who may write is part of it: the file server is told, and
 /// not the guest.
-fn identity(volume: &Volume) -> Result<String, MountsError> {
+fn identity(volume: &Volume, flags: BindFlags) -> Result<String, MountsError> {
     let real = fs::canonicalize(&volume.source);
     let found = real.and_then(|real| Ok((fs::metadata(&real)?, real)));
     let (metadata, real) =
         found.map_err(|source| MountsError::MakeMountPoint { path: volume.source.clone(), source })?;
-    Ok(format!("{real:?}\n{:?}\n{}:{}\n", volume.flags, metadata.dev(), metadata.ino()))
+    Ok(format!("{real:?}\n{flags:?}\n{}:{}\n", metadata.dev(), metadata.ino()))
 }
 
 fn find(share: &Path, identity: &str) -> Result<Option<String>, MountsError> {

@@ -211,7 +211,7 @@ async fn make_mounts(
         .await
         .map_err(|failed| SandboxError::Mount { container: container.clone(), reason: chain(&failed) })?;
     let numbers: Vec<u32> = made.sockets.iter().map(|socket| socket.number).collect();
-    if let Err(source) = spec.take_sockets(container.as_str(), &numbers) {
+    if let Err(source) = spec.settle(container.as_str(), &numbers, &made.read_only_in_guest) {
         if let Err(left) = release_mounts(mounts, &container).await {
             warn!(%container, error = chain(&left), "mounts are left");
         }
