@@ -126,8 +126,10 @@ async fn everything_below_is_killed_and_a_neighbour_is_not() {
         let other_procs = create(&other.0, &Limits::default()).unwrap();
         let dir = TempDir::new().unwrap();
         let neighbour = sleeper(&dir, "exec sleep 60", &other_procs);
-        // Forks, ignores what can be ignored, and leaves the session.
-        let process = sleeper(&dir, "trap '' TERM HUP; setsid sleep 61 & setsid sleep 62 & wait", &procs);
+        // Forks, ignores what can be ignored, and leaves the session. It does not wait for the others: it could end by
+        // itself when they are killed first.
+        let process =
+            sleeper(&dir, "trap '' TERM HUP; setsid sleep 61 & setsid sleep 62 & exec sleep 63", &procs);
         let start = Instant::now();
         while find_pids(&pod.0).len() < 3 {
             assert!(start.elapsed() < Duration::from_secs(5), "the children never came");
