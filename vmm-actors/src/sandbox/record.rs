@@ -398,5 +398,4 @@ fn read(path: &Path) -> Result<Record, Broken> {
 }
 
 #[cfg(test)]
-#[path = "record_tests.rs"]
 pub(super) mod tests;

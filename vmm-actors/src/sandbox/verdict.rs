@@ -60,5 +60,4 @@ fn missing(reality: Reality) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-#[path = "verdict_tests.rs"]
 mod tests;
