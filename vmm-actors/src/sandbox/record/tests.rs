@@ -1,3 +1,6 @@
+use std::fs;
+
+use super::store::MAX_BYTES;
 use super::*;
 use crate::registry::CreateSandbox;
 
