@@ -132,6 +132,13 @@ async fn an_agent_of_the_node_is_spoken_to_by_pods_that_have_its_socket() {
     assert_eq!(many.matches("says 4 bytes: many\n").count(), 30, "{many}");
     agent.expect_open(0).await;
     drop(agent);
+
+    // An agent that speaks HTTP/2 and has been there for long: containerd itself.
+    let containerd = mount(&stage.node.containerd_socket(), "/run/containerd/containerd.sock");
+    let ctr = read_only(&stage.node.base().ctr, "/bin/ctr");
+    let operator = cri.start(&pod, sleeper("operator", vec![containerd, ctr])).await;
+    let listed = cri.exec(&operator.id, "ctr --namespace k8s.io containers list --quiet").await;
+    assert!(listed.lines().any(|id| id == operator.id), "{listed}");
     stage.end(&pod).await;
 }
 

@@ -11,7 +11,7 @@ mod dial;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_protocol::agent::stream_header::Kind;
@@ -22,16 +22,20 @@ use bulkhead_protocol::{STREAM_PORT, frame};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
-use tracing::debug;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info};
 
 use crate::error::chain;
+use crate::lock::locked;
 use dial::{Client, DialError};
 
 /// Connections under way at once for each socket; more wait in the queue of the guest's.
 const MOST: usize = 128;
 /// Pause before another stream is offered to a guest that took none, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// A socket that takes nobody is told of no more often than this.
+const COMPLAINTS: Duration = Duration::from_secs(60);
 
 /// Why a client was not, or no longer, served.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +87,28 @@ impl Door {
     }
 }
 
+/// Where the clients of a socket are led.
+struct Target {
+    path: PathBuf,
+    /// When an administrator last heard that it takes nobody: how often is for the guest to decide.
+    complained: Mutex<Option<Instant>>,
+}
+
+impl Target {
+    fn complain(&self, refusal: &Refusal) {
+        let mut complained = locked(&self.complained);
+        let is_due = complained.is_none_or(|last| last.elapsed() > COMPLAINTS);
+        if is_due && matches!(refusal, Refusal::Dial(_)) {
+            *complained = Some(Instant::now());
+            info!(path = %self.path.display(), error = chain(refusal), "a client in the guest is refused");
+        } else {
+            debug!(path = %self.path.display(), error = chain(refusal), "a connection of the guest ended");
+        }
+    }
+}
+
 async fn serve(door: Door, path: PathBuf) {
-    let path: Arc<Path> = path.into();
+    let target = Arc::new(Target { path, complained: Mutex::default() });
     let room = Arc::new(Semaphore::new(MOST));
     let mut connections = JoinSet::new();
     let mut pause = PAUSES.0;
@@ -93,7 +117,7 @@ async fn serve(door: Door, path: PathBuf) {
         match door.next().await {
             Ok((guest, knock)) => {
                 pause = PAUSES.0;
-                connections.spawn(connect(guest, knock, path.clone(), place));
+                connections.spawn(connect(guest, knock, target.clone(), place));
             }
             Err(error) => {
                 debug!(container = door.container, number = door.number, %error, "the guest takes no stream");
@@ -105,9 +129,9 @@ async fn serve(door: Door, path: PathBuf) {
     }
 }
 
-async fn connect(guest: UnixStream, knock: Knock, path: Arc<Path>, _place: OwnedSemaphorePermit) {
-    if let Err(error) = carry(guest, knock, &path).await {
-        debug!(path = %path.display(), error = chain(&error), "a connection of the guest ended");
+async fn connect(guest: UnixStream, knock: Knock, target: Arc<Target>, _place: OwnedSemaphorePermit) {
+    if let Err(refusal) = carry(guest, knock, &target.path).await {
+        target.complain(&refusal);
     }
 }
 
