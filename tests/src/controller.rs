@@ -12,7 +12,7 @@ use prost_types::Any;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::cri;
+use crate::{cri, wait};
 
 /// Type URL containerd gives the pod's configuration.
 pub const POD_CONFIG: &str = "runtime.v1.PodSandboxConfig";
@@ -130,7 +130,7 @@ impl Controller {
 
 fn within<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(Duration::from_secs(120));
+    request.set_timeout(wait::patiently(Duration::from_secs(120)));
     request.metadata_mut().insert("containerd-namespace", "k8s.io".parse().expect("a plain word"));
     request
 }

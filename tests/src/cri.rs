@@ -81,7 +81,7 @@ pub fn channel(socket: &Path) -> Channel {
 /// A request with the usual deadline.
 fn within<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(DEADLINE);
+    request.set_timeout(wait::patiently(DEADLINE));
     request
 }
 
@@ -169,7 +169,7 @@ impl Cri {
 
     /// Runs a pod, its cgroup made first as kubelet does.
     pub async fn try_run_pod(&self, config: api::PodSandboxConfig) -> Result<Pod, Status> {
-        self.try_run_pod_with(config, &self.handler, DEADLINE).await
+        self.try_run_pod_with(config, &self.handler, wait::patiently(DEADLINE)).await
     }
 
     /// Runs a pod with another handler or deadline.
@@ -370,7 +370,7 @@ impl Cri {
         let request = within(api::ExecSyncRequest {
             container_id: id.to_owned(),
             cmd: command.iter().map(|&part| part.to_owned()).collect(),
-            timeout: 60,
+            timeout: 60 * i64::from(wait::patience()),
         });
         let answer = self.runtime().exec_sync(request).await?.into_inner();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -13,6 +13,8 @@ use containerd_shim_protos::ttrpc::Error;
 use containerd_shim_protos::ttrpc::asynchronous::Client;
 use containerd_shim_protos::ttrpc::context::{Context, with_duration};
 
+use crate::wait;
+
 /// A connection to a task socket.
 #[derive(Clone)]
 pub struct Task(TaskClient);
@@ -73,7 +75,7 @@ impl Task {
 }
 
 fn context() -> Context {
-    let mut context = with_duration(Duration::from_secs(60));
+    let mut context = with_duration(wait::patiently(Duration::from_secs(60)));
     context.add("containerd-namespace-ttrpc".into(), "k8s.io".into());
     context
 }

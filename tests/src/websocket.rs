@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::node::Node;
+use crate::wait;
 
 /// RFC 6455 opcodes.
 const BINARY: u8 = 2;
@@ -16,8 +17,10 @@ pub(crate) fn upgrade(node: &Node, method: &str, url: &str, headers: &str) -> Tc
     let rest = url.strip_prefix("http://").expect("a plain URL of the streaming server");
     let (host, path) = rest.split_once('/').expect("a URL with a path");
     let address = host.parse().expect("the streaming server listens on an address");
-    let mut stream = node.connect(address, Duration::from_secs(10)).expect("connect to the streaming server");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set a timeout");
+    let mut stream = node
+        .connect(address, wait::patiently(Duration::from_secs(10)))
+        .expect("connect to the streaming server");
+    stream.set_read_timeout(Some(wait::patiently(Duration::from_secs(60)))).expect("set a timeout");
     let request = format!(
         "{method} /{path} HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nConnection: Upgrade\r\n{headers}\r\n"
     );

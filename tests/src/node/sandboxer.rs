@@ -59,6 +59,7 @@ impl Node {
         all.set("guest", "kernel", quoted(product.kernel.display()));
         all.set("guest", "image", quoted(product.image.display()));
         all.set("guest", "agent_log_level", quoted("debug"));
+        all.set("guest", "boot_timeout_secs", (45 * wait::patience()).to_string());
         // The trial of KVM costs seconds for each node where KVM only looks as if it worked.
         let accelerator = std::env::var("BULKHEAD_ACCELERATOR").unwrap_or_else(|_| "tcg".to_owned());
         all.set("qemu", "accelerator", quoted(accelerator));
