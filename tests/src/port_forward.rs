@@ -1,8 +1,11 @@
-//! CRI's PortForward through containerd's streaming server, one port at a time.
+//! CRI's PortForward through containerd's streaming server: one port over WebSocket, or many over SPDY.
+
+use std::collections::BTreeMap;
 
 use k8s_cri::v1::PortForwardRequest;
 
 use crate::node::Node;
+use crate::spdy::Spdy;
 use crate::websocket::WebSocket;
 
 /// Channels of the only port.
@@ -83,5 +86,90 @@ impl Forwarded {
             Some((head, body)) if head.contains(" 200 ") && error.is_empty() => Ok(body.to_owned()),
             _ => Err(format!("{answer:?}, {error:?}")),
         }
+    }
+}
+
+/// Many connections to ports of one pod in one session over SPDY, as `kubectl port-forward` has them.
+#[derive(Debug)]
+pub struct Session {
+    spdy: Spdy,
+    opened: usize,
+    open: BTreeMap<u32, Part>,
+    heard: BTreeMap<usize, Heard>,
+}
+
+/// Which connection a stream belongs to, and whether it is the one for what goes wrong.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    connection: usize,
+    error: bool,
+}
+
+/// What came of one connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// From the port.
+    pub data: Vec<u8>,
+    /// What containerd says went wrong.
+    pub error: String,
+}
+
+/// A connection that was asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Connection {
+    number: usize,
+    stream: u32,
+}
+
+impl Session {
+    /// Opens a session.
+    pub async fn start(node: &Node, pod: &str) -> Self {
+        let request = PortForwardRequest { pod_sandbox_id: pod.to_owned(), port: Vec::new() };
+        let answer = node.cri().runtime().port_forward(request).await;
+        let url = answer.unwrap_or_else(|status| panic!("PortForward: {status:?}")).into_inner().url;
+        let spdy = tokio::task::block_in_place(|| Spdy::open(node, &url, "portforward.k8s.io"));
+        Self { spdy, opened: 0, open: BTreeMap::new(), heard: BTreeMap::new() }
+    }
+
+    /// Has containerd connect to a port of the pod.
+    pub fn connect(&mut self, port: u16) -> Connection {
+        let number = self.opened;
+        self.opened += 1;
+        let (port, request) = (port.to_string(), number.to_string());
+        let [_, stream] = ["error", "data"].map(|kind| {
+            let headers = [("streamtype", kind), ("port", port.as_str()), ("requestid", request.as_str())];
+            let stream = tokio::task::block_in_place(|| self.spdy.create(&headers));
+            self.open.insert(stream, Part { connection: number, error: kind == "error" });
+            stream
+        });
+        self.heard.insert(number, Heard::default());
+        Connection { number, stream }
+    }
+
+    /// Sends bytes to the port.
+    pub fn send(&mut self, to: Connection, bytes: &[u8]) {
+        tokio::task::block_in_place(|| {
+            bytes.chunks(16 * 1024).for_each(|part| self.spdy.send(to.stream, part));
+        });
+    }
+
+    /// What came of one connection until its end. The others go on.
+    pub fn finish(&mut self, of: Connection) -> Heard {
+        tokio::task::block_in_place(|| {
+            while self.open.values().any(|part| part.connection == of.number) {
+                let piece = self.spdy.piece().expect("the session goes on");
+                let part = *self.open.get(&piece.stream).expect("a stream that we opened");
+                let heard = self.heard.get_mut(&part.connection).expect("a connection that we opened");
+                if part.error {
+                    heard.error.push_str(&String::from_utf8_lossy(&piece.bytes));
+                } else {
+                    heard.data.extend(piece.bytes);
+                }
+                if piece.last {
+                    self.open.remove(&piece.stream);
+                }
+            }
+        });
+        self.heard.remove(&of.number).expect("heard once")
     }
 }

@@ -1,6 +1,7 @@
 //! SPDY/3.1 to containerd's streaming server, as kubelet's clients speak it: streams with headers, each direction of
 //! which ends by itself. Plain blocking I/O.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -10,6 +11,7 @@ use crate::websocket;
 /// Control frames, SPDY/3.1 section 2.6.
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
+const RST_STREAM: u16 = 3;
 const GOAWAY: u16 = 7;
 /// Flag of the last frame of a direction.
 const FIN: u8 = 1;
@@ -19,13 +21,26 @@ const FIN: u8 = 1;
 pub struct Spdy {
     stream: TcpStream,
     next: u32,
+    /// What came while a reply was waited for.
+    early: VecDeque<Frame>,
 }
 
 /// What came.
 #[derive(Debug)]
 enum Frame {
-    Data { stream: u32, bytes: Vec<u8> },
+    Data { stream: u32, bytes: Vec<u8>, last: bool },
     Control { kind: u16, stream: u32 },
+}
+
+/// What came on one stream.
+#[derive(Debug)]
+pub struct Piece {
+    /// Which one.
+    pub stream: u32,
+    /// Bytes, possibly none.
+    pub bytes: Vec<u8>,
+    /// Nothing more comes.
+    pub last: bool,
 }
 
 impl Spdy {
@@ -33,7 +48,7 @@ impl Spdy {
     #[must_use]
     pub fn open(node: &Node, url: &str, protocol: &str) -> Self {
         let headers = format!("Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {protocol}\r\n");
-        Self { stream: websocket::upgrade(node, "POST", url, &headers), next: 1 }
+        Self { stream: websocket::upgrade(node, "POST", url, &headers), next: 1, early: VecDeque::new() }
     }
 
     /// Opens a stream with these headers and waits until the server has taken it.
@@ -46,9 +61,15 @@ impl Spdy {
         let length = u32::try_from(body.len()).expect("a short header");
         let head = [&[0x80, 3], &SYN_STREAM.to_be_bytes()[..], &length.to_be_bytes()].concat();
         self.stream.write_all(&[head, body].concat()).expect("open a stream");
-        match self.frame() {
-            Some(Frame::Control { kind: SYN_REPLY, stream }) if stream == id => id,
-            other => panic!("no reply to stream {id}: {other:?}"),
+        loop {
+            match self.frame() {
+                Some(Frame::Control { kind: SYN_REPLY, stream }) if stream == id => return id,
+                // Of the streams that are there already.
+                Some(other) if !matches!(other, Frame::Control { kind: GOAWAY, .. }) => {
+                    self.early.push_back(other);
+                }
+                other => panic!("no reply to stream {id}: {other:?}"),
+            }
         }
     }
 
@@ -89,11 +110,28 @@ impl Spdy {
     /// The next bytes and their stream; none at the end of the connection.
     pub fn receive(&mut self) -> Option<(u32, Vec<u8>)> {
         loop {
-            match self.frame()? {
-                Frame::Data { stream, bytes } if !bytes.is_empty() => return Some((stream, bytes)),
+            let Piece { stream, bytes, .. } = self.piece()?;
+            if !bytes.is_empty() {
+                return Some((stream, bytes));
+            }
+        }
+    }
+
+    /// What comes next on any stream; none at the end of the connection.
+    pub fn piece(&mut self) -> Option<Piece> {
+        loop {
+            let frame = match self.early.pop_front() {
+                Some(frame) => frame,
+                None => self.frame()?,
+            };
+            match frame {
+                Frame::Data { stream, bytes, last } => return Some(Piece { stream, bytes, last }),
+                // The server resets what it is done with.
+                Frame::Control { kind: RST_STREAM, stream } => {
+                    return Some(Piece { stream, bytes: Vec::new(), last: true });
+                }
                 Frame::Control { kind: GOAWAY, .. } => return None,
-                // RST_STREAM included: the server resets what it is done with.
-                Frame::Data { .. } | Frame::Control { .. } => {}
+                Frame::Control { .. } => {}
             }
         }
     }
@@ -110,7 +148,7 @@ impl Spdy {
         let mut bytes = vec![0; usize::try_from(word(4) & 0x00ff_ffff).expect("a length that fits")];
         self.stream.read_exact(&mut bytes).expect("read a frame");
         if head[0] & 0x80 == 0 {
-            return Some(Frame::Data { stream: word(0), bytes });
+            return Some(Frame::Data { stream: word(0), bytes, last: head[4] & FIN != 0 });
         }
         let stream = bytes.first_chunk().map_or(0, |id| u32::from_be_bytes(*id));
         Some(Frame::Control { kind: u16::from_be_bytes([head[2], head[3]]), stream })
