@@ -103,6 +103,21 @@ async fn every_call_may_be_repeated_and_doubled() {
     end(&stage, &pod).await;
 }
 
+/// A client that does not wait for the answer.
+const SOON_GONE: Duration = Duration::from_millis(30);
+
+/// Makes a call and goes away from it.
+async fn taken_back<T: std::fmt::Debug, U>(
+    limit: Duration,
+    message: T,
+    call: impl AsyncFnOnce(Request<T>) -> Result<tonic::Response<U>, tonic::Status>,
+) {
+    let what = format!("{message:?} within {limit:?}");
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    eprintln!("{what}: {:?}", call(request).await.map(drop));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_taken_back_half_way() {
     // With runc a cgroup can be left.
@@ -127,10 +142,28 @@ async fn calls_taken_back_half_way() {
         left.push(container);
     }
     for container in left {
-        insist("StopContainer works", async || stop_container(cri, &container.id).await).await;
-        insist("RemoveContainer works", async || remove_container(cri, &container.id).await).await;
+        let id = container.id;
+        let stop = api::StopContainerRequest { container_id: id.clone(), timeout: 1 };
+        taken_back(SOON_GONE, stop, async |request| cri.runtime().stop_container(request).await).await;
+        insist("StopContainer works", async || stop_container(cri, &id).await).await;
+        insist("RemoveContainer works", async || remove_container(cri, &id).await).await;
     }
-    assert_eq!(cri.exec(&witness.id, "echo well").await, "well\n");
+    let execs = "ps -o args | grep -c '[s]leep 4343' || true";
+    wait::expect(
+        "the processes of execs that nobody waits for are gone",
+        Duration::from_secs(4),
+        async || (cri.exec(&witness.id, execs).await == "0\n").then_some(()),
+    )
+    .await;
+    // The end of the pod itself, a little further each time.
+    for millis in [2, 20, 60, 150] {
+        let id = pod.id.clone();
+        let limit = Duration::from_millis(millis);
+        let stop = api::StopPodSandboxRequest { pod_sandbox_id: id.clone() };
+        taken_back(limit, stop, async |request| cri.runtime().stop_pod_sandbox(request).await).await;
+    }
+    let remove = api::RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+    taken_back(SOON_GONE, remove, async |request| cri.runtime().remove_pod_sandbox(request).await).await;
     end(&stage, &pod).await;
 }
 

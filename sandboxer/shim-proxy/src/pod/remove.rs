@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::Pod;
 use super::process::{At, Container};
-use super::run::patient;
+use super::run::{SIGKILL, patient};
 use crate::clock;
 use crate::error::{CLEANUP_PATIENCE, TaskError, chain};
 use crate::lifecycle::{Event, Exit, State};
@@ -27,11 +27,15 @@ const RETRY_PAUSE: Duration = Duration::from_secs(2);
 const RETRIES: u32 = 30;
 
 impl Pod {
-    /// Deletes an ended, or never started, process and answers its pid and end.
+    /// Deletes an ended, or never started, process and answers its pid and end. An exec that is just being started is
+    /// killed first.
     ///
     /// # Errors
     /// What failed; [`TaskError::Refused`] while it runs.
     pub(crate) async fn delete(self: &Arc<Self>, at: &At, until: Instant) -> Result<(u32, Exit), TaskError> {
+        if let State::Starting { pid: 0 } = at.process.state() {
+            self.take_start_back(at, until).await?;
+        }
         if let State::Doomed = self.feed(at, Event::DeleteAsked)? {
             let gone = at.process.until(|state| matches!(state, State::Gone { .. }));
             return match timeout_at(until, gone).await {
@@ -55,6 +59,21 @@ impl Pod {
                 tokio::spawn(give_up(self.clone(), container));
             }
         }
+    }
+
+    /// Ends an exec whose start is under way. containerd deletes such a one when it has given the start up, and kills
+    /// nothing whose pid it was not told.
+    async fn take_start_back(self: &Arc<Self>, at: &At, until: Instant) -> Result<(), TaskError> {
+        match self.kill(at, SIGKILL, false, until).await {
+            // It did not come to run, or has ended.
+            Ok(()) | Err(TaskError::Refused { .. }) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        let over = at.process.until(|state| {
+            !matches!(state, State::Starting { .. } | State::Running { .. } | State::Paused { .. })
+        });
+        timeout_at(until, over).await.map(drop).map_err(|_elapsed| TaskError::AgentSilent { act: "kill" })
     }
 
     /// Calls [`Pod::check_bundles`] whenever a bundle may have gone.

@@ -19,7 +19,7 @@ use crate::flight::Flight;
 use crate::lifecycle::{Event, Exit, State};
 
 /// SIGKILL, signal(7).
-const SIGKILL: u32 = 9;
+pub(super) const SIGKILL: u32 = 9;
 
 /// No deadline for the guest: what it has begun it shall finish.
 pub(super) fn patient() -> Context {
@@ -56,7 +56,8 @@ impl Pod {
         at.process.until(over).await.exit().ok_or_else(|| at.unknown())
     }
 
-    /// Sends a signal to a process, or to every process of its container.
+    /// Sends a signal to a process, or to every process of its container. An exec whose start is under way gets it when
+    /// it runs.
     ///
     /// # Errors
     /// Not found when it has ended.
@@ -67,6 +68,8 @@ impl Pod {
         all: bool,
         until: Instant,
     ) -> Result<(), TaskError> {
+        let settled = at.process.until(|state| !matches!(state, State::Starting { pid: 0 }));
+        timeout_at(until, settled).await.map_err(|_elapsed| TaskError::AgentSilent { act: "kill" })?;
         self.feed(at, Event::SignalAsked)?;
         let (pod, at) = (self.clone(), at.clone());
         detached("kill", until, async move { send_signal(&pod, &at, signal, all, until).await }).await

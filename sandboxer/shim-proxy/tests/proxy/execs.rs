@@ -132,3 +132,40 @@ async fn deleting_a_container_answers_the_waits_of_its_execs() {
     rig.delete("c", "").await.unwrap();
     soon(wait).await.unwrap().unwrap();
 }
+
+/// Starts an exec, lets `end` begin while the start is under way, and the start succeed then.
+async fn while_it_starts<T>(rig: &Rig, end: impl Future<Output = T>) -> T {
+    soon(rig.task.exec(within(), &exec(rig, "e"))).await.unwrap();
+    rig.agent.hold("start");
+    let ending = async {
+        rig.agent.called("start c e").await;
+        let in_a_moment = async {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            rig.agent.let_go("start");
+        };
+        tokio::join!(end, in_a_moment).0
+    };
+    let (started, ended) = tokio::join!(rig.start("c", "e"), ending);
+    started.unwrap();
+    ended
+}
+
+/// As containerd does when its own caller goes away: it does not wait for the start, and deletes what it knows no pid of.
+#[tokio::test]
+async fn an_exec_that_is_deleted_while_it_starts_does_not_live_on() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let deleted = while_it_starts(&rig, rig.delete("c", "e")).await.unwrap();
+    assert_eq!(deleted.exit_status, 137);
+    assert_eq!(code(rig.state("c", "e").await), Code::NOT_FOUND);
+    assert_eq!(rig.agent.holds().len(), 1, "the container is still there");
+}
+
+#[tokio::test]
+async fn an_exec_that_is_killed_while_it_starts_does_not_live_on() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    while_it_starts(&rig, rig.kill("c", "e", 9, true)).await.unwrap();
+    assert_eq!(soon(rig.wait("c", "e")).await.unwrap().unwrap().exit_status, 137);
+    rig.delete("c", "e").await.unwrap();
+}
