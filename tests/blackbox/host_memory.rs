@@ -15,6 +15,7 @@ const MIB: u64 = 1 << 20;
 struct Limited {
     limit: PathBuf,
     usage: PathBuf,
+    stat: PathBuf,
 }
 
 impl Limited {
@@ -22,8 +23,13 @@ impl Limited {
         let group = group.trim_start_matches('/');
         let v1 = Path::new("/sys/fs/cgroup/memory").join(group);
         let v2 = Path::new("/sys/fs/cgroup").join(group);
-        let v1 = Self { limit: v1.join("memory.limit_in_bytes"), usage: v1.join("memory.usage_in_bytes") };
-        let v2 = Self { limit: v2.join("memory.max"), usage: v2.join("memory.current") };
+        let of = |group: PathBuf, limit: &str, usage: &str| Self {
+            limit: group.join(limit),
+            usage: group.join(usage),
+            stat: group.join("memory.stat"),
+        };
+        let v1 = of(v1, "memory.limit_in_bytes", "memory.usage_in_bytes");
+        let v2 = of(v2, "memory.max", "memory.current");
         [v1, v2].into_iter().find(|files| files.limit.exists())
     }
 
@@ -31,8 +37,17 @@ impl Limited {
         std::fs::write(&self.limit, bytes.to_string()).unwrap();
     }
 
+    /// What cannot be given back: without the page cache of programs and files.
     fn usage(&self) -> u64 {
-        std::fs::read_to_string(&self.usage).unwrap().trim().parse().unwrap()
+        let whole: u64 = std::fs::read_to_string(&self.usage).unwrap().trim().parse().unwrap();
+        let stat = std::fs::read_to_string(&self.stat).unwrap();
+        // v1 counts what is below in figures of their own.
+        let total = if stat.contains("total_active_file") { "total_" } else { "" };
+        let figure = |name: &str| -> u64 {
+            let name = format!("{total}{name} ");
+            stat.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+        };
+        whole - figure("active_file") - figure("inactive_file")
     }
 }
 
