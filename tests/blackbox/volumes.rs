@@ -12,7 +12,7 @@ use k8s_cri::v1 as api;
 use crate::stage::{Stage, stage};
 
 /// As long as a guest may take to see what the node changed: its cache times out after a second.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) fn read_only(host: &Path, container: &str) -> api::Mount {
     api::Mount { readonly: true, ..mount(host, container) }
