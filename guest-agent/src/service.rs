@@ -15,7 +15,7 @@ use bulkhead_protocol::agent::{
     WaitOomRequest, WaitOomResponse, WaitResponse,
 };
 use bulkhead_protocol::agent_ttrpc::Agent;
-use bulkhead_protocol::version;
+use bulkhead_protocol::{FEATURE_DISKS, version};
 use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
 
@@ -81,6 +81,7 @@ impl Agent for AgentService {
             version,
             agent_build: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: announce::kernel_release(),
+            features: vec![FEATURE_DISKS.to_owned()],
             ..Default::default()
         })
     }

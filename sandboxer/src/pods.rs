@@ -14,6 +14,7 @@ use bulkhead_protocol::pod::{
 use bulkhead_protocol::pod_ttrpc::{Pod, create_pod};
 use bulkhead_protocol::version;
 use containerd_sandbox::{Code, Failure, incoming};
+use protobuf::Message;
 use tokio::net::UnixListener;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, TtrpcContext};
@@ -63,10 +64,15 @@ impl Pod for Pods {
         let request = container_request(container, request);
         let prepared =
             detached(CALL, async move { sandboxes.prepare_container(&sandbox, request).await }).await?;
+        let disks = prepared.disks.iter().map(Message::write_to_bytes).collect::<Result<_, _>>();
+        let unwritable = |error: protobuf::Error| {
+            ttrpc(Failure::new(Code::Internal, format!("a disk cannot be described to the guest: {error}")))
+        };
         Ok(PrepareContainerResponse {
             guest_spec: prepared.spec,
             guest_rootfs: prepared.rootfs,
             host_sockets: prepared.sockets.into_iter().map(host_socket).collect(),
+            guest_disks: disks.map_err(unwritable)?,
             ..Default::default()
         })
     }

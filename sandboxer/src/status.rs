@@ -60,15 +60,18 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::NotFound(_) => Code::NotFound,
         SandboxError::Refused { .. }
         | SandboxError::NotRunning { .. }
+        | SandboxError::HostDisk { .. }
         | SandboxError::Unchangeable { .. } => Code::FailedPrecondition,
         SandboxError::Ended { cause, .. } => cause_code(cause),
         SandboxError::Busy(_) => Code::ResourceExhausted,
         // containerd leaves a pod out of its statistics on Unavailable, and fails all of them on Internal.
         SandboxError::Gone(_) | SandboxError::Resources { .. } => Code::Unavailable,
         SandboxError::ReadBundle { .. } | SandboxError::Spec { .. } => Code::InvalidArgument,
-        SandboxError::Leftover { .. } | SandboxError::Record { .. } | SandboxError::Mount { .. } => {
-            Code::Internal
-        }
+        SandboxError::Leftover { .. }
+        | SandboxError::Record { .. }
+        | SandboxError::Mount { .. }
+        | SandboxError::Plug { .. }
+        | SandboxError::Unplug { .. } => Code::Internal,
     }
 }
 

@@ -38,6 +38,7 @@ mod bad_calls;
 mod bad_containers;
 mod bad_peers;
 mod bad_settings;
+mod block_volumes;
 mod containers;
 mod deaths;
 mod floods;

@@ -17,6 +17,7 @@ pub mod controller;
 pub mod cri;
 pub mod image;
 pub mod logs;
+pub mod loop_device;
 pub mod node;
 pub mod peers;
 pub mod port_forward;

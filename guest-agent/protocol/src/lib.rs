@@ -26,6 +26,8 @@ pub const ANNOUNCE_PORT: u32 = 1023;
 pub const AGENT_PORT: u32 = 1024;
 /// vsock port of the guest that takes one connection for each stream.
 pub const STREAM_PORT: u32 = 1025;
+/// Feature of an agent that gives containers the [`agent::Disk`]s it is told of.
+pub const FEATURE_DISKS: &str = "disks";
 /// Where the guest mounts the pod's virtiofs share.
 pub const SHARE_DIR: &str = "/run/bulkhead/share";
 /// virtiofs tag of the pod's share.

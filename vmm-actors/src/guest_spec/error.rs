@@ -44,8 +44,27 @@ pub enum SpecError {
         /// Its path on the host.
         path: PathBuf,
     },
-    /// A device node other than those every container has.
-    #[error("host device {path} ({kind} {major}:{minor}) cannot be given to a VM; take it out of the pod")]
+    /// A device that the container did not ask for: all of the host's were added.
+    #[error(
+        "host device {path} ({kind} {major}:{minor}) is not asked for by a device rule, as when a privileged container \
+         is to have every device of the host, and a VM cannot; set privileged_without_host_devices = true for this \
+         runtime in containerd's settings"
+    )]
+    EveryHostDevice {
+        /// Path in the container.
+        path: PathBuf,
+        /// `c`, `b`, `u` or `p`.
+        kind: String,
+        /// Major number on the host.
+        major: i64,
+        /// Minor number on the host.
+        minor: i64,
+    },
+    /// A device node that is neither a block device nor one that every container has.
+    #[error(
+        "host device {path} ({kind} {major}:{minor}) cannot be given to a VM: of the host's devices only block \
+         devices can; take it out of the pod"
+    )]
     HostDevice {
         /// Path in the container.
         path: PathBuf,

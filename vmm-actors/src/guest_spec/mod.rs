@@ -18,6 +18,7 @@ use oci_spec::runtime::{
     Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
 };
 
+pub use devices::HostDisk;
 pub use error::SpecError;
 pub use mounts::{Bind, Propagation, ReadOnly};
 
@@ -39,6 +40,8 @@ pub struct GuestSpec {
     pub rootfs: PathBuf,
     /// Host paths that must appear in the pod's share; position and [`Bind::index`] agree.
     pub binds: Vec<Bind>,
+    /// Block devices of the host that must be plugged into the VM.
+    pub disks: Vec<HostDisk>,
     /// What was left out or taken from the guest, for the log.
     pub notes: Vec<Note>,
 }
@@ -94,7 +97,7 @@ pub fn for_guest(config: &[u8], target: Target<'_>) -> Result<GuestSpec, SpecErr
     let mut root = spec.root().clone().ok_or(SpecError::NoRoot)?;
     rewrite_root(&mut root, &rootfs);
     let mut linux = spec.linux().clone().ok_or(SpecError::NotLinux)?;
-    rewrite_linux(&mut linux, target, &mut notes)?;
+    let disks = rewrite_linux(&mut linux, target, &mut notes)?;
     let planned = mounts::plan(spec.mounts().clone().unwrap_or_default(), &share, &mut notes)?;
 
     spec.set_process(Some(process))
@@ -106,7 +109,7 @@ pub fn for_guest(config: &[u8], target: Target<'_>) -> Result<GuestSpec, SpecErr
         .set_domainname(None)
         .set_vm(None);
     let spec_json = serde_json::to_vec(&spec).map_err(|source| SpecError::Write { source })?;
-    Ok(GuestSpec { spec_json, rootfs, binds: planned.binds, notes })
+    Ok(GuestSpec { spec_json, rootfs, binds: planned.binds, disks, notes })
 }
 
 impl GuestSpec {
@@ -182,7 +185,11 @@ fn rewrite_root(root: &mut Root, rootfs: &Path) {
     root.set_path(rootfs.to_path_buf());
 }
 
-fn rewrite_linux(linux: &mut Linux, target: Target<'_>, notes: &mut Vec<Note>) -> Result<(), SpecError> {
+fn rewrite_linux(
+    linux: &mut Linux,
+    target: Target<'_>,
+    notes: &mut Vec<Note>,
+) -> Result<Vec<HostDisk>, SpecError> {
     let mappings = [linux.uid_mappings(), linux.gid_mappings()];
     if mappings.into_iter().flatten().any(|list| !list.is_empty()) {
         return Err(SpecError::UserNamespace);
@@ -198,25 +205,27 @@ fn rewrite_linux(linux: &mut Linux, target: Target<'_>, notes: &mut Vec<Note>) -
         notes.push(Note::LeftOut { setting: "linux.sysctl", value: names.join(", ") });
     }
     let namespaces = guest_namespaces(linux.namespaces().as_deref().unwrap_or_default(), target)?;
-    let nodes = linux.devices().clone().map(devices::guest_devices).transpose()?;
+    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
+    let wanted = linux.devices().clone().unwrap_or_default();
+    let planned = devices::plan(wanted, rules.unwrap_or_default())?;
     if let Some(mut resources) = linux.resources().clone() {
-        rewrite_resources(&mut resources, notes);
+        rewrite_resources(&mut resources, &planned.disks, notes);
         linux.set_resources(Some(resources));
     }
     linux
         .set_sysctl(None)
         .set_namespaces(Some(namespaces))
-        .set_devices(nodes)
+        .set_devices(Some(planned.nodes).filter(|nodes| !nodes.is_empty()))
         .set_cgroups_path(Some(Path::new(GUEST_CGROUPS).join(target.container_id)))
         .set_mount_label(None)
         .set_intel_rdt(None)
         .set_memory_policy(None)
         .set_net_devices(None);
-    Ok(())
+    Ok(planned.disks)
 }
 
 /// Leaves out what names CPUs, memory nodes, disks or traffic classes of the host: the pod's host cgroup bounds those.
-fn rewrite_resources(resources: &mut LinuxResources, notes: &mut Vec<Note>) {
+fn rewrite_resources(resources: &mut LinuxResources, disks: &[HostDisk], notes: &mut Vec<Note>) {
     if let Some(mut cpu) = resources.cpu().clone() {
         let host_only = [("linux.resources.cpu.cpus", cpu.cpus()), ("linux.resources.cpu.mems", cpu.mems())];
         for (setting, value) in host_only {
@@ -229,7 +238,7 @@ fn rewrite_resources(resources: &mut LinuxResources, notes: &mut Vec<Note>) {
     if resources.block_io().is_some() {
         notes.push(Note::LeftOut { setting: "linux.resources.blockIO", value: "host disks".into() });
     }
-    let rules = resources.devices().clone().map(|rules| devices::guest_rules(rules, notes));
+    let rules = resources.devices().clone().map(|rules| devices::guest_rules(rules, disks, notes));
     resources.set_devices(rules).set_block_io(None).set_network(None).set_rdma(None);
 }
 

@@ -171,10 +171,56 @@ fn kernel_directories_are_the_guest_s() {
     assert!(guest.notes.contains(&Note::FromGuest { source: "/sys/kernel/debug".into() }));
 }
 
+#[test]
+fn a_block_device_becomes_a_disk_with_the_rights_of_its_rule() {
+    let mut spec = containerd_spec();
+    spec["linux"]["devices"] = json!([
+        {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
+        {"path": "/dev/xvda", "type": "b", "major": 7, "minor": 5, "fileMode": 0o660, "uid": 3, "gid": 4},
+        {"path": "/block", "type": "b", "major": 8, "minor": 17},
+    ]);
+    let rules = spec["linux"]["resources"]["devices"].as_array_mut().unwrap();
+    rules.push(json!({"allow": true, "access": "rwm"}));
+    rules.push(json!({"allow": true, "type": "b", "major": 7, "minor": 5, "access": "mrw"}));
+    rules.push(json!({"allow": true, "type": "b", "major": 8, "minor": 17, "access": "r"}));
+    let (after, guest) = accepted(&spec);
+    let [one, two] = guest.disks.as_slice() else { panic!("{:?}", guest.disks) };
+    assert_eq!((one.path.as_path(), one.access.as_str()), (Path::new("/dev/xvda"), "mrw"));
+    assert_eq!(one.number, crate::host::block::Number { major: 7, minor: 5 });
+    assert_eq!((one.file_mode, one.uid, one.gid), (Some(0o660), 3, 4));
+    assert!(one.is_writable() && !two.is_writable());
+    assert_eq!(after["linux"]["devices"].as_array().unwrap().len(), 1, "the guest knows no such numbers");
+    let rules = after["linux"]["resources"]["devices"].to_string();
+    assert!(!rules.contains(r#""major":7"#) && !rules.contains(r#""major":8"#), "{rules}");
+    let noted: Vec<String> = guest.notes.iter().map(ToString::to_string).collect();
+    assert!(!noted.iter().any(|note| note.contains("7:5") || note.contains("8:17")), "{noted:?}");
+}
+
+#[test]
+fn a_privileged_container_has_what_it_asks_for_and_never_all_that_the_host_has() {
+    let mut spec = containerd_spec();
+    spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    let disk = json!({"path": "/dev/xvda", "type": "b", "major": 7, "minor": 5});
+    spec["linux"]["devices"] = json!([disk]);
+    let (_, guest) = accepted(&spec);
+    let [only] = guest.disks.as_slice() else { panic!("{:?}", guest.disks) };
+    assert_eq!(only.access, "rwm");
+    let nothing = json!({"path": "/dev/null", "type": "c", "major": 1, "minor": 3});
+    spec["linux"]["devices"] = json!([disk, nothing]);
+    let error = refused(&spec).to_string();
+    assert!(
+        error.contains("/dev/xvda (b 7:5)") && error.contains("privileged_without_host_devices"),
+        "{error}"
+    );
+    spec["linux"]["devices"] = json!([disk, {"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);
+    let error = refused(&spec).to_string();
+    assert!(error.contains("/dev/kvm (c 10:232)") && error.contains("only block devices"), "{error}");
+}
+
 /// One edit of a good spec, and a piece of the refusal it must meet.
 type Refusal = (&'static str, fn(&mut Value), &'static str);
 
-const REFUSALS: [Refusal; 18] = [
+const REFUSALS: [Refusal; 19] = [
     ("no process", |s| s["process"] = Value::Null, "no process"),
     ("no root", |s| s["root"] = Value::Null, "no root"),
     ("not linux", |s| s["linux"] = Value::Null, "no linux section"),
@@ -185,8 +231,13 @@ const REFUSALS: [Refusal; 18] = [
     ("cgroup ns", |s| s["linux"]["namespaces"][5]["path"] = json!("/proc/1/ns/cgroup"), "joined from a VM"),
     (
         "device",
-        |s| s["linux"]["devices"] = json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]),
-        "/dev/kvm (c 10:232)",
+        |s| s["linux"]["devices"] = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]),
+        "/dev/fuse (c 10:229) cannot be given to a VM",
+    ),
+    (
+        "every device",
+        |s| s["linux"]["devices"] = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
+        "/dev/sda (b 8:0) is not asked for",
     ),
     (
         "hook",

@@ -4,6 +4,7 @@
 //! guard is disarmed and the object belongs to the durable record; each kind can then be released by name, as often
 //! as one likes.
 
+pub mod block;
 pub mod cgroup_events;
 pub mod dir;
 pub mod mount;

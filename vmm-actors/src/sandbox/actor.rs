@@ -13,6 +13,7 @@ use super::error::{SandboxError, chain};
 use super::messages::{
     Abandon, Exited, Happened, Observe, Orphan, START_OVERDUE, Shutdown, Snapshot, Start, Started, Stop, Wait,
 };
+use super::plug::Plugs;
 use super::record::{Nanos, Phase, Record, RecordError};
 use super::recorder::Recorder;
 use super::release::{Release, Scope};
@@ -34,6 +35,7 @@ pub struct Sandbox {
     pub(super) state: State,
     pub(super) children: Option<Children>,
     pub(super) containers: Containers,
+    pub(super) plugs: Plugs,
     pub(super) span: Span,
     timeline: Timeline,
     pub(super) warnings: Vec<String>,
@@ -66,6 +68,7 @@ impl Sandbox {
         let span = info_span!("sandbox", id = %record.id);
         Self {
             containers: Containers::recorded(&record),
+            plugs: Plugs::default(),
             recorder: Recorder::new(host.store.clone()),
             host,
             record,
@@ -242,6 +245,7 @@ impl Sandbox {
         }
         self.record.containers.clear();
         self.containers = Containers::default();
+        self.forget_disks();
         let event = if left.is_empty() { Event::Released } else { Event::ReleaseFailed };
         if !left.is_empty() {
             warn!(parent: &self.span, left = left.join("; "), "something could not be released");
@@ -337,6 +341,7 @@ impl Actor for Sandbox {
             Some(First::Lost(cause)) => self.died(cause.reason, ctx),
             Some(First::Adopt) if gone.is_empty() => {
                 self.children.iter().for_each(|children| children.watch_memory(&self.record));
+                self.unplug_in_background(ctx);
                 info!(pid = self.vmm_pid(), "took over a running sandbox");
             }
             // It ended after the verdict on its record: nobody watches it, so nobody else will tell.

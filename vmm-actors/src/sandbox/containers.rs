@@ -7,10 +7,12 @@ use actix::{ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use tracing::{info, warn};
 
 use super::actor::Sandbox;
+use super::children::Children;
 use super::error::{SandboxError, chain};
 use super::messages::{
     ContainerRequest, ContainerStarted, PrepareContainer, PreparedContainer, ReleaseContainer,
 };
+use super::plug::{self, Wanted};
 use super::record::{ContainerRecord, Record};
 use super::state::State;
 use super::waiters::Waiters;
@@ -101,26 +103,52 @@ impl Sandbox {
         let record =
             ContainerRecord { bundle: request.bundle.clone(), stdio: request.stdio.clone(), guest_pid: None };
         self.record.containers.insert(id.clone(), record);
-        let (sandbox, save) = (self.id(), self.save());
         let shared_pid_namespace = self.record.pod.shared_pid_namespace;
+        let read = async move {
+            let mut spec = read_spec(&request, shared_pid_namespace).await?;
+            for note in &spec.notes {
+                info!(container = %request.id, %note, "spec made fit for the guest");
+            }
+            let wanted = plug::find(&request.id, std::mem::take(&mut spec.disks)).await?;
+            Ok((request, spec, wanted))
+        };
+        let made = read.into_actor(self).then(move |read, sandbox, _| {
+            let made = read.map(|read| sandbox.make(children, read, again));
+            async move { made?.await }.into_actor(sandbox)
+        });
+        ctx.spawn(made.map(move |outcome, sandbox, ctx| sandbox.prepared(id, outcome, ctx)));
+    }
+
+    /// Records what the container needs, and then makes it: first its disks, then its mounts.
+    fn make(
+        &mut self,
+        children: Children,
+        (request, spec, wanted): (ContainerRequest, GuestSpec, Vec<Wanted>),
+        again: bool,
+    ) -> impl Future<Output = Result<PreparedContainer, SandboxError>> + use<> {
         // It makes the share its root (`--sandbox=namespace`).
         let server = self
             .record
             .virtiofsd
             .as_ref()
             .map(|virtiofsd| mounts::FileServer { process: virtiofsd.process.clone(), share: "/".into() });
-        let work = async move {
-            let spec = read_spec(&request, shared_pid_namespace).await?;
-            for note in &spec.notes {
-                info!(container = %request.id, %note, "spec made fit for the guest");
-            }
+        let running = self.state == State::Running;
+        let plugging = if running {
+            self.plug(&request.id, wanted, &children.vm)
+        } else {
+            Err(SandboxError::Gone(self.id()))
+        };
+        let (sandbox, save) = (self.id(), self.save());
+        async move {
+            let plugging = plugging?;
             save.await.map_err(|source| SandboxError::Record { id: sandbox, source })?;
+            let disks = plugging.run(&children.agent).await?;
             if again {
                 release_mounts(&children.mounts, &request.id).await?;
             }
-            make_mounts((&children.mounts, server), request, spec).await
-        };
-        ctx.spawn(work.into_actor(self).map(move |outcome, sandbox, ctx| sandbox.prepared(id, outcome, ctx)));
+            let prepared = make_mounts((&children.mounts, server), request, spec).await?;
+            Ok(PreparedContainer { disks, ..prepared })
+        }
     }
 
     fn prepared(
@@ -143,9 +171,16 @@ impl Sandbox {
             }
             Err(failed) => {
                 self.record.containers.remove(&id);
-                self.save_in_background(ctx);
-                prepared.fail(failed, &self.id());
-                release.answer(|| Ok(()));
+                self.record.disks.leave(&id);
+                // Whoever hears of the failure finds nothing of the container.
+                ctx.spawn(self.unplug().into_actor(self).map(move |outcomes, sandbox, ctx| {
+                    if let Err(reason) = sandbox.unplugged(outcomes) {
+                        warn!(parent: &sandbox.span, container = %id, reason, "its block devices are left");
+                    }
+                    sandbox.save_in_background(ctx);
+                    prepared.fail(failed, &sandbox.id());
+                    release.answer(|| Ok(()));
+                }));
             }
         }
     }
@@ -153,13 +188,18 @@ impl Sandbox {
     fn undo_container(&mut self, id: ContainerId, waiters: Waiters<()>, ctx: &mut Context<Self>) {
         let Some(children) = self.children.clone() else { return };
         self.containers.0.insert(id.clone(), Container::Releasing(waiters));
+        self.record.disks.leave(&id);
+        let unplug = self.unplug();
         let released = {
             let id = id.clone();
-            async move { release_mounts(&children.mounts, &id).await }
+            async move { (unplug.await, release_mounts(&children.mounts, &id).await) }
         };
-        ctx.spawn(released.into_actor(self).map(move |outcome, sandbox, ctx| {
+        ctx.spawn(released.into_actor(self).map(move |(unplugged, released), sandbox, ctx| {
             let Some(Container::Releasing(mut waiters)) = sandbox.containers.0.remove(&id) else { return };
-            match outcome {
+            let unplugged = sandbox.unplugged(unplugged);
+            let unplugged =
+                unplugged.map_err(|reason| SandboxError::Unplug { container: id.clone(), reason });
+            match released.and(unplugged) {
                 Ok(()) => {
                     sandbox.record.containers.remove(&id);
                     sandbox.save_in_background(ctx);
@@ -174,7 +214,7 @@ impl Sandbox {
         }));
     }
 
-    fn save_in_background(&self, ctx: &mut Context<Self>) {
+    pub(super) fn save_in_background(&self, ctx: &mut Context<Self>) {
         ctx.spawn(self.save().into_actor(self).map(|saved, sandbox, _| {
             if let Err(failed) = saved {
                 warn!(parent: &sandbox.span, error = chain(&failed), "the record is older than the truth");
@@ -218,7 +258,7 @@ async fn make_mounts(
         return Err(SandboxError::Spec { container, source });
     }
     let rootfs = spec.rootfs.to_string_lossy().into_owned();
-    Ok(PreparedContainer { spec: spec.spec_json, rootfs, sockets: made.sockets })
+    Ok(PreparedContainer { spec: spec.spec_json, rootfs, sockets: made.sockets, disks: Vec::new() })
 }
 
 fn bind_mount(bind: &Bind) -> mounts::BindMount {

@@ -3,6 +3,7 @@
 use super::record::RecordError;
 use super::state::{Cause, Refused};
 use crate::guest_spec::SpecError;
+use crate::host::block::BlockError;
 use crate::id::{ContainerId, SandboxId};
 
 /// Why a request to a sandbox has no good answer.
@@ -77,6 +78,32 @@ pub enum SandboxError {
         container: ContainerId,
         /// Why.
         source: SpecError,
+    },
+    /// A block device of the host that it wants is not usable.
+    #[error("container {container} cannot have its block device {}", path.display())]
+    HostDisk {
+        /// The container.
+        container: ContainerId,
+        /// Where it wants it.
+        path: std::path::PathBuf,
+        /// Why.
+        source: BlockError,
+    },
+    /// A block device could not be plugged into the VM.
+    #[error("container {container} cannot have its block devices: {reason}")]
+    Plug {
+        /// The container.
+        container: ContainerId,
+        /// What failed, causes included.
+        reason: String,
+    },
+    /// A block device could not be unplugged.
+    #[error("container {container} has gone, but its block devices are not unplugged yet: {reason}")]
+    Unplug {
+        /// The container.
+        container: ContainerId,
+        /// What failed, causes included.
+        reason: String,
     },
     /// Its mounts could not be made.
     #[error("container {container}: {reason}")]

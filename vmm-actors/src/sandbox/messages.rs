@@ -133,7 +133,7 @@ pub struct ContainerRequest {
 }
 
 /// What the guest needs to run a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PreparedContainer {
     /// OCI runtime spec as JSON, fit for the guest.
     pub spec: Vec<u8>,
@@ -141,6 +141,8 @@ pub struct PreparedContainer {
     pub rootfs: String,
     /// Unix sockets of the host that the container has.
     pub sockets: Vec<crate::mounts::HostSocket>,
+    /// Block devices that were plugged into the VM for it.
+    pub disks: Vec<bulkhead_protocol::agent::Disk>,
 }
 
 /// Undo [`PrepareContainer`]. Unknown containers are fine.

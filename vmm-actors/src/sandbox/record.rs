@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use store::{Broken, Found, RecordError, Store};
 
+use super::disks::Disks;
 use super::sizing::Size;
 use super::state::Cause;
 use crate::cgroup::{self, CgroupError, CgroupRecord, Limits};
@@ -54,6 +55,9 @@ pub struct Record {
     pub virtiofsd: Option<VirtiofsdRecord>,
     /// The shim proxy, once started.
     pub shim: Option<ShimRecord>,
+    /// Block devices of the host that are, or may be, plugged into the VM.
+    #[serde(default)]
+    pub disks: Disks,
     /// Containers whose mounts exist or may exist.
     pub containers: BTreeMap<ContainerId, ContainerRecord>,
 }
@@ -79,6 +83,7 @@ impl Record {
             vm: None,
             virtiofsd: None,
             shim: None,
+            disks: Disks::default(),
             containers: BTreeMap::new(),
             id,
         })

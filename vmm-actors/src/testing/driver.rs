@@ -12,7 +12,7 @@ use bulkhead_config::Hypervisor;
 use super::FakeGuest;
 use crate::host::process::{OwnedProcess, ProcessIdentity, Spawn};
 use crate::pod_dir::PodDir;
-use crate::vm::{Acceleration, Driver, GuestState, LaunchSpec, Launched, VmError};
+use crate::vm::{Acceleration, Device, Disk, Driver, GuestState, LaunchSpec, Launched, VmError};
 
 /// What goes wrong with a VM, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,6 +34,12 @@ pub enum Fault {
     AnnouncesGarbage,
     /// The guest's agent speaks no version of ours.
     ForeignAgent,
+    /// The guest's agent speaks our version and has no feature.
+    OldAgent,
+    /// The VMM takes no disk whose host path ends in this.
+    RefusesDisk(String),
+    /// The VMM keeps every disk.
+    KeepsDisks,
     /// The guest refuses to become a pod.
     SetupFails,
     /// The guest never answers to Setup.
@@ -60,6 +66,9 @@ struct State {
     guests: Vec<FakeGuest>,
     helpers: Vec<ProcessIdentity>,
     resized: Vec<(u32, u32)>,
+    disk_fault: Option<Fault>,
+    disks: Vec<Disk>,
+    disk_calls: Vec<String>,
     nameless: bool,
 }
 
@@ -93,6 +102,30 @@ impl FakeDriver {
     #[must_use]
     pub fn resized(&self) -> Vec<(u32, u32)> {
         self.state().resized.clone()
+    }
+
+    /// The disks that are plugged in, in order, whatever VM they are in.
+    #[must_use]
+    pub fn disks(&self) -> Vec<Disk> {
+        self.state().disks.clone()
+    }
+
+    /// What was plugged in and out, in order: `+disk0`, `-disk0`.
+    #[must_use]
+    pub fn disk_calls(&self) -> Vec<String> {
+        self.state().disk_calls.clone()
+    }
+
+    /// As if a predecessor's VMM had this disk.
+    #[must_use]
+    pub fn with_disks(self, disks: Vec<Disk>) -> Self {
+        self.state().disks = disks;
+        self
+    }
+
+    /// Nothing goes wrong with disks any more.
+    pub fn heal_disks(&self) {
+        self.state().disk_fault = None;
     }
 
     /// Every vsock helper that was ever started, in order.
@@ -145,6 +178,9 @@ impl Driver for FakeDriver {
         if fault == Fault::LaunchHangs {
             return std::future::pending().await;
         }
+        if matches!(fault, Fault::RefusesDisk(_) | Fault::KeepsDisks) {
+            self.state().disk_fault = Some(fault.clone());
+        }
         let script = script(&fault);
         let vmm = start(&spec, &script, spec.dir.vmm_output())?;
         let helper =
@@ -160,6 +196,34 @@ impl Driver for FakeDriver {
 
     async fn guest_state(&self, _: &PodDir) -> Result<GuestState, VmError> {
         Ok(GuestState::Running)
+    }
+
+    async fn add_device(&self, _: &PodDir, Device::Disk(disk): Device) -> Result<(), VmError> {
+        // As long as a VMM may take.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let mut state = self.state();
+        state.disk_calls.push(format!("+{}", disk.id));
+        if let Some(Fault::RefusesDisk(path)) = &state.disk_fault
+            && disk.path.ends_with(path)
+        {
+            let reason = format!("told to refuse {path}");
+            return Err(VmError::Api { command: "device_add", reason });
+        }
+        if state.disks.iter().all(|there| there.id != disk.id) {
+            state.disks.push(disk);
+        }
+        Ok(())
+    }
+
+    async fn remove_device(&self, _: &PodDir, id: &str) -> Result<(), VmError> {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let mut state = self.state();
+        state.disk_calls.push(format!("-{id}"));
+        if state.disk_fault == Some(Fault::KeepsDisks) {
+            return Err(VmError::Api { command: "device_del", reason: "told to keep it".to_owned() });
+        }
+        state.disks.retain(|disk| disk.id != id);
+        Ok(())
     }
 
     async fn resize(&self, _: &PodDir, vcpus: NonZeroU32, memory_mib: NonZeroU32) -> Result<(), VmError> {
@@ -183,6 +247,9 @@ fn script(fault: &Fault) -> String {
         | Fault::NeverAnnounces
         | Fault::AnnouncesGarbage
         | Fault::ForeignAgent
+        | Fault::OldAgent
+        | Fault::RefusesDisk(_)
+        | Fault::KeepsDisks
         | Fault::SetupFails
         | Fault::SetupHangs
         | Fault::IgnoresPings

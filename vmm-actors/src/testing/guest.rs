@@ -12,7 +12,7 @@ use bulkhead_protocol::agent::{
 };
 use bulkhead_protocol::agent_ttrpc::{Agent, create_agent};
 use bulkhead_protocol::version::{MAX_VERSION, MIN_VERSION};
-use bulkhead_protocol::{AGENT_PORT, frame};
+use bulkhead_protocol::{AGENT_PORT, FEATURE_DISKS, frame};
 use futures::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -157,7 +157,12 @@ impl FakeAgent {
 impl Agent for FakeAgent {
     async fn hello(&self, _: &TtrpcContext, _: HelloRequest) -> ttrpc::Result<HelloResponse> {
         self.note("Hello");
-        Ok(HelloResponse { version: MAX_VERSION, agent_build: "fake".to_owned(), ..HelloResponse::default() })
+        Ok(HelloResponse {
+            version: MAX_VERSION,
+            agent_build: "fake".to_owned(),
+            features: if self.fault == Fault::OldAgent { Vec::new() } else { vec![FEATURE_DISKS.to_owned()] },
+            ..HelloResponse::default()
+        })
     }
 
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {

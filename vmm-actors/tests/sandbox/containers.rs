@@ -13,12 +13,12 @@ use vmm_actors::testing::FakeDriver;
 
 use crate::node::{Node, Service, sandbox};
 
-fn container(id: &str) -> ContainerId {
+pub(crate) fn container(id: &str) -> ContainerId {
     ContainerId::new(id).unwrap()
 }
 
 /// A container as containerd leaves it: a bundle with its spec, an image unpacked somewhere, a volume.
-fn bundle(node: &Node, id: &str) -> ContainerRequest {
+pub(crate) fn bundle(node: &Node, id: &str) -> ContainerRequest {
     let (bundle, image) =
         (node.root.path().join("bundles").join(id), node.root.path().join("images").join(id));
     let volume = node.root.path().join("volumes").join(id);
@@ -48,11 +48,14 @@ fn bundle(node: &Node, id: &str) -> ContainerRequest {
 }
 
 impl Service {
-    async fn prepare(&self, request: &ContainerRequest) -> Result<PreparedContainer, SandboxError> {
+    pub(crate) async fn prepare(
+        &self,
+        request: &ContainerRequest,
+    ) -> Result<PreparedContainer, SandboxError> {
         self.sandboxes.prepare_container(&sandbox("p"), request.clone()).await
     }
 
-    async fn release(&self, id: &str) -> Result<(), SandboxError> {
+    pub(crate) async fn release(&self, id: &str) -> Result<(), SandboxError> {
         self.sandboxes.release_container(&sandbox("p"), container(id)).await
     }
 }
@@ -62,11 +65,11 @@ fn in_share(node: &Node, id: &str, path: &str) -> PathBuf {
     node.dir("p").shared().join(id).join(path)
 }
 
-fn recorded(node: &Node) -> Vec<String> {
+pub(crate) fn recorded(node: &Node) -> Vec<String> {
     node.record("p").unwrap().containers.keys().map(ToString::to_string).collect()
 }
 
-async fn running(node: &Node) -> Service {
+pub(crate) async fn running(node: &Node) -> Service {
     let service = node.serve(FakeDriver::default());
     service.run("p").await.unwrap();
     service

@@ -13,6 +13,7 @@ mod audit;
 mod containers;
 mod crowd;
 mod deaths;
+mod disks;
 mod failures;
 mod interruptions;
 mod life;

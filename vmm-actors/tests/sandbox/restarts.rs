@@ -22,7 +22,7 @@ pub(crate) fn lives(process: &ProcessIdentity) -> bool {
 }
 
 /// The guest of a pod whose first service took its fake along.
-fn guest(node: &Node, record: &Record) -> FakeGuest {
+pub(crate) fn guest(node: &Node, record: &Record) -> FakeGuest {
     let vmm = record.vm.clone().unwrap().vmm;
     FakeGuest::start(node.dir("p"), vmm, Fault::NeverAnnounces, Duration::ZERO).unwrap()
 }

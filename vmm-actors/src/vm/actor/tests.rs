@@ -147,8 +147,13 @@ async fn what_the_driver_cannot_is_said_and_what_the_state_forbids_refused() {
     let early = ask(&vm, |reply| AddDevice { device: plug(), reply }).await;
     assert!(matches!(early, Err(AskError::Failed(VmError::Refused { state: "cold", .. }))), "{early:?}");
     ask(&vm, bench.boot()).await.unwrap();
-    let refused = ask(&vm, |reply| AddDevice { device: plug(), reply }).await.unwrap_err();
-    assert_eq!(refused.to_string(), "fake cannot add devices to a running VM");
+    ask(&vm, |reply| AddDevice { device: plug(), reply }).await.unwrap();
+    assert_eq!(bench.driver.disks().len(), 1);
+    ask(&vm, |reply| RemoveDevice { id: "d".into(), reply }).await.unwrap();
+    assert!(bench.driver.disks().is_empty());
+    let (vcpus, memory_mib) = (2.try_into().unwrap(), 512.try_into().unwrap());
+    let refused = ask(&vm, |reply| Resize { vcpus, memory_mib, reply }).await.unwrap_err();
+    assert_eq!(refused.to_string(), "fake cannot resize a running VM");
 }
 
 #[actix::test]
