@@ -110,7 +110,7 @@ pub enum Found {
 /// The directory of all records.
 #[derive(Debug, Clone)]
 pub struct Store {
-    sandboxes: PathBuf,
+    pub(super) sandboxes: PathBuf,
     quarantine: PathBuf,
 }
 
