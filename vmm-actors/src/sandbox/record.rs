@@ -162,4 +162,4 @@ impl From<Nanos> for SystemTime {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(super) use store::tests;

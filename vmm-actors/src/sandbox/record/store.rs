@@ -18,7 +18,7 @@ const MAGIC: &str = "bulkhead-sandbox";
 /// Newest version of the body that this build reads and the one it writes.
 const VERSION: u32 = 1;
 /// Largest record that is read, in bytes.
-pub(super) const MAX_BYTES: u64 = 16 * 1024 * 1024;
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
@@ -251,3 +251,6 @@ fn read(path: &Path) -> Result<Record, Broken> {
     }
     serde_json::from_slice(body).map_err(Broken::Body)
 }
+
+#[cfg(test)]
+pub(in crate::sandbox) mod tests;

@@ -1,7 +1,7 @@
-use std::fs;
+use bulkhead_config::Settings;
 
-use super::store::MAX_BYTES;
 use super::*;
+use crate::pod_spec::PodSpec;
 use crate::registry::CreateSandbox;
 
 fn id(text: &str) -> SandboxId {
