@@ -15,7 +15,9 @@ use containerd_shim_protos::api::*;
 use containerd_shim_protos::shim_async::TaskClient;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
 use ttrpc::Code;
 use ttrpc::asynchronous::Client;
 use ttrpc::context::{Context, with_duration};
@@ -242,6 +244,10 @@ fn start_time(pid: u32) -> u64 {
 
 /// Reads a FIFO to its end, as containerd does.
 pub(crate) fn read_all(path: &str) -> JoinHandle<Vec<u8>> {
-    let path = path.to_owned();
-    spawn_blocking(move || std::fs::read(path).unwrap())
+    let mut fifo = pipe::OpenOptions::new().open_receiver(path).unwrap();
+    tokio::spawn(async move {
+        let mut all = Vec::new();
+        fifo.read_to_end(&mut all).await.unwrap();
+        all
+    })
 }
