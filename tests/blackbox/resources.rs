@@ -6,7 +6,7 @@ use bulkhead_tests::controller::Controller;
 use bulkhead_tests::cri::{Cri, Pod};
 use bulkhead_tests::node::Options;
 use k8s_cri::v1 as api;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::stage::{Stage, stage};
 
@@ -15,9 +15,8 @@ const MIB: i64 = 1 << 20;
 /// A file of the pod's own cgroup, below the one that kubelet makes, in the hierarchy that has it.
 fn file(pod: &Pod, names: [&str; 2]) -> Option<String> {
     let group = pod.cgroup.as_ref().unwrap().trim_start_matches('/');
-    let roots =
-        ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory"];
-    let own = roots.map(|root| Path::new(root).join(group).join(format!("bulkhead-{}", pod.id)));
+    let roots = ["", "cpu", "cpu,cpuacct", "memory"].map(|name| Path::new("/sys/fs/cgroup").join(name));
+    let own = roots.map(|root| root.join(group).join(format!("bulkhead-{}", pod.id)));
     let paths: Vec<PathBuf> = own.iter().flat_map(|own| names.map(|name| own.join(name))).collect();
     let found = paths.iter().find_map(|path| std::fs::read_to_string(path).ok());
     found.map(|text| text.trim().to_owned())
@@ -67,15 +66,36 @@ async fn field_22_new_pod_limits_hold_or_the_answer_says_what_cannot_be_changed(
     stage.end(&pod).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn raw_cgroup_files_that_the_host_has_not_are_refused_by_name() {
-    let stage = stage!(Stage::vm(Options::default()));
+/// A pod with raw cgroup files.
+async fn raw(stage: &Stage, files: &[(&str, &str)]) -> Result<Pod, Status> {
     let mut config = stage.cri().pod_config("raw");
     config.linux.as_mut().unwrap().resources = Some(api::LinuxContainerResources {
-        unified: [("memory.no_such".to_owned(), "1".to_owned())].into(),
+        hugepage_limits: vec![api::HugepageLimit { page_size: "2MB".into(), limit: 4 << 20 }],
+        unified: files.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
         ..Default::default()
     });
-    let refused = stage.cri().try_run_pod(config).await.unwrap_err();
+    stage.cri().try_run_pod(config).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_cgroup_files_and_huge_page_limits_hold_or_are_refused_by_name() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let refused = raw(&stage, &[("memory.no_such", "1")]).await.unwrap_err();
     assert!(refused.message().contains("\"memory.no_such\" cannot be set"), "{}", refused.message());
     stage.expect_clean().await;
+    let there = [("memory.high", "1073741824"), ("pids.max", "500")];
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        // cgroup v1 has none of them.
+        let refused = raw(&stage, &there).await.unwrap_err();
+        assert!(refused.message().contains("this host has cgroup v1"), "{}", refused.message());
+        return stage.expect_clean().await;
+    }
+    let pod = raw(&stage, &there).await.unwrap();
+    let huge = ("hugetlb.2MB.max", "4194304");
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap();
+    let wanted = there.into_iter().chain(controllers.contains("hugetlb").then_some(huge));
+    for (key, value) in wanted {
+        assert_eq!(file(&pod, [key, key]).as_deref(), Some(value), "{key}");
+    }
+    stage.end(&pod).await;
 }
