@@ -111,7 +111,7 @@ async fn an_app_container_finds_what_its_init_container_wrote() {
     assert_eq!(cri.wait_exit(&init.id).await.exit_code, 0);
     // Stopped, as kubelet leaves it, and not removed.
     expect_in_vm(&stage, &disk, false);
-    assert!(disk.content()[..1 << 20].chunks(10).all(|line| b"from-init\n".starts_with(line)));
+    assert!(disk.settled()[..1 << 20].chunks(10).all(|line| b"from-init\n".starts_with(line)));
     let app = cri.start(&pod, idle("app", devices())).await;
     let sum = "dd if=/dev/xvda bs=4096 count=256 2>/dev/null | uniq -c | sed 's/^ *//'";
     assert_eq!(cri.exec(&app.id, sum).await, "104857 from-init\n1 from-i\n");
@@ -164,8 +164,30 @@ async fn two_containers_share_a_block_volume() {
     cri.exec(&two.id, "echo still > /mnt/volume1").await;
     gone(cri, &two).await;
     expect_in_vm(&stage, &disk, false);
-    assert!(disk.content().starts_with(b"still\n"), "written without fsync");
+    assert!(disk.settled().starts_with(b"still\n"), "written without fsync");
     stage.end(&pod).await;
+}
+
+/// As without VMs: which pods may have a volume is for Kubernetes to say.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_pods_have_one_block_volume() {
+    let stage = stage!(Stage::any(Options::default()));
+    let disk = disk!(stage, "disk",);
+    let cri = stage.cri();
+    let (here, there) = (cri.run_pod("here").await, cri.run_pod("there").await);
+    let devices = || vec![device(&disk, "/dev/xvda", WRITABLE)];
+    let one = cri.start(&here, idle("one", devices())).await;
+    let two = cri.start(&there, idle("two", devices())).await;
+    for (writer, reader, word) in [(&one, &two, "first"), (&two, &one, "second")] {
+        cri.exec(&writer.id, &format!("echo {word} | dd of=/dev/xvda conv=fsync 2>/dev/null")).await;
+        assert_eq!(cri.exec(&reader.id, "head -n 1 /dev/xvda").await, format!("{word}\n"));
+    }
+    // What was not synced is written when the pod is stopped.
+    cri.exec(&one.id, "echo last > /dev/xvda").await;
+    cri.end_pod(&here).await;
+    assert!(disk.settled().starts_with(b"last\n"));
+    assert_eq!(cri.exec(&two.id, "head -n 1 /dev/xvda").await, "last\n");
+    stage.end(&there).await;
 }
 
 async fn refused(cri: &Cri, pod: &Pod, config: api::ContainerConfig, says: &[&str]) {

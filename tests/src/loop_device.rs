@@ -9,7 +9,7 @@ use std::process::Command;
 pub struct LoopDevice {
     path: PathBuf,
     file: PathBuf,
-    _open: File,
+    open: File,
 }
 
 impl LoopDevice {
@@ -27,13 +27,20 @@ impl LoopDevice {
         // Of an open one this means: when it is closed.
         let detached = Command::new("losetup").arg("--detach").arg(&path).status();
         assert!(detached.is_ok_and(|status| status.success()), "{} stays attached", path.display());
-        Ok(Self { path, file: file.to_owned(), _open: open.expect("open a loop device") })
+        Ok(Self { path, file: file.to_owned(), open: open.expect("open a loop device") })
     }
 
     /// Its node.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What is on it once this machine's own cache of it is written. That of a VM is another.
+    #[must_use]
+    pub fn settled(&self) -> Vec<u8> {
+        self.open.sync_all().expect("sync a loop device");
+        self.content()
     }
 
     /// What is on it.

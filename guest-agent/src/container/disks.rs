@@ -25,17 +25,19 @@ use super::scsi::{Bus, Number};
 const APPEARS_WITHIN: Duration = Duration::from_secs(20);
 /// Pause between two looks for a disk: the kernel brings it up beside whoever asked for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// How long a disk may take to write what the guest still holds. Afterwards the host pulls it out.
-const FLUSHED_WITHIN: Duration = Duration::from_secs(30);
+/// How long a disk that is to write what the guest still holds may write nothing. The host pulls it out then. As long as
+/// it goes on, it is waited for: it may be slow, and the guest's memory large.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// Where nodes lie that a container has outside of its `/dev`. The root allows device nodes, `/run` does not.
 const NODES: &str = "/disks";
 /// Permissions of a node where the host names none, as libcontainer has it.
 const MODE: u32 = 0o666;
 
 /// The disks of the guest and how many containers have each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Disks {
     bus: Bus,
+    stalled_after: Duration,
     /// By target. Whoever brings a disk up or down holds its count.
     users: Mutex<BTreeMap<u32, Arc<tokio::sync::Mutex<u32>>>>,
 }
@@ -48,6 +50,12 @@ pub(super) struct Visited {
     number: Number,
     /// Its node outside of the container's `/dev`, which the agent has made.
     node: Option<PathBuf>,
+}
+
+impl Default for Disks {
+    fn default() -> Self {
+        Self { bus: Bus::default(), stalled_after: STALLED_AFTER, users: Mutex::default() }
+    }
 }
 
 impl Disks {
@@ -88,16 +96,27 @@ impl Disks {
             let turn = self.turn(disk.target);
             let mut users = turn.lock().await;
             *users = users.saturating_sub(1);
-            if *users > 0 {
-                continue;
+            if *users == 0 {
+                self.remove(disk.target).await;
             }
-            let (bus, target) = (self.bus.clone(), disk.target);
-            let removed = timeout(FLUSHED_WITHIN, blocking(move || Ok(bus.remove(target))));
-            match removed.await {
-                Ok(Ok(Ok(()))) => tracing::debug!(target, "disk flushed and removed"),
-                Ok(Ok(Err(error))) => tracing::warn!(target, %error, "a disk is not removed in order"),
-                Ok(Err(error)) => tracing::warn!(target, %error, "a disk is not removed in order"),
-                Err(_late) => tracing::warn!(target, waited = ?FLUSHED_WITHIN, "a disk does not flush"),
+        }
+    }
+
+    async fn remove(&self, target: u32) {
+        let bus = self.bus.clone();
+        let mut removal = tokio::task::spawn_blocking(move || bus.remove(target));
+        let mut written = self.bus.written(target);
+        loop {
+            match timeout(self.stalled_after, &mut removal).await {
+                Ok(Ok(Ok(()))) => return tracing::debug!(target, "disk flushed and removed"),
+                Ok(Ok(Err(error))) => return tracing::warn!(target, %error, "a disk is not removed in order"),
+                Ok(Err(error)) => return tracing::warn!(target, %error, "a disk is not removed in order"),
+                Err(_elapsed) => {
+                    let before = std::mem::replace(&mut written, self.bus.written(target));
+                    if before == written {
+                        return tracing::warn!(target, stalled = ?self.stalled_after, "a disk does not flush");
+                    }
+                }
             }
         }
     }
@@ -234,6 +253,35 @@ mod tests {
         let rule = &linux.resources().as_ref().unwrap().devices().as_ref().unwrap()[1];
         assert_eq!((rule.major(), rule.minor(), rule.access().as_deref()), (Some(8), Some(16), Some("r")));
         assert!(rule.allow() && rule.typ() == Some(LinuxDeviceType::B));
+    }
+
+    #[tokio::test]
+    async fn a_disk_is_waited_for_as_long_as_it_writes() {
+        let (dir, bus) = super::super::scsi::tests::kernel();
+        // Opening it waits for whoever writes to it.
+        let fifo = dir.path().join("dev/sdb");
+        std::fs::remove_file(&fifo).unwrap();
+        rustix::fs::mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
+        let figures = dir.path().join("sys/bus/scsi/devices/1:0:7:0/block/sdb/stat");
+        let write =
+            |sectors: u32| std::fs::write(&figures, format!("1 0 8 0 5 0 {sectors} 0 0 0 0\n")).unwrap();
+        write(0);
+        let disks = Disks { bus, stalled_after: Duration::from_millis(300), users: Mutex::default() };
+        let removed = disks.remove(7);
+        let busy = async {
+            for sectors in 1..10 {
+                write(sectors);
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::pin!(removed);
+        tokio::select! {
+            biased;
+            () = &mut removed => panic!("given up while it writes"),
+            () = busy => {}
+        }
+        removed.await;
+        drop(std::fs::OpenOptions::new().read(true).write(true).open(fifo).unwrap());
     }
 
     #[tokio::test]

@@ -78,6 +78,15 @@ impl Bus {
         flushed
     }
 
+    /// Sectors written to the disk at a target so far (the kernel's Documentation/block/stat.rst); none when it is
+    /// not known.
+    pub(super) fn written(&self, target: u32) -> Option<u64> {
+        let device = self.device(self.host().ok()?, target);
+        let name = block_name(&device).ok()?;
+        let figures = std::fs::read_to_string(device.join("block").join(name).join("stat")).ok()?;
+        figures.split_whitespace().nth(6)?.parse().ok()
+    }
+
     /// Number of the controller among the kernel's SCSI hosts.
     fn host(&self) -> io::Result<u32> {
         for entry in std::fs::read_dir(self.sys.join("class/scsi_host"))? {
@@ -119,11 +128,11 @@ fn number(text: &str) -> io::Result<Number> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A kernel with the controller as host 1 and one disk, `sdb`, at target 7.
-    fn kernel() -> (tempfile::TempDir, Bus) {
+    pub(in crate::container) fn kernel() -> (tempfile::TempDir, Bus) {
         let dir = tempfile::tempdir().unwrap();
         let bus = Bus { sys: dir.path().join("sys"), dev: dir.path().join("dev") };
         let write = |path: &str, content: &[u8]| {
@@ -151,6 +160,10 @@ mod tests {
         let other = bus.usable(7, "disk8").unwrap_err().to_string();
         assert!(other.contains("disk9") && other.contains("target 7"), "{other}");
         bus.usable(6, "disk9").unwrap_err();
+        assert_eq!(bus.written(7), None);
+        let stat = "     100  0   800   12   7   1   56   3   0   9   15\n";
+        std::fs::write(bus.sys.join("bus/scsi/devices/1:0:7:0/block/sdb/stat"), stat).unwrap();
+        assert_eq!(bus.written(7), Some(56));
     }
 
     #[test]
