@@ -92,7 +92,7 @@ async fn a_disk_comes_and_goes(machine: Machine) {
     let mut rig = rig;
     rig.boot().await;
     std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
-    let device = match LoopDevice::attach(&file, &[]) {
+    let device = match LoopDevice::attach(&file) {
         Ok(device) => device,
         Err(why) => {
             ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
