@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use bulkhead_tests::controller::{Controller, sandbox_id};
 use bulkhead_tests::cri::Cri;
 use bulkhead_tests::node::Options;
-use bulkhead_tests::wait;
+use bulkhead_tests::{processes, wait};
 use k8s_cri::v1::PodSandboxConfig;
+use nix::sys::signal::Signal;
 use tonic::Code;
 
 use crate::stage::{Stage, VMM, stage};
@@ -256,5 +257,27 @@ async fn wait_answers_when_the_sandbox_ends_and_at_once_afterwards() {
     controller.shutdown(&id).await.unwrap();
     controller.shutdown(&id).await.expect("a second Shutdown is fine");
     stage.node.remove_pod_netns("waited").await;
+    stage.expect_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn field_20_the_network_namespace_of_a_killed_pod_serves_the_next() {
+    let mut stage = stage!(Stage::vm(Options::default()));
+    warm_up(&mut stage).await;
+    let controller = controller(&stage);
+    let netns = stage.node.make_pod_netns("again", 60).await;
+    for number in 60..62 {
+        let id = sandbox_id(number);
+        controller.create(Controller::create_request(&id, &netns, &pod_config(stage.cri()))).await.unwrap();
+        controller.start(&id).await.unwrap_or_else(|status| panic!("pod {number} there: {status:?}"));
+        processes::signal(stage.the_one(VMM).pid, Signal::SIGKILL);
+        assert_eq!(controller.wait(&id).await.unwrap().exit_status, 137);
+        if number > 60 {
+            // The first is forgotten, as a kubelet that starts the pod anew may do, until all is over.
+            controller.shutdown(&id).await.unwrap();
+        }
+    }
+    controller.shutdown(&sandbox_id(60)).await.unwrap();
+    stage.node.remove_pod_netns("again").await;
     stage.expect_clean().await;
 }

@@ -104,7 +104,7 @@ async fn an_exec_ends_with_its_process_though_a_child_keeps_the_pipe() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exec_timeout_kills_the_exec_and_what_it_started() {
+async fn field_13_exec_timeout_kills_the_exec_and_what_it_started() {
     let stage = stage!(Stage::any(Options::default()));
     let cri = stage.cri();
     let pod = cri.run_pod("slow").await;

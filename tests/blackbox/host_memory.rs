@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_tests::controller::Controller;
 use bulkhead_tests::cri::Cri;
-use bulkhead_tests::node::Options;
+use bulkhead_tests::node::{self, Options};
 use bulkhead_tests::report;
 
 use crate::stage::{Stage, VMM, stage};
@@ -94,9 +94,7 @@ async fn field_8_a_pod_that_cannot_fit_below_its_limit_is_refused() {
     let cri = stage.cri();
     let config = cri.pod_config("tight");
     let group = config.linux.as_ref().unwrap().cgroup_parent.clone();
-    let v1 = Path::new("/sys/fs/cgroup/memory");
-    let root = if v1.exists() { v1 } else { Path::new("/sys/fs/cgroup") };
-    std::fs::create_dir_all(root.join(group.trim_start_matches('/'))).unwrap();
+    node::make_cgroup(&group);
     let Some(limited) = Limited::of(&group) else {
         return report::skipped("a_pod_that_cannot_fit", "the host has no memory controller");
     };

@@ -22,6 +22,7 @@
 //! | 13 | kata-containers#2464 | the process of an exec lived on after its timeout |
 //! | 17 | kata-containers#2438 | size limits of volumes were ignored |
 //! | 18 | kata-containers#10487 | mounts of the node did not reach the container |
+//! | 20 | kata-containers#6339 | what a killed pod left in its network namespace made the next one fail |
 //! | 22 | kata-containers#9902 | a resize said success and changed nothing |
 #![allow(
     clippy::unwrap_used,
@@ -46,6 +47,7 @@ mod harness;
 mod host_memory;
 mod host_sockets;
 mod lifecycle;
+mod limits;
 mod namespaces;
 mod old_containerd;
 mod oom;

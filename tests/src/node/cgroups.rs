@@ -30,6 +30,23 @@ pub(crate) fn create(group: &str) {
         if hierarchy.ends_with("cpuset") {
             inherit_cpuset(&hierarchy, group);
         }
+        if hierarchy == Path::new(HIERARCHIES) {
+            hand_controllers_down(&hierarchy, group);
+        }
+    }
+}
+
+/// cgroup v2: a group has the files of those controllers that its parent hands down. kubelet sees to it.
+fn hand_controllers_down(hierarchy: &Path, group: &str) {
+    let mut path = hierarchy.to_path_buf();
+    for part in group.trim_matches('/').split('/') {
+        let controllers = std::fs::read_to_string(path.join("cgroup.controllers")).expect("read controllers");
+        for controller in controllers.split_whitespace() {
+            let control = path.join("cgroup.subtree_control");
+            std::fs::write(&control, format!("+{controller}"))
+                .unwrap_or_else(|error| panic!("+{controller} in {}: {error}", control.display()));
+        }
+        path.push(part);
     }
 }
 

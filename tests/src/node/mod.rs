@@ -333,6 +333,11 @@ impl Drop for Node {
     }
 }
 
+/// Makes a pod's cgroup as kubelet does, in every hierarchy.
+pub fn make_cgroup(group: &str) {
+    cgroups::create(group);
+}
+
 /// Removes containerd's cgroup for pods that name no parent, unless somebody is in it.
 pub fn remove_default_cgroup() {
     // In use, or gone already: both are well.

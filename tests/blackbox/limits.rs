@@ -1,0 +1,53 @@
+//! A container's limits: they hold in the guest, and change while the container runs.
+
+use bulkhead_tests::cri::Cri;
+use bulkhead_tests::node::Options;
+use k8s_cri::v1 as api;
+
+use crate::stage::{Stage, stage};
+
+const MIB: i64 = 1 << 20;
+
+fn resources(cpu_quota: i64, memory_mib: i64) -> api::LinuxContainerResources {
+    api::LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota,
+        memory_limit_in_bytes: memory_mib * MIB,
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_containers_limits_hold_in_the_guest_and_can_be_changed() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let cri = stage.cri();
+    let pod = cri.run_pod("limits").await;
+    let limited = |name: &str| {
+        let mut config = Cri::shell(name, "sleep 1000");
+        config.linux.as_mut().unwrap().resources = Some(resources(20_000, 48));
+        config
+    };
+    let main = cri.start(&pod, limited("main")).await;
+    let other = cri.start(&pod, limited("other")).await;
+    let limits = async |id: &str| cri.exec(id, "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max").await;
+    let before = format!("20000 100000\n{}\n", 48 * MIB);
+    assert_eq!(limits(&main.id).await, before);
+
+    for (cpu_quota, memory_mib) in [(70_000, 96), (30_000, 64)] {
+        let request = api::UpdateContainerResourcesRequest {
+            container_id: main.id.clone(),
+            linux: Some(resources(cpu_quota, memory_mib)),
+            ..Default::default()
+        };
+        cri.runtime().update_container_resources(request).await.unwrap();
+        assert_eq!(limits(&main.id).await, format!("{cpu_quota} 100000\n{}\n", memory_mib * MIB));
+        let told = cri.container_status(&main.id).await.resources.unwrap().linux.unwrap();
+        assert_eq!((told.cpu_quota, told.memory_limit_in_bytes), (cpu_quota, memory_mib * MIB));
+    }
+    assert_eq!(limits(&other.id).await, before, "another container's limits change with it");
+    // The limit of now is the one that kills.
+    let eat = ["dd", "if=/dev/zero", "of=/dev/null", "bs=56M", "count=1"];
+    assert_eq!(cri.try_exec(&main.id, &eat).await.unwrap().0, 0);
+    assert_eq!(cri.try_exec(&other.id, &eat).await.unwrap().0, 137);
+    stage.end(&pod).await;
+}
