@@ -159,12 +159,10 @@ fn log_filter(filter: &str) -> Result<(), String> {
 fn numbers(settings: &Settings, findings: &mut Findings) {
     let Settings { guest, vm, virtiofsd, .. } = settings;
     let (vcpus, memory) = (vm.vcpus.get(), vm.memory_mib.get());
-    findings.unless(
-        vcpus <= MAX_VCPUS,
-        "vm.vcpus",
-        vcpus.to_string(),
-        ("more than a VM can have", "1 to 255"),
-    );
+    for (key, vcpus) in [("vm.vcpus", vcpus), ("vm.max_vcpus", vm.max_vcpus.get())] {
+        let few = ("more than a VM can have", "1 to 255");
+        findings.unless(vcpus <= MAX_VCPUS, key, vcpus.to_string(), few);
+    }
     let boots = ("too little for a guest to come up", "at least 64");
     findings.unless(memory >= MIN_MEMORY_MIB, "vm.memory_mib", memory.to_string(), boots);
     let whole = ("not a whole number of huge pages", "an even number, huge pages have 2 MiB");

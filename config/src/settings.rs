@@ -90,6 +90,10 @@ pub struct Vm {
     pub vcpus: NonZeroU32,
     /// Memory of a VM whose pod names no memory limit, in MiB. A pod's own limit is added to it.
     pub memory_mib: NonZeroU32,
+    /// vCPUs to which a running VM can grow, where its machine can. One that begins with more stays as it is.
+    pub max_vcpus: NonZeroU32,
+    /// Memory to which a running VM can grow, in MiB, where its machine can. One that begins with more stays as it is.
+    pub max_memory_mib: NonZeroU32,
     /// Back guest memory by huge pages of the host.
     pub hugepages: bool,
     /// Where the guest's entropy device reads from.
@@ -127,7 +131,7 @@ pub struct Qemu {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Machine {
-    /// PCI Express, hotplug.
+    /// PCI Express, hotplug: VMs grow with their pods.
     Q35,
     /// virtio-mmio only: boots faster, no hotplug.
     #[default]
@@ -220,6 +224,8 @@ impl Default for Vm {
             hypervisor: Hypervisor::Qemu,
             vcpus: NonZeroU32::MIN,
             memory_mib: NonZeroU32::new(256).unwrap_or(NonZeroU32::MIN),
+            max_vcpus: NonZeroU32::new(8).unwrap_or(NonZeroU32::MIN),
+            max_memory_mib: NonZeroU32::new(16 * 1024).unwrap_or(NonZeroU32::MIN),
             hugepages: false,
             entropy_source: "/dev/urandom".into(),
             debug_console: false,

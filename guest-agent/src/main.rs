@@ -20,6 +20,7 @@
 //! | `pod`, `network`, `clock`, `sysctl` | Setup |
 //! | `container/` | containers, their processes, the reaper of PID 1, cgroup v2 |
 //! | `stdio/`, `pty` | pipes and terminals to streams |
+//! | `growth` | CPUs and memory that are added while the VM runs |
 //! | `forward` | TCP connections of the host to the pod's loopback |
 //! | `host_sockets` | unix sockets of the host that containers mount |
 //! | `shutdown` | the end of the VM |
@@ -35,6 +36,7 @@ mod clock;
 mod cmdline;
 mod container;
 mod forward;
+mod growth;
 mod helper;
 mod host_sockets;
 mod listen;

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bulkhead_protocol::agent::{
-    ContainerRef, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
-    HelloResponse, PidsResponse, PingRequest, PingResponse, ProcessRef, ResizePtyRequest, SetupRequest,
-    SetupResponse, ShutdownRequest, SignalRequest, StartResponse, StatsResponse, UpdateRequest,
-    WaitOomRequest, WaitOomResponse, WaitResponse,
+    ContainerRef, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, GrowRequest,
+    GrowResponse, HelloRequest, HelloResponse, PidsResponse, PingRequest, PingResponse, ProcessRef,
+    ResizePtyRequest, SetupRequest, SetupResponse, ShutdownRequest, SignalRequest, StartResponse,
+    StatsResponse, UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
 };
 use bulkhead_protocol::agent_ttrpc::Agent;
-use bulkhead_protocol::{FEATURE_DISKS, version};
+use bulkhead_protocol::{FEATURE_DISKS, FEATURE_GROWTH, version};
 use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
 
@@ -23,7 +23,7 @@ use crate::container::{ContainerError, Containers};
 use crate::pod::Pod;
 use crate::server::Readiness;
 use crate::status::CallError;
-use crate::{announce, clock, shutdown};
+use crate::{announce, clock, growth, shutdown};
 
 /// Serves both callers.
 pub(crate) struct AgentService {
@@ -81,7 +81,7 @@ impl Agent for AgentService {
             version,
             agent_build: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: announce::kernel_release(),
-            features: vec![FEATURE_DISKS.to_owned()],
+            features: vec![FEATURE_DISKS.to_owned(), FEATURE_GROWTH.to_owned()],
             ..Default::default()
         })
     }
@@ -94,6 +94,10 @@ impl Agent for AgentService {
 
     async fn ping(&self, _: &TtrpcContext, _: PingRequest) -> ttrpc::Result<PingResponse> {
         Ok(PingResponse { guest_time_nanos: clock::now_nanos(), ..Default::default() })
+    }
+
+    async fn grow(&self, _: &TtrpcContext, request: GrowRequest) -> ttrpc::Result<GrowResponse> {
+        Ok(detached(growth::take(request)).await?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {

@@ -6,7 +6,9 @@ use std::fmt::Write;
 use bulkhead_protocol::version::NoCommonVersion;
 use ttrpc::Code;
 
+use crate::cgroup::CgroupError;
 use crate::container::ContainerError;
+use crate::growth::GrowthError;
 use crate::helper::LaunchError;
 use crate::pod::SetupError;
 use crate::reaper::SignalError;
@@ -22,6 +24,8 @@ pub(crate) enum CallError {
     Container(#[from] ContainerError),
     #[error("the agent crashed in this call, its console has the details")]
     Crashed(#[source] tokio::task::JoinError),
+    #[error("take what was added to the VM")]
+    Growth(#[from] GrowthError),
 }
 
 impl CallError {
@@ -30,7 +34,7 @@ impl CallError {
             CallError::Version(_) => Code::FAILED_PRECONDITION,
             CallError::Setup(error) => setup_code(error),
             CallError::Container(error) => container_code(error),
-            CallError::Crashed(_) => Code::INTERNAL,
+            CallError::Crashed(_) | CallError::Growth(_) => Code::INTERNAL,
         }
     }
 }
@@ -68,6 +72,7 @@ fn container_code(error: &ContainerError) -> Code {
         | ContainerError::NoTerminal { .. }
         | ContainerError::NoRootfs { .. }
         | ContainerError::NoMountSource { .. }
+        | ContainerError::Cgroup(CgroupError::Beyond { .. })
         | ContainerError::NoPidNamespace { .. } => Code::FAILED_PRECONDITION,
         ContainerError::BadId { .. }
         | ContainerError::ParseSpec { .. }

@@ -54,6 +54,7 @@ mod oom;
 mod orphans;
 mod pods;
 mod port_forward;
+mod resizing;
 mod resources;
 mod restarts;
 mod security;

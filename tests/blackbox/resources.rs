@@ -22,11 +22,11 @@ fn file(pod: &Pod, names: [&str; 2]) -> Option<String> {
     found.map(|text| text.trim().to_owned())
 }
 
-fn cpu(pod: &Pod) -> Option<String> {
+pub(crate) fn cpu(pod: &Pod) -> Option<String> {
     file(pod, ["cpu.cfs_quota_us", "cpu.max"])
 }
 
-fn memory(pod: &Pod) -> Option<String> {
+pub(crate) fn memory(pod: &Pod) -> Option<String> {
     file(pod, ["memory.limit_in_bytes", "memory.max"])
 }
 

@@ -79,7 +79,7 @@ pub fn channel(socket: &Path) -> Channel {
 }
 
 /// A request with the usual deadline.
-fn within<T>(message: T) -> Request<T> {
+pub(crate) fn within<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(wait::patiently(DEADLINE));
     request
@@ -94,6 +94,10 @@ impl Cri {
             cgroup_parent: cgroup_parent.to_owned(),
             counter: AtomicU32::new(0),
         }
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// The plain client, for calls not wrapped here.

@@ -24,6 +24,7 @@ pub mod port_forward;
 pub mod processes;
 pub mod remote_command;
 pub mod report;
+pub mod resize;
 pub mod slots;
 pub mod spdy;
 pub mod task;

@@ -1,7 +1,12 @@
 //! Boots real VMs through the actors. Needs QEMU, the peers (`BULKHEAD_PEERS`, else `.peers` of the workspace) and
 //! the guest (`BULKHEAD_GUEST_DIR`, else `out` of the workspace); says aloud what it skips for the want of one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a rig that does not come up is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a rig that does not come up is a failed test"
+)]
 
 mod rig;
 
@@ -12,11 +17,11 @@ use bulkhead_config::{Accelerator, Machine};
 use bulkhead_protocol::agent::{Interface, SetupRequest};
 use rig::loop_device::LoopDevice;
 use rig::{OwnNetns, Rig, say_skipped};
-use vmm_actors::ask::{ask, tell};
+use vmm_actors::ask::{AskError, ask, tell};
 use vmm_actors::host::netns::Netns;
 use vmm_actors::host::process::Exit;
 use vmm_actors::host::tap::Tap;
-use vmm_actors::vm::{Access, Device, Disk, EndCause, GuestState, Vm};
+use vmm_actors::vm::{Access, Device, Disk, EndCause, GuestState, Vm, VmError};
 use vmm_actors::{agent, virtiofsd, vm};
 
 async fn boots_answers_and_powers_off(machine: Machine) {
@@ -142,6 +147,43 @@ async fn a_disk_comes_and_goes_on_microvm() {
 #[actix::test]
 async fn a_disk_comes_and_goes_on_q35() {
     a_disk_comes_and_goes(Machine::Q35).await;
+}
+
+#[actix::test]
+async fn a_running_q35_grows_and_gives_back_what_it_was_given() {
+    let Some(mut rig) = Rig::new(Machine::Q35) else { return };
+    rig.boot().await;
+    ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    rig.set_up().await;
+    let extent = ask(&rig.vm, |reply| vm::Measure { reply }).await.unwrap();
+    let size = |vcpus: u32, memory_mib: u32| vm::Size {
+        vcpus: vcpus.try_into().unwrap(),
+        memory_mib: memory_mib.try_into().unwrap(),
+    };
+    assert_eq!((extent.has, extent.most), (size(1, 256), size(8, 16 * 1024)));
+    let before = ask(&rig.agent, |reply| agent::Grow { to: None, reply }).await.unwrap();
+    assert_eq!(before.cpus, 1);
+
+    let to = size(3, 256 + 644);
+    assert_eq!(ask(&rig.vm, |reply| vm::Resize { to, reply }).await.unwrap(), to);
+    let more = agent::Capacity { cpus: 3, memory_bytes: before.memory_bytes + (644 << 20) };
+    let now = ask(&rig.agent, |reply| agent::Grow { to: Some(more), reply }).await.unwrap();
+    assert_eq!(now, more, "all of it, to the byte");
+    assert_eq!(ask(&rig.vm, |reply| vm::Measure { reply }).await.unwrap().has, to);
+
+    // Processors always; of memory all but where the guest's kernel itself has something by now.
+    let left = match ask(&rig.vm, |reply| vm::Resize { to: extent.has, reply }).await {
+        Ok(has) | Err(AskError::Failed(VmError::NotResized { has, .. })) => has,
+        Err(failed) => panic!("{failed}"),
+    };
+    assert!(left.vcpus == extent.has.vcpus && left.memory_mib.get() < 256 + 64, "{left}");
+    let after = ask(&rig.agent, |reply| agent::Grow { to: None, reply }).await.unwrap();
+    let kept = u64::from(left.memory_mib.get() - 256) << 20;
+    assert_eq!(after, agent::Capacity { memory_bytes: before.memory_bytes + kept, ..before });
+    ask(&rig.agent, |reply| agent::Ping { reply }).await.unwrap();
+    ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+    rig.virtiofsd_exited.recv().await.unwrap();
+    rig.assert_nothing_runs();
 }
 
 #[actix::test]

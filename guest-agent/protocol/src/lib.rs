@@ -34,3 +34,5 @@ pub const SHARE_DIR: &str = "/run/bulkhead/share";
 pub const SHARE_TAG: &str = "bulkhead";
 /// Where the agent listens for the host's unix sockets: `<container id>/<number>` below it.
 pub const SOCKET_DIR: &str = "/run/bulkhead/sockets";
+/// Feature of an agent that takes CPUs and memory which are added while its VM runs.
+pub const FEATURE_GROWTH: &str = "growth";

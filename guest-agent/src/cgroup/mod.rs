@@ -31,6 +31,8 @@ pub(crate) enum CgroupError {
     Remove { path: PathBuf, source: io::Error },
     #[error("watch {path}")]
     Watch { path: PathBuf, source: io::Error },
+    #[error("{limit} is more than the {has} that the pod's VM has; resize the pod first, or make it anew")]
+    Beyond { limit: String, has: String },
     #[error("{path} did not become {wanted} within {limit:?}")]
     Slow { path: PathBuf, wanted: &'static str, limit: Duration },
 }
@@ -100,9 +102,15 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets the limits of an OCI `linux.resources` object.
+    /// Sets the limits of an OCI `linux.resources` object. None is raised above what the VM has: whoever asked for it
+    /// would take it for granted.
     pub(crate) fn update(&self, wanted: &oci_spec::runtime::LinuxResources) -> Result<(), CgroupError> {
-        resources::files(wanted).iter().try_for_each(|(file, value)| self.write(file, value))
+        let files = resources::files(wanted);
+        let old = |file: &str| self.read(file).ok();
+        if let Some((limit, has)) = resources::beyond(&files, old, crate::growth::capacity()) {
+            return Err(CgroupError::Beyond { limit, has });
+        }
+        files.iter().try_for_each(|(file, value)| self.write(file, value))
     }
 
     fn path(&self, file: &str) -> PathBuf {

@@ -44,6 +44,41 @@ pub(super) fn files(resources: &LinuxResources) -> Vec<(String, String)> {
     files
 }
 
+/// The first limit that would be raised above what the guest has, and that. One that is not raised may be larger: it
+/// was when the container began. `old` reads the files as they are.
+pub(super) fn beyond(
+    files: &[(String, String)],
+    old: impl Fn(&str) -> Option<String>,
+    (cpus, memory_bytes): (u32, u64),
+) -> Option<(String, String)> {
+    let raised = |file: &str, value: &str, read: fn(&str) -> Option<u64>, has: u64| {
+        // No limit is the largest.
+        let before = old(file).map_or(u64::MAX, |text| read(&text).unwrap_or(u64::MAX));
+        read(value).is_some_and(|value| value > has && value > before)
+    };
+    files.iter().find_map(|(file, value)| match file.as_str() {
+        "memory.max" if raised(file, value, number, memory_bytes) => {
+            Some((format!("a memory limit of {value} bytes"), format!("{memory_bytes} bytes")))
+        }
+        "cpu.max" if raised(file, value, whole_cpus, cpus.into()) => {
+            let limit = format!("a CPU limit of {} CPUs", whole_cpus(value).unwrap_or_default());
+            Some((limit, format!("{cpus} CPUs")))
+        }
+        _other => None,
+    })
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+/// The CPUs that `quota period` needs.
+fn whole_cpus(text: &str) -> Option<u64> {
+    let mut words = text.split_whitespace();
+    let (quota, period) = (number(words.next()?)?, number(words.next()?)?);
+    (period > 0).then(|| quota.div_ceil(period))
+}
+
 /// A limit in bytes or processes; zero and less mean none.
 fn bytes(limit: i64) -> String {
     if limit > 0 { limit.to_string() } else { "max".to_owned() }
@@ -95,6 +130,29 @@ mod tests {
 
     fn pair(file: &str, value: &str) -> (String, String) {
         (file.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn no_limit_is_raised_above_what_the_guest_has() {
+        let files = |memory: &str, cpu: &str| {
+            vec![("cpu.max".to_owned(), cpu.to_owned()), ("memory.max".to_owned(), memory.to_owned())]
+        };
+        let (few, many) = (files("1000", "150000 100000"), files("3000", "350000 100000"));
+        let old = |files: Vec<(String, String)>| {
+            move |file: &str| {
+                files.iter().find(|(name, _)| name == file).map(|(_, value)| format!("{value}\n"))
+            }
+        };
+        assert_eq!(beyond(&few, old(few.clone()), (2, 2000)), None);
+        let (limit, has) = beyond(&many, old(few.clone()), (2, 2000)).unwrap();
+        assert_eq!((limit.as_str(), has.as_str()), ("a CPU limit of 4 CPUs", "2 CPUs"));
+        let (limit, _) = beyond(&many, old(few.clone()), (4, 2000)).unwrap();
+        assert!(limit.contains("3000 bytes"), "{limit}");
+        assert_eq!(beyond(&many, old(few), (4, 3000)), None, "it has as much");
+        assert_eq!(beyond(&many, old(many.clone()), (1, 1)), None, "it was so before");
+        let none = files("max", "max 100000");
+        assert_eq!(beyond(&none, old(many.clone()), (1, 1)), None, "none is asked for");
+        assert_eq!(beyond(&many, old(none), (1, 1)), None, "it is lowered");
     }
 
     #[test]

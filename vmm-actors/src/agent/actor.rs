@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, SpawnHandle, WrapFuture};
+use bulkhead_protocol::FEATURE_GROWTH;
 use bulkhead_protocol::agent::Announce;
 use bulkhead_protocol::version::negotiate;
 
 use super::{
-    AgentError, AgentSilent, AgentView, AnnounceSocket, AwaitGuest, Guest, Listen, Observe, Ping, Session,
-    Setup, Shutdown,
+    AgentError, AgentSilent, AgentView, AnnounceSocket, AwaitGuest, Grow, Guest, Listen, Observe, Ping,
+    Session, Setup, Shutdown,
 };
 use crate::ask::{Reply, answer, report};
 use crate::host::process::last_lines;
@@ -293,6 +294,20 @@ impl Handler<Setup> for Agent {
     fn handle(&mut self, Setup { request, reply }: Setup, ctx: &mut Self::Context) {
         let call = |session: Session| async move { session.setup(&request).await };
         self.call("become a pod", reply, call, ctx);
+    }
+}
+
+impl Handler<Grow> for Agent {
+    type Result = ();
+    fn handle(&mut self, Grow { to, reply }: Grow, ctx: &mut Self::Context) {
+        let capable =
+            self.guest.as_ref().is_none_or(|guest| guest.features.iter().any(|name| name == FEATURE_GROWTH));
+        if !capable {
+            let agent_build = self.guest.as_ref().map(|guest| guest.agent_build.clone()).unwrap_or_default();
+            let what = "take CPUs or memory that its VM is given while it runs";
+            return answer(reply, Err(AgentError::Incapable { agent_build, what }));
+        }
+        self.call("grow", reply, move |session| async move { session.grow(to).await }, ctx);
     }
 }
 

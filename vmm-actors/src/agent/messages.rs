@@ -48,6 +48,25 @@ pub struct Ping {
     pub reply: Reply<Duration, AgentError>,
 }
 
+/// Asks what CPUs and memory the guest uses, or has it use those that its VM was given.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Grow {
+    /// What it is to use; none: it is only asked, and is ready for memory from then on.
+    pub to: Option<Capacity>,
+    /// What it uses. Less than it was to: an error.
+    pub reply: Reply<Capacity, AgentError>,
+}
+
+/// What a guest has to run containers with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// CPUs online.
+    pub cpus: u32,
+    /// What its kernel gives to processes, in bytes: less than the VM's memory.
+    pub memory_bytes: u64,
+}
+
 /// Asks the guest to end its containers and power off.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -175,6 +194,27 @@ pub enum AgentError {
         /// How long it had.
         after: Duration,
     },
+    /// The guest's agent is of a release that could not do this.
+    #[error("the guest's agent, {agent_build:?}, cannot {what}")]
+    Incapable {
+        /// Build of the agent.
+        agent_build: String,
+        /// What it cannot.
+        what: &'static str,
+    },
+    /// The guest does not use what its VM was given.
+    #[error(
+        "the guest uses {} CPUs and {} MiB of memory, and was to use {} and {}{refused}",
+        has.cpus, has.memory_bytes >> 20, wanted.cpus, wanted.memory_bytes >> 20
+    )]
+    NotTaken {
+        /// What it was to use.
+        wanted: Capacity,
+        /// What it uses.
+        has: Capacity,
+        /// What it says about it; may be empty.
+        refused: String,
+    },
     /// The guest did not do what it was asked.
     #[error("the guest did not carry out {call}")]
     Call {
@@ -199,6 +239,8 @@ impl AgentError {
             | Self::Listen { .. }
             | Self::Announcement { .. }
             | Self::Version { .. }
+            | Self::Incapable { .. }
+            | Self::NotTaken { .. }
             | Self::Call { .. } => false,
         }
     }

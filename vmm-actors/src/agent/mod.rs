@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | Owns | the socket on which the guest announces itself, the session to its agent, the heartbeat |
-//! | Hears | [`Listen`], [`AwaitGuest`], [`Setup`], [`Ping`], [`Shutdown`], [`Observe`] |
+//! | Hears | [`Listen`], [`AwaitGuest`], [`Setup`], [`Grow`], [`Ping`], [`Shutdown`], [`Observe`] |
 //! | Tells | [`AgentSilent`], once for each silence, to its parent |
 //! | Ends when | its parent drops the address |
 //! | Queue | 16: one parent that has at most a few commands under way |
@@ -21,6 +21,7 @@ pub use actor::Agent;
 pub use announce::AnnounceSocket;
 pub use dial::dial;
 pub use messages::{
-    AgentError, AgentSilent, AgentView, AwaitGuest, Guest, Listen, Observe, Ping, Setup, Shutdown,
+    AgentError, AgentSilent, AgentView, AwaitGuest, Capacity, Grow, Guest, Listen, Observe, Ping, Setup,
+    Shutdown,
 };
 pub use session::Session;

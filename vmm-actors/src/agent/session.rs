@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_protocol::AGENT_PORT;
-use bulkhead_protocol::agent::{PingRequest, SetupRequest, ShutdownRequest};
+use bulkhead_protocol::agent::{GrowRequest, PingRequest, SetupRequest, ShutdownRequest};
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::version::agent_hello;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -13,12 +13,16 @@ use tokio::time::Instant;
 use ttrpc::r#async::{Client, transport::Socket};
 use ttrpc::context::{Context, with_duration};
 
-use super::{AgentError, Guest, dial};
+use super::{AgentError, Capacity, Guest, dial};
 
 /// How long Hello may take. A guest that has announced itself serves already.
 const HELLO_WITHIN: Duration = Duration::from_secs(20);
 /// How long becoming a pod may take: mounts, addresses, duplicate address detection.
 const SETUP_WITHIN: Duration = Duration::from_secs(30);
+/// How long a guest may take to use what its VM was given.
+const GROW_WITHIN: Duration = Duration::from_secs(15);
+/// What the answer may take beyond that: a module is loaded.
+const GROW_MARGIN: Duration = Duration::from_secs(10);
 /// What the answer to Shutdown may take beyond the grace of the containers.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(2);
 
@@ -73,6 +77,30 @@ impl Session {
     pub async fn setup(&self, request: &SetupRequest) -> Result<(), AgentError> {
         let done = self.client.setup(context(SETUP_WITHIN), request);
         answered("Setup", SETUP_WITHIN, done).await.map(|_| ())
+    }
+
+    /// Asks what the guest uses, or has it use `to` and waits until it does.
+    ///
+    /// # Errors
+    /// [`AgentError::NotTaken`] when it uses less, [`AgentError::Call`] with what the guest says.
+    pub async fn grow(&self, to: Option<Capacity>) -> Result<Capacity, AgentError> {
+        let request = GrowRequest {
+            cpus: to.map_or(0, |to| to.cpus),
+            memory_bytes: to.map_or(0, |to| to.memory_bytes),
+            wait_millis: u32::try_from(GROW_WITHIN.as_millis()).unwrap_or(u32::MAX),
+            ..GrowRequest::default()
+        };
+        let within = GROW_WITHIN.saturating_add(GROW_MARGIN);
+        let grown = answered("Grow", within, self.client.grow(context(within), &request)).await?;
+        let has = Capacity { cpus: grown.cpus, memory_bytes: grown.memory_bytes };
+        match to {
+            Some(wanted) if has.cpus < wanted.cpus || has.memory_bytes < wanted.memory_bytes => {
+                let refused =
+                    if grown.refused.is_empty() { String::new() } else { format!(": {}", grown.refused) };
+                Err(AgentError::NotTaken { wanted, has, refused })
+            }
+            Some(_) | None => Ok(has),
+        }
     }
 
     /// A sign of life, within `within`; answers how long it took.

@@ -68,7 +68,7 @@ impl Handler<Create> for Cgroup {
     fn handle(&mut self, message: Create, context: &mut Context<Self>) {
         let Create { record, limits, needed_bytes, reply } = message;
         let work = move || {
-            check_room(&record, needed_bytes)?;
+            check_room(&record, needed_bytes, None)?;
             create(&record, &limits)
         };
         self.change(context, blocking(work), reply);
@@ -88,9 +88,9 @@ impl Handler<Update> for Cgroup {
     type Result = ();
 
     fn handle(&mut self, message: Update, context: &mut Context<Self>) {
-        let Update { record, limits, needed_bytes, reply } = message;
+        let Update { record, limits, needed_bytes, planned_bytes, reply } = message;
         let work = move || {
-            check_room(&record, needed_bytes)?;
+            check_room(&record, needed_bytes, planned_bytes)?;
             update(&record, &limits)
         };
         self.change(context, blocking(work), reply);

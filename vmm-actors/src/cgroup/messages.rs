@@ -42,6 +42,8 @@ pub struct Update {
     pub limits: Limits,
     /// What the VM needs, in bytes: the cgroups above have to allow it.
     pub needed_bytes: u64,
+    /// What the limit of the cgroup right above becomes, in bytes, where it has one.
+    pub planned_bytes: Option<u64>,
     /// They hold.
     pub reply: Reply<(), CgroupError>,
 }

@@ -33,12 +33,25 @@ pub fn bounds(directory: &Path) -> Vec<Bound> {
 const UNLIMITED: u64 = (i64::MAX as u64) & !0xffff;
 
 /// Looks whether a VM that needs this many bytes fits below the limits of the cgroups above it, which are kubelet's
-/// to set. A VM that does not would be killed as soon as its guest uses what it was promised. Blocks.
+/// to set. A VM that does not would be killed as soon as its guest uses what it was promised.
+///
+/// For a pod that is resized in place, kubelet sets the limit of the pod's own cgroup, the nearest, before it asks us
+/// (up to 1.35) or afterwards (from 1.36): `planned_bytes` takes the place of that limit. Blocks.
 ///
 /// # Errors
 /// [`CgroupError::TooSmall`] with the smallest of those limits.
-pub fn check_room(record: &CgroupRecord, needed_bytes: u64) -> Result<(), CgroupError> {
-    let above = record.directories.iter().filter_map(|directory| directory.parent()).flat_map(bounds);
+pub fn check_room(
+    record: &CgroupRecord,
+    needed_bytes: u64,
+    planned_bytes: Option<u64>,
+) -> Result<(), CgroupError> {
+    let parents = record.directories.iter().filter_map(|directory| directory.parent());
+    let above = parents.flat_map(|parent| {
+        bounds(parent).into_iter().map(move |bound| match planned_bytes {
+            Some(limit_bytes) if bound.cgroup == parent => Bound { limit_bytes, ..bound },
+            Some(_) | None => bound,
+        })
+    });
     match above.min_by_key(|bound| bound.limit_bytes) {
         Some(Bound { cgroup, limit_bytes }) if limit_bytes < needed_bytes => Err(CgroupError::TooSmall {
             path: cgroup,
@@ -72,8 +85,8 @@ mod tests {
             ("kubepods/pod1", "memory.limit_in_bytes", "536870912"),
             ("kubepods/pod1/bulkhead-x", "memory.limit_in_bytes", "1"),
         ]);
-        check_room(&record, 512 << 20).unwrap();
-        let error = check_room(&record, (512 << 20) + 1).unwrap_err();
+        check_room(&record, 512 << 20, None).unwrap();
+        let error = check_room(&record, (512 << 20) + 1, None).unwrap_err();
         let CgroupError::TooSmall { path, allowed_mib, needed_mib, missing_mib } = &error else {
             panic!("{error}")
         };
@@ -85,10 +98,30 @@ mod tests {
     #[test]
     fn no_limit_is_room_enough() {
         let (_v2, record) = tree(&[("kubepods/pod1", "memory.max", "max")]);
-        check_room(&record, u64::MAX).unwrap();
+        check_room(&record, u64::MAX, None).unwrap();
         let (_v1, record) = tree(&[("kubepods/pod1", "memory.limit_in_bytes", "9223372036854771712")]);
-        check_room(&record, u64::MAX).unwrap();
+        check_room(&record, u64::MAX, None).unwrap();
         let (_none, record) = tree(&[]);
-        check_room(&record, u64::MAX).unwrap();
+        check_room(&record, u64::MAX, None).unwrap();
+    }
+
+    #[test]
+    fn what_kubelet_makes_of_the_pods_own_cgroup_counts_and_not_what_it_was() {
+        let (dir, record) =
+            tree(&[("kubepods", "memory.max", "1073741824"), ("kubepods/pod1", "memory.max", "536870912")]);
+        check_room(&record, 800 << 20, Some(800 << 20)).unwrap();
+        let refused = |needed, planned| {
+            let error = check_room(&record, needed, Some(planned)).unwrap_err();
+            let CgroupError::TooSmall { path, .. } = error else { panic!("{error}") };
+            path
+        };
+        assert_eq!(refused(300 << 20, 256 << 20), dir.path().join("kubepods/pod1"), "it is about to shrink");
+        assert_eq!(
+            refused(2 << 30, 4 << 30),
+            dir.path().join("kubepods"),
+            "what is above does not grow with it"
+        );
+        let (_none, free) = tree(&[("kubepods/pod1", "memory.max", "max")]);
+        check_room(&free, 2 << 30, Some(1)).unwrap();
     }
 }

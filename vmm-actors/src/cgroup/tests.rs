@@ -218,7 +218,15 @@ async fn the_actor_answers() {
     let dir = TempDir::new().unwrap();
     let process = sleeper(&dir, "exec sleep 60", &procs);
     ask(&cgroup, |reply| Place { record: record.clone(), pid: process.identity().pid, reply }).await.unwrap();
-    ask(&cgroup, |reply| Update { record: record.clone(), limits, needed_bytes: 1, reply }).await.unwrap();
+    ask(&cgroup, |reply| Update {
+        record: record.clone(),
+        limits,
+        needed_bytes: 1,
+        planned_bytes: None,
+        reply,
+    })
+    .await
+    .unwrap();
     ask(&cgroup, |reply| Stats { record: record.clone(), reply }).await.unwrap();
     ask(&cgroup, |reply| Delete { record: record.clone(), reply }).await.unwrap();
     assert_eq!(process.wait().await, Exit::Signal(9));

@@ -39,6 +39,8 @@ pub struct Sandbox {
     pub(super) span: Span,
     timeline: Timeline,
     pub(super) warnings: Vec<String>,
+    /// New limits are being set.
+    pub(super) updating: bool,
     ended_at: Option<Nanos>,
     left: Vec<String>,
     bringing_up: Option<SpawnHandle>,
@@ -78,6 +80,7 @@ impl Sandbox {
             span,
             timeline: Timeline::begin(),
             warnings: Vec::new(),
+            updating: false,
             ended_at,
             left: Vec::new(),
             bringing_up: None,
@@ -315,6 +318,7 @@ impl Sandbox {
             warnings: self.warnings.iter().chain(&self.left).cloned().collect(),
             pod: format!("{}/{}", self.record.pod.namespace, self.record.pod.name),
             vmm,
+            size: self.record.size(&self.host.settings),
             containers: self.record.containers.keys().map(ToString::to_string).collect(),
             steps: self.timeline.steps(),
         }
@@ -342,6 +346,7 @@ impl Actor for Sandbox {
             Some(First::Adopt) if gone.is_empty() => {
                 self.children.iter().for_each(|children| children.watch_memory(&self.record));
                 self.unplug_in_background(ctx);
+                self.measure(ctx);
                 info!(pid = self.vmm_pid(), "took over a running sandbox");
             }
             // It ended after the verdict on its record: nobody watches it, so nobody else will tell.

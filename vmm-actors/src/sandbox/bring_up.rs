@@ -201,9 +201,7 @@ impl BringUp {
         links: Vec<network::PreparedLink>,
     ) -> Result<VmRecord, BringUpError> {
         let mut spec = vm::LaunchSpec::new(self.record.dir.clone(), &self.host.settings);
-        let size = self.record.size(&self.host.settings);
-        spec.vcpus = size.vcpus;
-        spec.memory_mib = size.memory_mib;
+        spec.size = self.record.size(&self.host.settings);
         spec.cgroup = Some(procs);
         spec.nics = links.into_iter().map(nic).collect();
         let booted = ask(&self.children.vm, |reply| vm::Boot { spec: Box::new(spec), reply });

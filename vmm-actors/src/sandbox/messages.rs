@@ -11,6 +11,7 @@ use super::state::Event;
 use crate::ask::Reply;
 use crate::id::ContainerId;
 use crate::pod_spec::Resources;
+use crate::vm::Size;
 
 /// Start the sandbox; answered when its guest is set up and its record says Running.
 #[derive(Debug, Message)]
@@ -92,6 +93,8 @@ pub struct Snapshot {
     pub pod: String,
     /// The VMM driver and how guest instructions run.
     pub vmm: Option<String>,
+    /// Processors and memory of the VM.
+    pub size: Size,
     /// Containers with mounts.
     pub containers: Vec<String>,
     /// How long each step of coming up took, in the order of their ends.

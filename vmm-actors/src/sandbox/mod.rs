@@ -19,6 +19,7 @@ mod containers;
 pub mod disks;
 mod error;
 mod figures;
+mod growth;
 mod messages;
 mod news;
 mod plug;

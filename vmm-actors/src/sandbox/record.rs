@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use store::{Broken, Found, RecordError, Store};
 
 use super::disks::Disks;
-use super::sizing::Size;
+use super::sizing::size_of;
 use super::state::Cause;
 use crate::cgroup::{self, CgroupError, CgroupRecord, Limits};
 use crate::host::process::boot_id;
@@ -23,7 +23,7 @@ use crate::pod_spec::PodSpec;
 use crate::registry::CreateSandbox;
 use crate::shim::ShimRecord;
 use crate::virtiofsd::VirtiofsdRecord;
-use crate::vm::VmRecord;
+use crate::vm::{Size, VmRecord};
 
 /// Everything a successor needs to finish or to adopt a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,7 +78,7 @@ impl Record {
             cgroup: cgroup::plan(&pod.cgroup_parent, &settings.cgroup.default_parent, &id)?,
             network: network::plan(&netns),
             netns,
-            size: Some(Size::of(&pod.resources, &settings.vm)),
+            size: Some(size_of(&pod.resources, &settings.vm)),
             pod,
             vm: None,
             virtiofsd: None,
@@ -91,12 +91,21 @@ impl Record {
 
     /// The size of the pod's VM.
     pub(super) fn size(&self, settings: &Settings) -> Size {
-        self.size.unwrap_or_else(|| Size::of(&self.pod.resources, &settings.vm))
+        self.size.unwrap_or_else(|| size_of(&self.pod.resources, &settings.vm))
     }
 
     /// What the host must give the pod's VM, in bytes.
     pub(super) fn needed_bytes(&self, settings: &Settings) -> u64 {
         Limits::needed_bytes(self.size(settings).memory_bytes())
+    }
+
+    /// What kubelet makes, or is about to make, of the memory limit of the pod's own cgroup, in bytes. None where
+    /// nobody has named that cgroup, or the limit.
+    pub(super) fn planned_bytes(&self) -> Option<u64> {
+        let PodSpec { resources, overhead, cgroup_parent, .. } = &self.pod;
+        let limit = u64::try_from(resources.memory_limit_bytes).ok().filter(|limit| *limit > 0)?;
+        let overhead = u64::try_from(overhead.memory_limit_bytes).unwrap_or(0);
+        (!cgroup_parent.is_empty()).then_some(limit.saturating_add(overhead))
     }
 
     /// What the pod may use of the host.

@@ -3,56 +3,27 @@
 //! vCPUs: the pod's CPU limit, rounded up to whole CPUs, but no fewer than `[vm] vcpus`. Memory: `[vm] memory_mib` for
 //! the guest itself, plus the pod's memory limit; a pod without a limit has the guest's memory alone. The pod's
 //! overhead belongs to VMM and helpers and is applied to the host cgroup only. A VM that runs grows where its driver can,
-//! and never shrinks.
+//! and never shrinks (`docs/sizing.md`).
 
 use std::num::NonZeroU32;
 
 use bulkhead_config::Vm;
-use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Limits;
 use crate::pod_spec::{PodSpec, Resources};
-
-/// The shape of one VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Size {
-    /// Processors.
-    pub vcpus: NonZeroU32,
-    /// Memory of the guest in MiB.
-    pub memory_mib: NonZeroU32,
-}
+use crate::vm::Size;
 
 const MIB: i64 = 1024 * 1024;
 
-impl Size {
-    /// The size of the VM of a pod with these limits.
-    pub(super) fn of(pod: &Resources, settings: &Vm) -> Self {
-        let cpus =
-            if pod.cpu_quota > 0 && pod.cpu_period > 0 { whole(pod.cpu_quota, pod.cpu_period) } else { 0 };
-        let limit_mib = if pod.memory_limit_bytes > 0 { whole(pod.memory_limit_bytes, MIB) } else { 0 };
-        Self {
-            vcpus: NonZeroU32::new(cpus).map_or(settings.vcpus, |cpus| cpus.max(settings.vcpus)),
-            memory_mib: settings.memory_mib.saturating_add(limit_mib),
-        }
-    }
-
-    /// The larger of each.
-    pub(super) fn at_least(self, other: Self) -> Self {
-        Self { vcpus: self.vcpus.max(other.vcpus), memory_mib: self.memory_mib.max(other.memory_mib) }
-    }
-
-    /// What has to grow to be that large, for people.
-    pub(super) fn growth(self, to: Self) -> String {
-        let cpus = (to.vcpus > self.vcpus).then(|| format!("CPUs from {} to {}", self.vcpus, to.vcpus));
-        let memory = (to.memory_mib > self.memory_mib)
-            .then(|| format!("memory from {} to {} MiB", self.memory_mib, to.memory_mib));
-        let parts: Vec<String> = cpus.into_iter().chain(memory).collect();
-        format!("its VM would have to grow, {}", parts.join(" and "))
-    }
-
-    /// Guest memory in bytes.
-    pub(super) fn memory_bytes(self) -> u64 {
-        u64::from(self.memory_mib.get()) << 20
+/// The size of the VM of a pod with these limits.
+pub(super) fn size_of(pod: &Resources, settings: &Vm) -> Size {
+    let cpus = if pod.cpu_quota > 0 && pod.cpu_period > 0 { whole(pod.cpu_quota, pod.cpu_period) } else { 0 };
+    let limit_mib = if pod.memory_limit_bytes > 0 { whole(pod.memory_limit_bytes, MIB) } else { 0 };
+    // A huge page is two.
+    let limit_mib = if settings.hugepages { limit_mib.saturating_add(limit_mib % 2) } else { limit_mib };
+    Size {
+        vcpus: NonZeroU32::new(cpus).map_or(settings.vcpus, |cpus| cpus.max(settings.vcpus)),
+        memory_mib: settings.memory_mib.saturating_add(limit_mib),
     }
 }
 
@@ -83,7 +54,7 @@ mod tests {
 
     fn size(cpu_quota: i64, memory_limit_bytes: i64) -> Size {
         let pod = Resources { cpu_period: 100_000, cpu_quota, memory_limit_bytes, ..Resources::default() };
-        Size::of(&pod, &Vm::default())
+        size_of(&pod, &Vm::default())
     }
 
     #[test]
@@ -98,14 +69,14 @@ mod tests {
         let limited = |overhead_mib: i64| {
             let resources = Resources { memory_limit_bytes: 64 * MIB, ..Resources::default() };
             let overhead = Resources { memory_limit_bytes: overhead_mib * MIB, ..Resources::default() };
-            let size = Size::of(&resources, &Vm::default());
+            let size = size_of(&resources, &Vm::default());
             raised(&PodSpec { resources, overhead, ..PodSpec::default() }, size)
         };
         let needed = Vm::default().memory_mib.get() + 64 + 192;
         let text = limited(32).unwrap();
         assert!(text.contains(&format!("{needed} MiB")) && text.contains("96 MiB"), "{text}");
         assert_eq!(limited(i64::from(needed) - 64), None);
-        assert_eq!(raised(&PodSpec::default(), Size::of(&Resources::default(), &Vm::default())), None);
+        assert_eq!(raised(&PodSpec::default(), size_of(&Resources::default(), &Vm::default())), None);
     }
 
     #[test]
@@ -115,6 +86,9 @@ mod tests {
         assert_eq!(limited.vcpus.get(), 3);
         assert_eq!(limited.memory_mib.get(), base.get() + 101);
         assert_eq!(size(50_000, 1).vcpus.get(), 1);
+        let settings = Vm { hugepages: true, ..Vm::default() };
+        let odd = Resources { memory_limit_bytes: 101 * MIB, ..Resources::default() };
+        assert_eq!(size_of(&odd, &settings).memory_mib.get(), base.get() + 102, "whole huge pages");
         assert_eq!(size(i64::MAX, i64::MAX).memory_mib, NonZeroU32::MAX);
     }
 }

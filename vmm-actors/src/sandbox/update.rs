@@ -6,13 +6,14 @@ use tracing::{info, warn};
 use super::actor::Sandbox;
 use super::children::Children;
 use super::error::{SandboxError, chain};
+use super::growth::{Failed, Growth};
 use super::messages::Update;
-use super::record::Record;
-use super::sizing::Size;
+use super::record::{Phase, Record};
+use super::sizing::size_of;
 use super::state::State;
 use crate::ask::{AskError, answer, ask};
 use crate::cgroup::{self, CgroupError, Limits};
-use crate::vm;
+use crate::vm::{self, Size};
 
 /// What becomes of a pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,47 +27,57 @@ struct Change {
 }
 
 impl Change {
-    /// Decides. A VM keeps what it has: it grows with its pod, and never shrinks.
-    fn of(record: &Record, update: &Update, settings: &bulkhead_config::Settings) -> Self {
-        let before = record.size(settings);
+    /// Decides. A VM keeps what it `has`: it grows with its pod, and never shrinks.
+    fn of(record: &Record, update: &Update, settings: &bulkhead_config::Settings, has: Size) -> Self {
         let mut after = record.clone();
         after.pod.resources = record.pod.resources.updated(&update.resources);
         after.pod.overhead = record.pod.overhead.updated(&update.overhead);
-        after.size = Some(Size::of(&after.pod.resources, &settings.vm).at_least(before));
-        Self { before, old: record.host_limits(settings), after }
+        after.size = Some(has.grown_to(size_of(&after.pod.resources, &settings.vm)));
+        Self { before: has, old: record.host_limits(settings), after }
     }
 
-    /// Makes it so. On error everything is as it was.
-    async fn make(self, children: Children, settings: &bulkhead_config::Settings) -> Result<Record, String> {
-        let (record, size) = (self.after.cgroup.clone(), self.after.size(settings));
-        if size != self.before {
-            let resize = |reply| vm::Resize { vcpus: size.vcpus, memory_mib: size.memory_mib, reply };
-            let resized = ask(&children.vm, resize).await;
-            resized.map_err(|failed| {
-                format!(
-                    "{}: {}; nothing was changed, a new pod would have it",
-                    self.before.growth(size),
-                    chain(&failed)
-                )
-            })?;
+    /// Makes it so. On error everything is as it was, but for a VM that does not give back what it was given.
+    async fn make(self, children: Children, settings: &bulkhead_config::Settings) -> Result<Record, Failed> {
+        let (from, to) = (self.before, self.after.size(settings));
+        let unchanged = |reason| Failed { reason, has: from };
+        let growth = match from == to {
+            true => None,
+            false => Some(Growth::prepare(&children, from, to).await.map_err(unchanged)?),
+        };
+        // Before the guest can use it, the host has to allow it.
+        self.limit(&children, settings).await.map_err(unchanged)?;
+        if let Some(growth) = growth
+            && let Err(failed) = growth.grow().await
+        {
+            self.unlimit(&children, settings).await;
+            return Err(failed);
         }
-        let limits = self.after.host_limits(settings);
-        let needed_bytes = self.after.needed_bytes(settings);
-        let new = limits.clone();
-        let update = |reply| cgroup::Update { record: record.clone(), limits: new, needed_bytes, reply };
-        match ask(&children.cgroup, update).await {
-            Ok(()) => Ok(self.after),
-            Err(failed) => {
-                // What was refused before anything was written has nothing to take back.
-                if !matches!(failed, AskError::Failed(CgroupError::TooSmall { .. })) {
-                    let limits = self.old.instead_of(&limits);
-                    let back = |reply| cgroup::Update { record, limits, needed_bytes: 0, reply };
-                    if let Err(second) = ask(&children.cgroup, back).await {
-                        warn!(error = chain(&second), "some of the new limits hold");
-                    }
-                }
-                Err(chain(&failed))
-            }
+        Ok(self.after)
+    }
+
+    /// The new limits on the host, or none of them.
+    async fn limit(&self, children: &Children, settings: &bulkhead_config::Settings) -> Result<(), String> {
+        let update = |reply| cgroup::Update {
+            record: self.after.cgroup.clone(),
+            limits: self.after.host_limits(settings),
+            needed_bytes: self.after.needed_bytes(settings),
+            planned_bytes: self.after.planned_bytes(),
+            reply,
+        };
+        let Err(failed) = ask(&children.cgroup, update).await else { return Ok(()) };
+        // What was refused before anything was written has nothing to take back.
+        if !matches!(failed, AskError::Failed(CgroupError::TooSmall { .. })) {
+            self.unlimit(children, settings).await;
+        }
+        Err(chain(&failed))
+    }
+
+    async fn unlimit(&self, children: &Children, settings: &bulkhead_config::Settings) {
+        let limits = self.old.clone().instead_of(&self.after.host_limits(settings));
+        let record = self.after.cgroup.clone();
+        let back = |reply| cgroup::Update { record, limits, needed_bytes: 0, planned_bytes: None, reply };
+        if let Err(failed) = ask(&children.cgroup, back).await {
+            warn!(error = chain(&failed), "some of the new limits hold");
         }
     }
 }
@@ -76,18 +87,35 @@ impl Handler<Update> for Sandbox {
 
     fn handle(&mut self, update: Update, ctx: &mut Context<Self>) {
         let id = self.id();
+        let refuse = |reason: String| Err(SandboxError::Unchangeable { id: self.id(), reason });
         let (Some(children), State::Running) = (self.children.clone(), &self.state) else {
-            let reason = format!("it is {}", self.state.name());
-            return answer(update.reply, Err(SandboxError::Unchangeable { id, reason }));
+            return answer(update.reply, refuse(format!("it is {}", self.state.name())));
         };
-        let settings = std::sync::Arc::clone(&self.host.settings);
-        let change = Change::of(&self.record, &update, &settings);
-        let made = async move { change.make(children, &settings).await };
-        ctx.spawn(made.into_actor(self).map(move |made, sandbox, ctx| match made {
-            Ok(after) => sandbox.changed(after, update, ctx),
-            Err(reason) => answer(update.reply, Err(SandboxError::Unchangeable { id, reason })),
+        if std::mem::replace(&mut self.updating, true) {
+            return answer(update.reply, Err(SandboxError::Busy(id)));
+        }
+        let (settings, record) = (std::sync::Arc::clone(&self.host.settings), self.record.clone());
+        let made = async move {
+            let has = measured(&children).await.unwrap_or_else(|| record.size(&settings));
+            let made = Change::of(&record, &update, &settings, has).make(children, &settings).await;
+            (made, update)
+        };
+        ctx.spawn(made.into_actor(self).map(move |(made, update), sandbox, ctx| {
+            sandbox.updating = false;
+            match made {
+                Ok(after) => sandbox.changed(after, update, ctx),
+                Err(Failed { reason, has }) => {
+                    sandbox.sized(has, ctx);
+                    answer(update.reply, Err(SandboxError::Unchangeable { id, reason }));
+                }
+            }
         }));
     }
+}
+
+/// What the VMM says; none where it cannot say.
+async fn measured(children: &Children) -> Option<Size> {
+    ask(&children.vm, |reply| vm::Measure { reply }).await.ok().map(|extent| extent.has)
 }
 
 impl Sandbox {
@@ -96,15 +124,12 @@ impl Sandbox {
         self.record.pod.resources = after.pod.resources;
         self.record.pod.overhead = after.pod.overhead;
         self.record.size = after.size;
-        let wanted = Size::of(&self.record.pod.resources, &self.host.settings.vm);
         let size = self.record.size(&self.host.settings);
-        if wanted != size {
-            let Size { vcpus, memory_mib } = size;
-            self.warning(format!(
-                "the VM keeps its {vcpus} CPUs and {memory_mib} MiB, whatever the new limits are"
-            ));
+        self.warnings.retain(|text| !text.starts_with(KEEPS));
+        if !size_of(&self.record.pod.resources, &self.host.settings.vm).holds(size) {
+            self.warning(format!("{KEEPS} its {size}, whatever the new limits are"));
         }
-        info!(parent: &self.span, size = ?self.record.size, "the pod's limits were changed");
+        info!(parent: &self.span, %size, "the pod's limits were changed");
         let (id, save) = (self.id(), self.save());
         let saved = async move {
             let saved = save.await.map_err(|source| SandboxError::Record { id, source });
@@ -112,4 +137,34 @@ impl Sandbox {
         };
         ctx.spawn(saved.into_actor(self));
     }
+
+    /// What an earlier instance began may have changed the VM, and not the record.
+    pub(super) fn measure(&self, ctx: &mut Context<Self>) {
+        let Some(children) = self.children.clone() else { return };
+        let measured = async move { measured(&children).await };
+        ctx.spawn(measured.into_actor(self).map(|has, sandbox, ctx| {
+            if let Some(has) = has {
+                sandbox.sized(has, ctx);
+            }
+        }));
+    }
+
+    /// The VM has this size.
+    fn sized(&mut self, has: Size, ctx: &mut Context<Self>) {
+        let recorded = self.record.size(&self.host.settings);
+        if recorded == has || self.record.phase != Phase::Running {
+            return;
+        }
+        warn!(parent: &self.span, %recorded, %has, "the VM has another size than its record says");
+        self.record.size = Some(has);
+        let save = self.save();
+        ctx.spawn(save.into_actor(self).map(|saved, sandbox, _| {
+            if let Err(failed) = saved {
+                warn!(parent: &sandbox.span, error = chain(&failed), "the VM's size is not recorded");
+            }
+        }));
+    }
 }
+
+/// How the warning of a VM that is larger than its pod begins.
+const KEEPS: &str = "the VM keeps";

@@ -1,7 +1,7 @@
 //! A driver whose VMM is an idle process and whose guest lives in this one.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,9 @@ use bulkhead_config::Hypervisor;
 use super::FakeGuest;
 use crate::host::process::{OwnedProcess, ProcessIdentity, Spawn};
 use crate::pod_dir::PodDir;
-use crate::vm::{Acceleration, Device, Disk, Driver, GuestState, LaunchSpec, Launched, VmError};
+use crate::vm::{
+    Acceleration, Device, Disk, Driver, Extent, GuestState, LaunchSpec, Launched, Size, VmError,
+};
 
 /// What goes wrong with a VM, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,6 +50,10 @@ pub enum Fault {
     IgnoresPings,
     /// The guest does not end when it is told to.
     IgnoresShutdown,
+    /// The guest uses none of the processors that its VM is given.
+    TakesNoCpus,
+    /// The guest takes no memory that its VM is given.
+    TakesNoMemory,
 }
 
 /// Launches fake VMs. Scripted faults are used up in order, one for each launch; without one all is well.
@@ -56,7 +62,7 @@ pub struct FakeDriver {
     state: Mutex<State>,
     boot_time: Duration,
     with_vsock_helper: bool,
-    with_resize: bool,
+    room: Option<Size>,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +75,7 @@ struct State {
     disk_fault: Option<Fault>,
     disks: Vec<Disk>,
     disk_calls: Vec<String>,
+    sizes: BTreeMap<PathBuf, (Size, Fault)>,
     nameless: bool,
 }
 
@@ -92,10 +99,23 @@ impl FakeDriver {
         Self { with_vsock_helper: true, ..self }
     }
 
-    /// Lets VMs be resized while they run.
+    /// Lets VMs grow to this while they run.
     #[must_use]
-    pub fn with_resize(self) -> Self {
-        Self { with_resize: true, ..self }
+    pub fn with_room(self, room: Size) -> Self {
+        Self { room: Some(room), ..self }
+    }
+
+    /// Takes the VM of this pod, which another instance launched, for one of this size.
+    #[must_use]
+    pub fn with_vm(self, dir: &PodDir, size: Size) -> Self {
+        self.state().sizes.insert(dir.path().to_owned(), (size, Fault::None));
+        self
+    }
+
+    /// What the VM of this pod has.
+    #[must_use]
+    pub fn size(&self, dir: &PodDir) -> Option<Size> {
+        self.state().sizes.get(dir.path()).map(|(size, _)| *size)
     }
 
     /// What VMs were resized to: processors, and memory in MiB.
@@ -181,6 +201,7 @@ impl Driver for FakeDriver {
         if matches!(fault, Fault::RefusesDisk(_) | Fault::KeepsDisks) {
             self.state().disk_fault = Some(fault.clone());
         }
+        self.state().sizes.insert(spec.dir.path().to_owned(), (spec.size, fault.clone()));
         let script = script(&fault);
         let vmm = start(&spec, &script, spec.dir.vmm_output())?;
         let helper =
@@ -226,12 +247,27 @@ impl Driver for FakeDriver {
         Ok(())
     }
 
-    async fn resize(&self, _: &PodDir, vcpus: NonZeroU32, memory_mib: NonZeroU32) -> Result<(), VmError> {
-        if !self.with_resize {
-            return Err(self.unsupported("resize a running VM"));
+    async fn extent(&self, dir: &PodDir) -> Result<Extent, VmError> {
+        let most = self.room.ok_or_else(|| self.unsupported("resize a running VM"))?;
+        let has = self.state().sizes.get(dir.path()).map(|(size, _)| *size);
+        has.map(|has| Extent { has, most }).ok_or_else(|| self.unsupported("measure what never ran"))
+    }
+
+    async fn resize(&self, dir: &PodDir, to: Size) -> Result<Size, VmError> {
+        let most = self.extent(dir).await?.most;
+        if !most.holds(to) {
+            return Err(VmError::NoRoom { wanted: to, most });
         }
-        self.state().resized.push((vcpus.get(), memory_mib.get()));
-        Ok(())
+        let mut state = self.state();
+        state.resized.push((to.vcpus.get(), to.memory_mib.get()));
+        let Some((size, fault)) = state.sizes.get_mut(dir.path()) else { return Ok(to) };
+        let refused = *fault == Fault::TakesNoMemory && to.memory_mib > size.memory_mib;
+        size.vcpus = to.vcpus;
+        if refused {
+            return Err(VmError::NotResized { wanted: to, has: *size });
+        }
+        size.memory_mib = to.memory_mib;
+        Ok(to)
     }
 }
 
@@ -253,7 +289,9 @@ fn script(fault: &Fault) -> String {
         | Fault::SetupFails
         | Fault::SetupHangs
         | Fault::IgnoresPings
-        | Fault::IgnoresShutdown => IDLE.to_owned(),
+        | Fault::IgnoresShutdown
+        | Fault::TakesNoCpus
+        | Fault::TakesNoMemory => IDLE.to_owned(),
     }
 }
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bulkhead_protocol::agent::{
-    Announce, Empty, HelloRequest, HelloResponse, PingRequest, PingResponse, SetupRequest, SetupResponse,
-    ShutdownRequest,
+    Announce, Empty, GrowRequest, GrowResponse, HelloRequest, HelloResponse, PingRequest, PingResponse,
+    SetupRequest, SetupResponse, ShutdownRequest,
 };
 use bulkhead_protocol::agent_ttrpc::{Agent, create_agent};
 use bulkhead_protocol::version::{MAX_VERSION, MIN_VERSION};
-use bulkhead_protocol::{AGENT_PORT, FEATURE_DISKS, frame};
+use bulkhead_protocol::{AGENT_PORT, FEATURE_DISKS, FEATURE_GROWTH, frame};
 use futures::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -157,10 +157,12 @@ impl FakeAgent {
 impl Agent for FakeAgent {
     async fn hello(&self, _: &TtrpcContext, _: HelloRequest) -> ttrpc::Result<HelloResponse> {
         self.note("Hello");
+        let known = [FEATURE_DISKS, FEATURE_GROWTH].map(ToOwned::to_owned);
+        let features = if self.fault == Fault::OldAgent { Vec::new() } else { known.to_vec() };
         Ok(HelloResponse {
             version: MAX_VERSION,
             agent_build: "fake".to_owned(),
-            features: if self.fault == Fault::OldAgent { Vec::new() } else { vec![FEATURE_DISKS.to_owned()] },
+            features,
             ..HelloResponse::default()
         })
     }
@@ -183,6 +185,13 @@ impl Agent for FakeAgent {
             return pending().await;
         }
         Ok(PingResponse { guest_time_nanos: 1, ..PingResponse::default() })
+    }
+
+    async fn grow(&self, _: &TtrpcContext, request: GrowRequest) -> ttrpc::Result<GrowResponse> {
+        self.note("Grow");
+        // It has what it is told to have, less what its fault keeps from it.
+        let cpus = if self.fault == Fault::TakesNoCpus { 1 } else { request.cpus.max(1) };
+        Ok(GrowResponse { cpus, memory_bytes: request.memory_bytes, ..GrowResponse::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {

@@ -8,8 +8,8 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, Sp
 
 use super::running::Running;
 use super::{
-    AddDevice, Boot, Booted, Driver, EndCause, Keep, Kill, Launched, Observe, RemoveDevice, Resize, Shutdown,
-    VmError, VmRecord, VmView, VmmExited,
+    AddDevice, Boot, Booted, Driver, EndCause, Keep, Kill, Launched, Measure, Observe, RemoveDevice, Resize,
+    Shutdown, VmError, VmRecord, VmView, VmmExited,
 };
 use crate::ask::{Reply, answer, report};
 use crate::host::process::Exit;
@@ -268,11 +268,18 @@ impl Handler<RemoveDevice> for Vm {
     }
 }
 
+impl Handler<Measure> for Vm {
+    type Result = ();
+    fn handle(&mut self, Measure { reply }: Measure, ctx: &mut Self::Context) {
+        let call = |driver: Arc<dyn Driver>, dir| async move { driver.extent(&dir).await };
+        self.command("be measured", reply, call, ctx);
+    }
+}
+
 impl Handler<Resize> for Vm {
     type Result = ();
-    fn handle(&mut self, Resize { vcpus, memory_mib, reply }: Resize, ctx: &mut Self::Context) {
-        let call =
-            move |driver: Arc<dyn Driver>, dir| async move { driver.resize(&dir, vcpus, memory_mib).await };
+    fn handle(&mut self, Resize { to, reply }: Resize, ctx: &mut Self::Context) {
+        let call = move |driver: Arc<dyn Driver>, dir| async move { driver.resize(&dir, to).await };
         self.command("be resized", reply, call, ctx);
     }
 }

@@ -1,14 +1,13 @@
 //! What a VMM must be able to do for a pod.
 
 use std::fmt;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use bulkhead_config::Hypervisor;
 use serde::{Deserialize, Serialize};
 
-use super::{Acceleration, LaunchSpec, VmError, VmRecord};
+use super::{Acceleration, LaunchSpec, Size, VmError, VmRecord};
 use crate::host::process::OwnedProcess;
 use crate::pod_dir::PodDir;
 
@@ -51,16 +50,21 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
         Err(self.unsupported("remove devices from a running VM"))
     }
 
-    /// Changes the number of processors and the memory of a running VM.
+    /// How large a running VM is, and how large it can become while it runs.
     ///
     /// # Errors
     /// [`VmError::Unsupported`], or what the VMM's API says.
-    async fn resize(
-        &self,
-        _dir: &PodDir,
-        _vcpus: NonZeroU32,
-        _memory_mib: NonZeroU32,
-    ) -> Result<(), VmError> {
+    async fn extent(&self, _dir: &PodDir) -> Result<Extent, VmError> {
+        Err(self.unsupported("resize a running VM"))
+    }
+
+    /// Changes the number of processors and the memory of a running VM, and answers when the VMM says that it is so:
+    /// its guest may have to be told to use them. A VM of that size already is fine.
+    ///
+    /// # Errors
+    /// [`VmError::Unsupported`], [`VmError::NoRoom`] with nothing changed, [`VmError::NotResized`] when the guest did
+    /// not take or give what it was to, or what the VMM's API says.
+    async fn resize(&self, _dir: &PodDir, _to: Size) -> Result<Size, VmError> {
         Err(self.unsupported("resize a running VM"))
     }
 
@@ -93,6 +97,15 @@ impl Launched {
             dir,
         }
     }
+}
+
+/// How large a VM is, and can become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Now, by the VMM.
+    pub has: Size,
+    /// The most of each that it can get while it runs.
+    pub most: Size,
 }
 
 /// What a guest is doing, by its VMM.

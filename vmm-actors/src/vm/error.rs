@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Size;
 use crate::host::process::{Exit, ProcessError};
 
 /// Why a command to the VM failed.
@@ -100,6 +101,25 @@ pub enum VmError {
         /// What the VMM said.
         reason: String,
     },
+    /// The VM was not started with room for that much.
+    #[error(
+        "it can get {most} at most while it runs; room for more needs [qemu] machine = \"q35\" and larger [vm] \
+         max_vcpus or max_memory_mib before it is made"
+    )]
+    NoRoom {
+        /// What it should become.
+        wanted: Size,
+        /// What it can become.
+        most: Size,
+    },
+    /// The guest did not take what was added, or did not give back what was to go.
+    #[error("the guest was to have {wanted}, and has {has}")]
+    NotResized {
+        /// What it was to have.
+        wanted: Size,
+        /// What it has.
+        has: Size,
+    },
     /// A process of a recorded VM could not be looked at.
     #[error("cannot take over the VM's process {pid}")]
     Adopt {
@@ -111,6 +131,11 @@ pub enum VmError {
 }
 
 impl VmError {
+    /// The same of the size that was asked for, when it met a part of it.
+    pub(super) fn on_the_way_to(self, wanted: Size) -> Self {
+        if let Self::NotResized { has, .. } = &self { Self::NotResized { wanted, has: *has } } else { self }
+    }
+
     /// Whether the settings are at fault, so that a repeat cannot help.
     #[must_use]
     pub fn is_misconfigured(&self) -> bool {
@@ -125,6 +150,8 @@ impl VmError {
             | Self::HelperSilent { .. }
             | Self::Socket { .. }
             | Self::Api { .. }
+            | Self::NoRoom { .. }
+            | Self::NotResized { .. }
             | Self::Adopt { .. } => false,
         }
     }

@@ -1,12 +1,12 @@
 //! What a driver is told to start.
 
 use std::fmt;
-use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use bulkhead_config::Settings;
 
+use super::Size;
 use crate::host::process::CgroupProcs;
 use crate::pod_dir::PodDir;
 
@@ -21,10 +21,10 @@ pub struct LaunchSpec {
     pub image: PathBuf,
     /// Kernel command line of the guest; the driver adds what its machine needs.
     pub cmdline: String,
-    /// Virtual processors.
-    pub vcpus: NonZeroU32,
-    /// Guest memory in MiB.
-    pub memory_mib: NonZeroU32,
+    /// Processors and memory.
+    pub size: Size,
+    /// How far it may grow while it runs, where the driver can; what is below its size means nothing.
+    pub room: Size,
     /// Back guest memory by huge pages of the host.
     pub hugepages: bool,
     /// Where the guest's entropy device reads from.
@@ -72,8 +72,8 @@ impl LaunchSpec {
             kernel: guest.kernel.clone(),
             image: guest.image.clone(),
             cmdline: cmdline(settings),
-            vcpus: vm.vcpus,
-            memory_mib: vm.memory_mib,
+            size: Size { vcpus: vm.vcpus, memory_mib: vm.memory_mib },
+            room: Size { vcpus: vm.max_vcpus, memory_mib: vm.max_memory_mib },
             hugepages: vm.hugepages,
             entropy_source: vm.entropy_source.clone(),
             share: Share::Exported,

@@ -1,13 +1,12 @@
 //! What the Vm actor hears and tells.
 
 use std::fmt;
-use std::num::NonZeroU32;
 use std::time::Duration;
 
 use actix::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{Acceleration, Device, GuestState, LaunchSpec, VmError, VmRecord};
+use super::{Acceleration, Device, Extent, GuestState, LaunchSpec, Size, VmError, VmRecord};
 use crate::ask::Reply;
 use crate::host::process::Exit;
 
@@ -80,16 +79,22 @@ pub struct RemoveDevice {
     pub reply: Reply<(), VmError>,
 }
 
-/// Changes the shape of the running VM.
+/// Asks how large the running VM is, and can become.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Measure {
+    /// What the VMM says.
+    pub reply: Reply<Extent, VmError>,
+}
+
+/// Changes the size of the running VM.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Resize {
-    /// Virtual processors.
-    pub vcpus: NonZeroU32,
-    /// Memory in MiB.
-    pub memory_mib: NonZeroU32,
-    /// Answered when the guest has been told.
-    pub reply: Reply<(), VmError>,
+    /// The new size.
+    pub to: Size,
+    /// Answered when the VMM says that it is so, with the size.
+    pub reply: Reply<Size, VmError>,
 }
 
 /// Asks what the actor knows and what the VMM says.

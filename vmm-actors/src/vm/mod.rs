@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | Owns | the VMM process, the vsock helper beside it, the way to the VMM's API |
-//! | Hears | [`Boot`], [`Keep`], [`Shutdown`], [`Kill`], [`AddDevice`], [`RemoveDevice`], [`Resize`], [`Observe`] |
+//! | Hears | [`Boot`], [`Keep`], [`Shutdown`], [`Kill`], [`AddDevice`], [`RemoveDevice`], [`Measure`], [`Resize`], [`Observe`] |
 //! | Tells | [`VmmExited`], once, to its parent |
 //! | Ends when | its parent drops the address; it answers for an ended VM until then |
 //! | Queue | 16: one parent that has at most a few commands under way |
@@ -22,12 +22,15 @@ mod messages;
 pub mod qemu;
 mod record;
 mod running;
+mod size;
 
 pub use actor::Vm;
-pub use driver::{Access, Device, Disk, Driver, GuestState, Launched};
+pub use driver::{Access, Device, Disk, Driver, Extent, GuestState, Launched};
 pub use error::VmError;
 pub use launch::{LaunchSpec, Nic, Share};
 pub use messages::{
-    AddDevice, Boot, Booted, EndCause, Keep, Kill, Observe, RemoveDevice, Resize, Shutdown, VmView, VmmExited,
+    AddDevice, Boot, Booted, EndCause, Keep, Kill, Measure, Observe, RemoveDevice, Resize, Shutdown, VmView,
+    VmmExited,
 };
 pub use record::{Acceleration, VmRecord};
+pub use size::Size;

@@ -1,15 +1,22 @@
 //! Other limits for a pod that runs: all hold, or none does and the answer says what cannot be changed.
 
 use std::fs;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
 
 use vmm_actors::Resources;
 use vmm_actors::sandbox::SandboxError;
 use vmm_actors::sandbox::state::{Cause, Class};
-use vmm_actors::testing::FakeDriver;
+use vmm_actors::testing::{FakeDriver, FakeGuest, Fault};
+use vmm_actors::vm::Size;
 
-use crate::node::{Node, Service, cause, sandbox};
+use crate::node::{Node, PATIENCE, Service, cause, sandbox};
+use crate::predecessor::{Predecessor, Task};
 
 const MIB: i64 = 1 << 20;
+
+/// How far the VMs of these tests can grow.
+const ROOM: Size = Size { vcpus: NonZeroU32::new(4).unwrap(), memory_mib: NonZeroU32::new(1024).unwrap() };
 
 /// A running pod with two CPUs and 128 MiB.
 async fn running(node: &Node, driver: FakeDriver) -> Service {
@@ -109,15 +116,76 @@ async fn a_vm_that_cannot_grow_says_what_cannot_be_changed_and_nothing_is() {
 #[actix::test]
 async fn a_vm_that_can_grow_does_and_the_host_gives_it_more() {
     let Some(node) = Node::new() else { return };
-    let service = running(&node, FakeDriver::default().with_resize()).await;
+    let service = running(&node, FakeDriver::default().with_room(ROOM)).await;
     let before = memory_limit_mib(&files(&node));
     let base = node.settings.vm.memory_mib.get();
     update(&service, memory(256), Resources::default()).await.unwrap();
     assert_eq!(service.driver.resized(), [(2, base + 256)]);
     assert_eq!(memory_limit_mib(&files(&node)), before.map(|before| before + 128));
     assert_eq!(node.record("p").unwrap().size.unwrap().memory_mib.get(), base + 256);
+    assert_eq!(service.status("p").await.unwrap().size.memory_mib.get(), base + 256);
     update(&service, memory(200), Resources::default()).await.unwrap();
     assert_eq!(service.driver.resized().len(), 1, "it does not shrink");
+    let warnings = service.status("p").await.unwrap().warnings;
+    assert!(warnings.iter().any(|text| text.starts_with("the VM keeps its 2 CPUs")), "{warnings:?}");
+    update(&service, memory(256), Resources::default()).await.unwrap();
+    let warnings = service.status("p").await.unwrap().warnings;
+    assert!(!warnings.iter().any(|text| text.starts_with("the VM keeps")), "no longer so: {warnings:?}");
+    service.shutdown("p").await;
+    node.assert_nothing_left();
+}
+
+#[actix::test]
+async fn a_growth_that_fails_on_the_way_is_taken_back() {
+    for (fault, says) in [
+        (Fault::TakesNoMemory, "the guest was to have 4 CPUs and"),
+        (Fault::TakesNoCpus, "the guest uses 1 CPUs"),
+        (Fault::OldAgent, "\"fake\", cannot take CPUs or memory"),
+    ] {
+        let Some(node) = Node::new() else { return };
+        let service = running(&node, FakeDriver::default().with_room(ROOM).then(fault.clone())).await;
+        let (record, before) = (node.record("p").unwrap(), files(&node));
+        let more = Resources { memory_limit_bytes: 256 * MIB, ..cpus(4) };
+        let reason = update(&service, more, memory(64)).await.unwrap_err();
+        assert!(reason.contains(says), "{fault:?}: {reason}");
+        let tells = if fault == Fault::OldAgent { "nothing was changed" } else { "it has what it had" };
+        assert!(reason.contains(tells), "{fault:?}: {reason}");
+        assert_eq!((node.record("p").unwrap(), files(&node)), (record.clone(), before), "{fault:?}");
+        assert_eq!(service.driver.size(&record.dir), record.size, "{fault:?}");
+        service.shutdown("p").await;
+        node.assert_nothing_left();
+    }
+}
+
+#[actix::test]
+async fn a_vm_grows_no_further_than_it_has_room_for() {
+    let Some(node) = Node::new() else { return };
+    let service = running(&node, FakeDriver::default().with_room(ROOM)).await;
+    let (record, before) = (node.record("p").unwrap(), files(&node));
+    let reason = update(&service, cpus(5), Resources::default()).await.unwrap_err();
+    assert!(reason.contains("CPUs from 2 to 5") && reason.contains("max_vcpus"), "{reason}");
+    assert!(reason.contains("nothing was changed"), "{reason}");
+    assert_eq!((node.record("p").unwrap(), files(&node)), (record, before));
+    service.shutdown("p").await;
+    node.assert_nothing_left();
+}
+
+#[actix::test]
+async fn a_vm_that_grew_behind_the_records_back_is_measured_when_it_is_taken_over() {
+    let Some(node) = Node::new() else { return };
+    Predecessor::of(&node, Task::Run).kill();
+    let record = node.record("p").unwrap();
+    // As if the service had been killed before it could write that down.
+    let larger = Size { vcpus: NonZeroU32::new(3).unwrap(), ..record.size.unwrap() };
+    let vmm = record.vm.clone().unwrap().vmm;
+    let _guest = FakeGuest::start(node.dir("p"), vmm, Fault::NeverAnnounces, Duration::ZERO).unwrap();
+    let service = node.serve(FakeDriver::default().with_room(ROOM).with_vm(&record.dir, larger));
+    let begin = Instant::now();
+    while node.record("p").unwrap().size != Some(larger) {
+        assert!(begin.elapsed() < PATIENCE, "the record still says {:?}", node.record("p").unwrap().size);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(service.status("p").await.unwrap().size, larger);
     service.shutdown("p").await;
     node.assert_nothing_left();
 }

@@ -151,8 +151,8 @@ async fn what_the_driver_cannot_is_said_and_what_the_state_forbids_refused() {
     assert_eq!(bench.driver.disks().len(), 1);
     ask(&vm, |reply| RemoveDevice { id: "d".into(), reply }).await.unwrap();
     assert!(bench.driver.disks().is_empty());
-    let (vcpus, memory_mib) = (2.try_into().unwrap(), 512.try_into().unwrap());
-    let refused = ask(&vm, |reply| Resize { vcpus, memory_mib, reply }).await.unwrap_err();
+    let to = LaunchSpec::new(bench.dir.clone(), &bulkhead_config::Settings::default()).size;
+    let refused = ask(&vm, |reply| Resize { to, reply }).await.unwrap_err();
     assert_eq!(refused.to_string(), "fake cannot resize a running VM");
 }
 

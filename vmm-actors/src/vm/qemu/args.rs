@@ -7,11 +7,24 @@ use std::path::Path;
 use bulkhead_config::Machine;
 use bulkhead_protocol::SHARE_TAG;
 
-use super::super::{Acceleration, LaunchSpec, Nic, Share};
+use super::super::{Acceleration, LaunchSpec, Nic, Share, Size};
 use super::disk;
 
 /// PCI Express slots of q35 that are left free for hotplug.
 const FREE_SLOTS: u8 = 4;
+/// The device that adds memory while the VM runs, and what it takes it from.
+pub(super) const GROWTH: &str = "growth";
+const GROWTH_BACKEND: &str = "growth-ram";
+/// Memory for growth comes in whole blocks of the guest's, in MiB (`/sys/devices/system/memory/block_size_bytes`).
+const GROWTH_BLOCK_MIB: u32 = 128;
+
+/// How far a VM can grow.
+struct Room {
+    /// Processors, those it begins with included.
+    vcpus: u32,
+    /// MiB beside those it begins with.
+    memory_mib: u32,
+}
 
 /// Numbers of the descriptors that the VMM inherits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,14 +122,46 @@ impl CommandLine<'_> {
                 Acceleration::Tcg => "max,-erms",
             },
         );
-        args.option("-smp", self.spec.vcpus.to_string());
-        args.option("-m", format!("{}M", self.spec.memory_mib));
+        self.size(args);
+    }
+
+    /// Processors and memory, and room for more where the machine can.
+    fn size(&self, args: &mut Args) {
+        let Size { vcpus, memory_mib } = self.spec.size;
+        let Room { vcpus: most, memory_mib: more } = self.room();
+        if most > vcpus.get() {
+            args.option("-smp", format!("{vcpus},maxcpus={most}"));
+        } else {
+            args.option("-smp", vcpus.to_string());
+        }
         let pages = if self.spec.hugepages { ",hugetlb=on" } else { "" };
         // Shared, because vhost-user devices work in the guest's memory.
-        args.option(
-            "-object",
-            format!("memory-backend-memfd,id=ram,size={}M,share=on{pages}", self.spec.memory_mib),
-        );
+        let backend =
+            |id: &str, mib: u32| format!("memory-backend-memfd,id={id},size={mib}M,share=on{pages}");
+        if more > 0 {
+            let all = u64::from(memory_mib.get()) + u64::from(more);
+            args.option("-m", format!("{memory_mib}M,maxmem={all}M"));
+            // Address space only: no page is there, or set aside, before the guest has taken it.
+            args.option("-object", format!("{},reserve=off", backend(GROWTH_BACKEND, more)));
+        } else {
+            args.option("-m", format!("{memory_mib}M"));
+        }
+        args.option("-object", backend("ram", memory_mib.get()));
+    }
+
+    /// Nothing on a machine that cannot grow.
+    fn room(&self) -> Room {
+        let Size { vcpus, memory_mib } = self.spec.size;
+        match self.machine {
+            Machine::Microvm => Room { vcpus: vcpus.get(), memory_mib: 0 },
+            Machine::Q35 => {
+                let more = self.spec.room.memory_mib.get().saturating_sub(memory_mib.get());
+                Room {
+                    vcpus: vcpus.max(self.spec.room.vcpus).get(),
+                    memory_mib: more - more % GROWTH_BLOCK_MIB,
+                }
+            }
+        }
     }
 
     fn boot(&self, args: &mut Args) {
@@ -134,12 +179,16 @@ impl CommandLine<'_> {
             "reboot=t".to_owned(),
             "panic=-1".to_owned(),
             "no_timer_check".to_owned(),
+            // 64 MiB, set aside in a guest that may have memory above 4 GiB, for devices that reach less: none of ours.
+            "swiotlb=noforce".to_owned(),
             // Work at boot that a pod has no use for: self-tests of the crypto algorithms, and tracefs with the
             // directories of its 1500 events. A fifth of the boot under emulation (images/README.md).
             "cryptomgr.notests=1".to_owned(),
             "initcall_blacklist=crypto_kdf108_init,trace_eval_init,tracer_init_tracefs".to_owned(),
         ];
-        words.extend(self.tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+        // With a constant counter on the host those of an emulated VM's processors agree; a guest that might have
+        // more than one doubts that and takes a clock that each reading leaves the guest for.
+        words.extend(self.tsc_khz.map(|khz| format!("tsc_early_khz={khz} tsc=reliable")));
         words.push(self.spec.cmdline.clone());
         words.join(" ")
     }
@@ -163,6 +212,11 @@ impl CommandLine<'_> {
         }
         // Idle until the first disk comes; the guest does not even load its driver before.
         args.option("-device", format!("{},id={}", self.device("virtio-scsi"), disk::CONTROLLER));
+        if self.room().memory_mib > 0 {
+            // With huge pages: better no memory than a VM that is killed for a page that the host has not.
+            let pages = if self.spec.hugepages { ",prealloc=on" } else { "" };
+            args.option("-device", format!("virtio-mem-pci,id={GROWTH},memdev={GROWTH_BACKEND}{pages}"));
+        }
         for (index, (nic, fd)) in self.spec.nics.iter().zip(&self.descriptors.taps).enumerate() {
             args.option("-netdev", format!("tap,id=net{index},fd={fd},vhost=off"));
             args.option("-device", self.nic(index, nic));

@@ -7,6 +7,7 @@ mod clock;
 mod disk;
 mod helper;
 mod qmp;
+mod resize;
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -15,7 +16,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use bulkhead_config::{Accelerator, Hypervisor, Machine, Qemu, Settings};
 
-use super::{Acceleration, Device, Driver, GuestState, LaunchSpec, Launched, VmError};
+use super::{Acceleration, Device, Driver, Extent, GuestState, LaunchSpec, Launched, Size, VmError};
 use crate::host::process::{OwnedProcess, ProcessError, Spawn};
 use crate::host::socket;
 use crate::pod_dir::PodDir;
@@ -24,6 +25,9 @@ use args::{CommandLine, Descriptors};
 
 /// Key of the VMM's program in the settings.
 const PATH_SETTING: &str = "[qemu] path";
+
+/// What a `microvm` cannot, and what can.
+const RESIZE: &str = "resize a running VM, which needs [qemu] machine = \"q35\"";
 
 /// Starts VMs by QEMU. One for the service: it knows whether KVM works here.
 #[derive(Debug)]
@@ -144,6 +148,20 @@ impl Driver for QemuDriver {
 
     async fn remove_device(&self, dir: &PodDir, id: &str) -> Result<(), VmError> {
         disk::remove(&dir.vmm_sock(), id).await
+    }
+
+    async fn extent(&self, dir: &PodDir) -> Result<Extent, VmError> {
+        match self.settings.machine {
+            Machine::Q35 => resize::extent(&dir.vmm_sock()).await,
+            Machine::Microvm => Err(self.unsupported(RESIZE)),
+        }
+    }
+
+    async fn resize(&self, dir: &PodDir, to: Size) -> Result<Size, VmError> {
+        match self.settings.machine {
+            Machine::Q35 => resize::resize(&dir.vmm_sock(), to).await,
+            Machine::Microvm => Err(self.unsupported(RESIZE)),
+        }
     }
 }
 

@@ -76,7 +76,7 @@ fn q35_has_pci_devices_and_room_for_more() {
 #[test]
 fn guest_memory_is_shared_and_of_the_asked_size() {
     let mut spec = spec(0);
-    spec.memory_mib = NonZeroU32::new(512).unwrap();
+    spec.size.memory_mib = NonZeroU32::new(512).unwrap();
     spec.hugepages = true;
     let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
     assert!(
@@ -108,4 +108,31 @@ fn the_administrators_parameters_are_the_last_on_the_kernels_command_line() {
     let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
     let (_, behind) = line.split_once("-append ").unwrap();
     assert!(behind.contains("panic=-1") && behind.contains("bulkhead.log=info panic=5 -chardev"), "{behind}");
+}
+
+#[test]
+fn only_q35_has_room_to_grow_and_takes_it_from_shared_memory_that_is_not_set_aside() {
+    let mut spec = spec(0);
+    let room = |vcpus: u32, memory_mib: u32| Size {
+        vcpus: vcpus.try_into().unwrap(),
+        memory_mib: memory_mib.try_into().unwrap(),
+    };
+    (spec.size, spec.room) = (room(2, 300), room(8, 1000));
+    spec.hugepages = true;
+    let q35 = line(Machine::Q35, Acceleration::Kvm, &spec);
+    for part in [
+        "-smp 2,maxcpus=8",
+        "-m 300M,maxmem=940M",
+        "-object memory-backend-memfd,id=growth-ram,size=640M,share=on,hugetlb=on,reserve=off",
+        "-object memory-backend-memfd,id=ram,size=300M,share=on,hugetlb=on ",
+        "-device virtio-mem-pci,id=growth,memdev=growth-ram,prealloc=on",
+        "swiotlb=noforce",
+    ] {
+        assert!(q35.contains(part), "{part:?} is missing in {q35}");
+    }
+    let microvm = line(Machine::Microvm, Acceleration::Kvm, &spec);
+    assert!(microvm.contains("-smp 2 -m 300M -object") && !microvm.contains("growth"), "{microvm}");
+    spec.room = room(1, 400);
+    let full = line(Machine::Q35, Acceleration::Kvm, &spec);
+    assert!(full.contains("-smp 2 -m 300M -object") && !full.contains("growth"), "{full}");
 }

@@ -1,0 +1,118 @@
+//! A running VM becomes larger: first whether it can, then VMM and guest in turn, and back on any failure.
+
+use actix::Addr;
+
+use super::children::Children;
+use super::error::chain;
+use crate::agent::{self, Agent, Capacity};
+use crate::ask::{AskError, ask};
+use crate::vm::{self, Size, Vm, VmError};
+
+/// Of what is added to a guest, the part that its kernel may keep for itself before we say that it did not take it.
+const KEPT: u64 = 64;
+
+/// A growth that VMM and guest are able to make.
+#[derive(Debug)]
+pub(super) struct Growth {
+    vm: Addr<Vm>,
+    agent: Addr<Agent>,
+    from: Size,
+    to: Size,
+    /// What the guest used before.
+    guest: Capacity,
+}
+
+/// A growth that did not come about.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Failed {
+    /// Why, for people.
+    pub(super) reason: String,
+    /// What the VM has now.
+    pub(super) has: Size,
+}
+
+impl Growth {
+    /// Asks both. Nothing is changed.
+    pub(super) async fn prepare(children: &Children, from: Size, to: Size) -> Result<Self, String> {
+        let (vm, agent) = (children.vm.clone(), children.agent.clone());
+        let refused = |why: String| {
+            let growth = from.growth(to);
+            format!(
+                "its VM would have to grow, {growth}: {why}; nothing was changed, a new pod would have it"
+            )
+        };
+        let extent = ask(&vm, |reply| vm::Measure { reply }).await;
+        let most = extent.map_err(|failed| refused(chain(&failed)))?.most;
+        if !most.holds(to) {
+            return Err(refused(chain(&VmError::NoRoom { wanted: to, most })));
+        }
+        let guest = ask(&agent, |reply| agent::Grow { to: None, reply }).await;
+        let guest = guest.map_err(|failed| refused(chain(&failed)))?;
+        Ok(Self { vm, agent, from, to, guest })
+    }
+
+    /// Makes it so, and believes it when the guest says so. On error the VM is what [`Failed`] says.
+    pub(super) async fn grow(&self) -> Result<(), Failed> {
+        let why = match ask(&self.vm, |reply| vm::Resize { to: self.to, reply }).await {
+            Ok(_reached) => {
+                let to = Some(wanted(self.guest, self.from, self.to));
+                match ask(&self.agent, |reply| agent::Grow { to, reply }).await {
+                    Ok(_used) => return Ok(()),
+                    Err(failed) => chain(&failed),
+                }
+            }
+            Err(failed) => chain(&failed),
+        };
+        let has = self.back().await;
+        let growth = self.from.growth(self.to);
+        let left = if has == self.from {
+            "it has what it had".to_owned()
+        } else {
+            format!("not all of it could be taken back, it has {has}")
+        };
+        Err(Failed { reason: format!("its VM was to grow, {growth}: {why}; {left}"), has })
+    }
+
+    /// What the VM has afterwards.
+    async fn back(&self) -> Size {
+        match ask(&self.vm, |reply| vm::Resize { to: self.from, reply }).await {
+            Ok(has) | Err(AskError::Failed(VmError::NotResized { has, .. })) => has,
+            // Nobody knows. What it may have is what the host has to give.
+            Err(failed) => {
+                tracing::warn!(error = chain(&failed), "cannot take a growth back");
+                self.to
+            }
+        }
+    }
+}
+
+/// What a guest has to use after it has grown.
+fn wanted(guest: Capacity, from: Size, to: Size) -> Capacity {
+    let more = to.memory_bytes().saturating_sub(from.memory_bytes());
+    let memory_bytes = match more {
+        0 => 0,
+        more => guest.memory_bytes.saturating_add(more - more / KEPT),
+    };
+    Capacity { cpus: to.vcpus.get(), memory_bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_has_to_use_what_it_was_given() {
+        let size = |vcpus: u32, memory_mib: u32| Size {
+            vcpus: vcpus.try_into().unwrap(),
+            memory_mib: memory_mib.try_into().unwrap(),
+        };
+        let guest = Capacity { cpus: 1, memory_bytes: 200 << 20 };
+        assert_eq!(
+            wanted(guest, size(1, 256), size(2, 256)),
+            Capacity { cpus: 2, memory_bytes: 0 },
+            "its memory is not looked at when none was added"
+        );
+        let all = wanted(guest, size(1, 256), size(1, 320));
+        assert_eq!(all, Capacity { cpus: 1, memory_bytes: (200 + 63) << 20 });
+    }
+}
