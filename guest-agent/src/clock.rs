@@ -5,6 +5,10 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 /// A clock that is off by less than this is left alone: stepping time back and forth hurts more than it helps.
 pub(crate) const TOLERANCE_NANOS: u64 = 10_000_000;
 
+/// A clock that is off by less than this is slewed: it runs a little faster or slower for some minutes (at 500 ppm,
+/// adjtimex(2)), but never jumps and never runs backwards. The bound of NTP, RFC 5905 section 11.3.
+const STEP_FROM_NANOS: u64 = 128_000_000;
+
 const NANOS_PER_SECOND: i64 = 1_000_000_000;
 
 /// The host's time could not be taken over.
@@ -13,6 +17,15 @@ const NANOS_PER_SECOND: i64 = 1_000_000_000;
 pub(crate) struct SetClock {
     nanos: i64,
     source: rustix::io::Errno,
+}
+
+/// The clock could not be turned.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TurnClock {
+    #[error("slew the clock by {nanos} ns")]
+    Slew { nanos: i64, source: nix::errno::Errno },
+    #[error(transparent)]
+    Step(SetClock),
 }
 
 /// Nanoseconds since the kernel started, CLOCK_BOOTTIME.
@@ -30,12 +43,30 @@ pub(crate) fn step_to(host_nanos: i64) -> Result<bool, SetClock> {
     if !is_off(now_nanos(), host_nanos) {
         return Ok(false);
     }
-    let time = Timespec {
-        tv_sec: host_nanos.div_euclid(NANOS_PER_SECOND),
-        tv_nsec: host_nanos.rem_euclid(NANOS_PER_SECOND),
-    };
-    clock_settime(ClockId::Realtime, time).map_err(|source| SetClock { nanos: host_nanos, source })?;
+    set(host_nanos)?;
     Ok(true)
+}
+
+/// Turns CLOCK_REALTIME by so many nanoseconds: small differences bit by bit, large ones at once.
+pub(crate) fn turn(by_nanos: i64) -> Result<(), TurnClock> {
+    match by_nanos.unsigned_abs() {
+        0 => Ok(()),
+        1..STEP_FROM_NANOS => {
+            tracing::debug!(by_nanos, "the clock is slewed");
+            crate::sys::slew_clock(by_nanos / 1000)
+                .map_err(|source| TurnClock::Slew { nanos: by_nanos, source })
+        }
+        STEP_FROM_NANOS.. => {
+            tracing::info!(by_nanos, "the clock is stepped");
+            set(now_nanos().saturating_add(by_nanos)).map_err(TurnClock::Step)
+        }
+    }
+}
+
+fn set(nanos: i64) -> Result<(), SetClock> {
+    let time =
+        Timespec { tv_sec: nanos.div_euclid(NANOS_PER_SECOND), tv_nsec: nanos.rem_euclid(NANOS_PER_SECOND) };
+    clock_settime(ClockId::Realtime, time).map_err(|source| SetClock { nanos, source })
 }
 
 fn is_off(guest_nanos: i64, host_nanos: i64) -> bool {

@@ -92,7 +92,10 @@ impl Agent for AgentService {
         Ok(SetupResponse::default())
     }
 
-    async fn ping(&self, _: &TtrpcContext, _: PingRequest) -> ttrpc::Result<PingResponse> {
+    async fn ping(&self, _: &TtrpcContext, request: PingRequest) -> ttrpc::Result<PingResponse> {
+        if let Err(error) = clock::turn(request.turn_clock_nanos) {
+            tracing::warn!(error = %crate::status::chain(&error), "the clock stays wrong");
+        }
         Ok(PingResponse { guest_time_nanos: clock::now_nanos(), ..Default::default() })
     }
 

@@ -1,5 +1,5 @@
 //! The one fence around `unsafe` of this crate: what has no safe wrapper in rustix, nix or tokio.
-#![allow(unsafe_code, reason = "three calls without a safe wrapper, each with its note")]
+#![allow(unsafe_code, reason = "four calls without a safe wrapper, each with its note")]
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -28,6 +28,21 @@ pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Owned
     // SAFETY: an OwnedFd is one stable descriptor, closed only by its own drop, which is AsyncFd's.
     let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
     watched.map_err(|error| error.into_parts().1)
+}
+
+/// Has the clock run faster or slower until it has gained so many microseconds; replaces what is left of the last such
+/// wish. ADJ_OFFSET_SINGLESHOT of adjtimex(2).
+///
+/// # Errors
+/// What the kernel says, adjtimex(2).
+pub(crate) fn slew_clock(by_micros: i64) -> Result<(), Errno> {
+    // SAFETY: timex is plain numbers, for which zero is a value.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    timex.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    timex.offset = by_micros;
+    // SAFETY: the kernel reads and writes this one struct during the call.
+    let answer = unsafe { libc::adjtimex(&raw mut timex) };
+    Errno::result(answer).map(drop)
 }
 
 /// Lets SIGPIPE end a process again. Rust programs ignore it, and what is ignored stays so across execve(2).

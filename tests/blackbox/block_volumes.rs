@@ -100,7 +100,7 @@ async fn a_block_volume_works_on_a_machine_with_pci() {
 
 /// An init container that formats or fills a volume need not call fsync: its end is enough.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_app_container_finds_what_its_init_container_wrote() {
+async fn field_19_an_app_container_finds_what_its_init_container_wrote() {
     let stage = stage!(Stage::any(Options::default()));
     let disk = disk!(stage, "disk", "--sector-size", "4096");
     let cri = stage.cri();

@@ -22,8 +22,10 @@
 //! | 13 | kata-containers#2464 | the process of an exec lived on after its timeout |
 //! | 17 | kata-containers#2438 | size limits of volumes were ignored |
 //! | 18 | kata-containers#10487 | mounts of the node did not reach the container |
+//! | 19 | kata-containers#12689 | a block volume was unplugged between init and app container |
 //! | 20 | kata-containers#6339 | what a killed pod left in its network namespace made the next one fail |
 //! | 22 | kata-containers#9902 | a resize said success and changed nothing |
+//! | 23 | kata-runtime#1279 | the guest's clock was off by minutes |
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

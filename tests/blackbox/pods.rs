@@ -1,10 +1,11 @@
 //! Pods as a whole: up, network, down, nothing left.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bulkhead_tests::cri::Cri;
 use bulkhead_tests::node::Options;
+use bulkhead_tests::wait;
 use k8s_cri::v1 as api;
 
 use crate::stage::{Stage, VMM, stage};
@@ -202,6 +203,34 @@ async fn field_5_twenty_pods_in_a_row_leave_nothing_behind() {
         }
     }
     stage.expect_clean().await;
+}
+
+/// How far the pod's clock is ahead of the node's, in seconds. It has whole ones only.
+async fn ahead(cri: &Cri, container: &str) -> i64 {
+    let told: i64 = cri.exec(container, "date +%s").await.trim().parse().unwrap();
+    told - i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn field_23_a_clock_that_is_off_is_put_right() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let cri = stage.cri();
+    let pod = cri.run_pod("clock").await;
+    let mut config = Cri::shell("main", "sleep 1000");
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    let capabilities = api::Capability { add_capabilities: vec!["SYS_TIME".into()], ..Default::default() };
+    context.capabilities = Some(capabilities);
+    let container = cri.start(&pod, config).await;
+    assert!(ahead(cri, &container.id).await.abs() <= 2, "as it came up");
+    for off in [3600, -90] {
+        cri.exec(&container.id, &format!("date -s @$(($(date +%s) + {off}))")).await;
+        assert!((ahead(cri, &container.id).await - off).abs() <= 30, "the test could not set it");
+        wait::expect("the node's time", SOON, async || {
+            (ahead(cri, &container.id).await.abs() <= 2).then_some(())
+        })
+        .await;
+    }
+    stage.end(&pod).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

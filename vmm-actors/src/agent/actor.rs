@@ -159,7 +159,7 @@ impl Agent {
         ctx.run_later(BEAT_EVERY, Self::beat);
     }
 
-    /// One heartbeat: a ping on the session, or a new session where it broke.
+    /// One heartbeat: the guest's time on the session, or a new session where it broke.
     fn beat(&mut self, ctx: &mut Context<Self>) {
         let session = match &self.state {
             State::Up(session) => Some(session.clone()),
@@ -169,7 +169,7 @@ impl Agent {
         let vsock = self.dir.vsock();
         let beat = async move {
             match session {
-                Some(session) => session.ping(BEAT_WITHIN).await.map(|_| None),
+                Some(session) => session.keep_time(BEAT_WITHIN).await.map(|()| None),
                 None => match tokio::time::timeout(BEAT_WITHIN, Session::open(&vsock)).await {
                     Ok(opened) => opened.map(Some),
                     Err(elapsed) => {

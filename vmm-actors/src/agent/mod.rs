@@ -13,6 +13,7 @@
 
 mod actor;
 mod announce;
+mod clock;
 mod dial;
 mod messages;
 mod session;

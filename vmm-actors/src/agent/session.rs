@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_protocol::AGENT_PORT;
 use bulkhead_protocol::agent::{GrowRequest, PingRequest, SetupRequest, ShutdownRequest};
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use ttrpc::r#async::{Client, transport::Socket};
 use ttrpc::context::{Context, with_duration};
 
-use super::{AgentError, Capacity, Guest, dial};
+use super::{AgentError, Capacity, Guest, clock, dial};
 
 /// How long Hello may take. A guest that has announced itself serves already.
 const HELLO_WITHIN: Duration = Duration::from_secs(20);
@@ -109,9 +109,28 @@ impl Session {
     /// [`AgentError::CallTimedOut`] or [`AgentError::Call`] when none comes.
     pub async fn ping(&self, within: Duration) -> Result<Duration, AgentError> {
         let asked = Instant::now();
-        let request = PingRequest::default();
+        self.ask_time(within, 0).await.map(|_| asked.elapsed())
+    }
+
+    /// A sign of life within `within`, and a guest whose clock is the host's again: it runs by another crystal than
+    /// the host's time service knows, stands still while its VM does, and a container may set it.
+    ///
+    /// # Errors
+    /// [`AgentError::CallTimedOut`] or [`AgentError::Call`] when no answer comes.
+    pub async fn keep_time(&self, within: Duration) -> Result<(), AgentError> {
+        let (now, asked) = (SystemTime::now(), Instant::now());
+        let guest = self.ask_time(within, 0).await?;
+        match clock::turn(now, asked.elapsed(), guest) {
+            0 => Ok(()),
+            by_nanos => self.ask_time(within, by_nanos).await.map(drop),
+        }
+    }
+
+    /// The guest's time in nanoseconds since the epoch, once its clock has been turned by `by_nanos`.
+    async fn ask_time(&self, within: Duration, by_nanos: i64) -> Result<i64, AgentError> {
+        let request = PingRequest { turn_clock_nanos: by_nanos, ..PingRequest::default() };
         let pong = self.client.ping(context(within), &request);
-        answered("Ping", within, pong).await.map(|_| asked.elapsed())
+        answered("Ping", within, pong).await.map(|pong| pong.guest_time_nanos)
     }
 
     /// Asks the guest to power off, its containers having `grace`. A connection that ends instead of an answer is one:
