@@ -9,6 +9,7 @@ use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::{AGENT_PORT, version};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -210,7 +211,8 @@ async fn connect(vsock: &Path) -> Result<Session, DialError> {
         .await
         .map_err(|source| DialError::Connect { path: vsock.into(), source })?;
     let (witness, closed) = oneshot::channel::<()>();
-    let client = AgentClient::new(Client::new(Socket::new(Watched::new(stream, witness))));
+    let stream = Watched::new(stream, CancellationToken::new(), witness);
+    let client = AgentClient::new(Client::new(Socket::new(stream)));
     let hello = version::agent_hello("shim");
     let answer = timeout(HELLO_PATIENCE, client.hello(context::with_timeout(0), &hello)).await;
     let answer = match answer {

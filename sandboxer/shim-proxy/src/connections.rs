@@ -42,7 +42,7 @@ pub(crate) async fn serve(listener: UnixListener, pod: Arc<Pod>) {
         let socket = accept(&listener).await;
         let call = Call::default();
         let streams = streaming_service::create(pod.switchboard.clone(), call.clone());
-        let socket = Watched::new(socket, Connection::open(pod.clone(), &call));
+        let socket = Watched::new(socket, call.over.clone(), Connection::open(pod.clone(), &call));
         let only = stream::once(ready(Ok(socket))).chain(stream::pending());
         let server = Server::new().add_listener(Listener::new(only));
         let mut server = server.register_service(create_task(tasks.clone())).register_service(streams);

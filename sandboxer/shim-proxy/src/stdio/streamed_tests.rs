@@ -254,6 +254,16 @@ async fn a_line_that_no_process_ever_claims_is_forgotten_with_its_connection() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_closed_from_both_sides_at_once_is_let_go() {
+    let bench = Bench::new();
+    let containerd = bench.connect("e-stdout").await;
+    let claim = bench.claim("e-stdout", Role::Output);
+    drop(containerd);
+    drop(claim);
+    bench.until_connections(0).await;
+}
+
+#[tokio::test]
 async fn an_id_belongs_to_one_process() {
     let switchboard = Arc::new(Switchboard::default());
     let request = Request { stdout: "ttrpc+unix:///s?streaming_id=x".into(), ..Default::default() };
