@@ -7,9 +7,10 @@ use bulkhead_tests::logs::Log;
 use bulkhead_tests::remote_command::{Transport, Wanted};
 use bulkhead_tests::{processes, wait};
 use k8s_cri::v1 as api;
+use nix::sys::signal::Signal;
 
 use super::{SOON, Streams, pause, talk};
-use crate::stage::{Stage, control_run};
+use crate::stage::{Stage, VMM, control_run};
 
 /// A mebibyte of text, in the container and here.
 const MEBIBYTE: &str = "seq 1 200000 | head -c 1048576 > /tmp/mebibyte";
@@ -85,6 +86,11 @@ pub(super) async fn log_rotation(streams: &Streams<'_>) {
     }
 }
 
+/// How many clients go at once.
+const AT_ONCE: usize = 50;
+/// When they go. By then containerd has asked for the exec.
+const GONE_AFTER: Duration = Duration::from_millis(500);
+
 /// What comes and goes by itself: workers of the kernel, a connection of containerd.
 const NOISE: usize = 12;
 
@@ -120,6 +126,34 @@ pub(crate) async fn expect_flat(stage: &Stage, container: &Container, before: &[
     })
     .await;
     assert!(settled.is_some(), "something is left\nbefore: {before:?}\nafter: {after:?}");
+}
+
+/// Lets clients give up `count` execs while the guest makes them: containerd never heard that they exist, so it deletes
+/// none of them. Nothing may be left.
+pub(super) async fn execs_given_up_leave_nothing(streams: &Streams<'_>, count: usize) {
+    let Streams { stage, main, .. } = streams;
+    let cri = stage.cri();
+    let give_up = async |_: usize| {
+        let request = api::ExecSyncRequest {
+            container_id: main.id.clone(),
+            cmd: vec!["/bin/sleep".into(), "4444".into()],
+            timeout: 0,
+        };
+        // No deadline that anybody is told of: the client just goes.
+        let mut runtime = cri.runtime();
+        let exec = tokio::time::timeout(GONE_AFTER, runtime.exec_sync(request)).await;
+        assert!(exec.is_err(), "the guest does not stand still: {exec:?}");
+    };
+    let before = footprint(stage, main).await;
+    let vmm = stage.the_one(VMM).pid;
+    for start in (0..count).step_by(AT_ONCE) {
+        processes::signal(vmm, Signal::SIGSTOP);
+        futures::future::join_all((start..count.min(start + AT_ONCE)).map(give_up)).await;
+        processes::signal(vmm, Signal::SIGCONT);
+        assert_eq!(cri.exec(&main.id, "echo well").await, "well\n");
+    }
+    streams.expect_no_process("sleep 4444").await;
+    expect_flat(stage, main, &before).await;
 }
 
 /// Runs `count` execs, four at a time; nothing may grow with them.

@@ -14,7 +14,7 @@ use k8s_cri::v1 as api;
 use nix::sys::signal::Signal;
 
 use crate::stage::{Stage, stage};
-use load::{Flood, execs_leave_nothing, log_rotation, much_output};
+use load::{Flood, execs_given_up_leave_nothing, execs_leave_nothing, log_rotation, much_output};
 pub(crate) use load::{expect_flat, footprint, full};
 
 const BOTH: [Transport; 2] = [Transport::WebSocket, Transport::Spdy];
@@ -265,6 +265,16 @@ async fn field_6_and_12_streams_by_fifos() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn execs_given_up_before_their_start() {
+    for options in [Options::default(), Options::streaming()] {
+        let stage = stage!(Stage::vm(options));
+        let streams = Streams::start(&stage).await;
+        execs_given_up_leave_nothing(&streams, if full() { 1_000 } else { 100 }).await;
+        stage.end(&streams.pod).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn streams_by_containerds_streaming_service() {
     let stage = stage!(Stage::vm(Options::streaming()));
     let streams = Streams::start(&stage).await;
@@ -282,6 +292,7 @@ async fn streaming_on_containerd_2_1_through_its_restart() {
     let mut stage = stage!(Stage::vm(Options { line: Line::V21, ..Options::streaming() }));
     let streams = Streams::start(&stage).await;
     execs_leave_nothing(&streams, 40).await;
+    execs_given_up_leave_nothing(&streams, 50).await;
     stdin_ends_alone(&streams).await;
     let Streams { pod, main, .. } = streams;
     let cri = stage.cri();

@@ -141,6 +141,8 @@ pub(crate) enum Effect {
     CallUndo,
     /// Ask the guest to say when it ends.
     WatchEnd,
+    /// See whether anybody is left to start it.
+    AwaitStart,
     /// Tell containerd's event subscribers.
     Announce(Notice),
     /// No more output is to come than what is under way.

@@ -28,7 +28,7 @@ pub(crate) fn step(state: State, event: Event) -> Outcome {
 }
 
 const WATCHED_CREATION: &[Effect] = &[Effect::Announce(Notice::Created), Effect::WatchEnd];
-const PLAIN_CREATION: &[Effect] = &[Effect::Announce(Notice::Created)];
+const PLAIN_CREATION: &[Effect] = &[Effect::Announce(Notice::Created), Effect::AwaitStart];
 const WATCHED_START: &[Effect] = &[Effect::Announce(Notice::Started), Effect::WatchEnd];
 const PLAIN_START: &[Effect] = &[Effect::Announce(Notice::Started)];
 const END: &[Effect] = &[Effect::Announce(Notice::Ended), Effect::EndStreams];

@@ -203,6 +203,7 @@ impl Pod {
                     at.container.set_oom_watch(tokio::spawn(watch::oom(pod, its)));
                 }
             }
+            Effect::AwaitStart => drop(tokio::spawn(watch::start(pod, its))),
             Effect::Announce(notice) => self.announce(at, notice, state),
             Effect::EndStreams => at.process.end_streams(),
             Effect::Forget => self.forget(at),

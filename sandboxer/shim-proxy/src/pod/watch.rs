@@ -1,4 +1,4 @@
-//! What is waited for as long as a container lives: the end of its processes, and OOM kills.
+//! What is waited for as long as a container lives: the start of its execs, the end of its processes, and OOM kills.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use bulkhead_protocol::agent::{WaitOomRequest, WaitResponse};
 use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::topics;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::Pod;
@@ -20,12 +20,30 @@ use crate::lifecycle::{Event, Exit, State};
 /// Pauses before the agent is asked again, first and longest: the link dials meanwhile, and a guest that answers
 /// nonsense is not to keep us busy.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Pauses between looks at an exec that nobody starts, first and longest: as a rule its start comes at once.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// Least time between two OOM events of a container: a guest can make them up as fast as it likes.
 const OOM_PAUSE: Duration = Duration::from_secs(1);
 /// Exit status that containerd itself uses for "unknown".
 const UNKNOWN: u32 = 255;
 /// How long the end of a container waits for its OOM event to reach containerd (fact 5.2).
 const OOM_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Waits until an exec is started, or goes. When containerd's own caller leaves it before it hears that the exec exists,
+/// it closes the streams and says nothing: such an exec would stay as long as its container.
+pub(super) async fn start(pod: Arc<Pod>, at: At) {
+    let settled =
+        |state| !matches!(state, State::Created { .. } | State::Starting { .. } | State::Deleting { .. });
+    let mut pause = LOOKS.0;
+    while timeout(pause, at.process.until(settled)).await.is_err() {
+        let waits = matches!(at.process.state(), State::Created { .. });
+        if waits && at.process.stdio.is_abandoned(&pod.switchboard) {
+            info!(process = at.name(), "given up before its start");
+            pod.note(&at, Event::GivenUp);
+        }
+        pause = (pause * 2).min(LOOKS.1);
+    }
+}
 
 /// Waits for the end of a process and notes it; through broken sessions, and to the end of the VM.
 pub(super) async fn end(pod: Arc<Pod>, at: At) {

@@ -4,6 +4,7 @@
 //! sends them stays within that. The messages have one field each, so that the wrapper types of protobuf, which look
 //! the same on the wire, serve for them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub(crate) struct Line {
     grants: mpsc::UnboundedSender<i32>,
     heard: Mutex<Option<mpsc::UnboundedReceiver<Heard>>>,
     hung_up: CancellationToken,
+    /// Whether containerd has said its last.
+    left: AtomicBool,
 }
 
 impl Line {
@@ -75,6 +78,7 @@ impl Line {
             grants,
             heard: Mutex::new(Some(heard)),
             hung_up: CancellationToken::new(),
+            left: AtomicBool::new(false),
         };
         (Arc::new(line), Exchange { granted, hear })
     }
@@ -82,6 +86,11 @@ impl Line {
     /// Whether nothing can be said on it any more.
     pub(super) fn is_over(&self) -> bool {
         self.room.is_closed()
+    }
+
+    /// Whether containerd has closed its side. 2.1 does no more than that to an output that it does not want.
+    pub(super) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Ends it: containerd reads an end, or gets rid of what it has.
@@ -172,6 +181,7 @@ async fn listen(line: &Line, hear: &mpsc::UnboundedSender<Heard>, receiver: &mut
         match receiver.recv().await {
             Ok(Some(message)) => take(line, hear, &message),
             Ok(None) => {
+                line.left.store(true, Ordering::Relaxed);
                 // Whoever does not listen knows of an end already.
                 hear.send(Heard::End).unwrap_or_default();
             }

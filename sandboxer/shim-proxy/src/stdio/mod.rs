@@ -62,6 +62,18 @@ impl Request {
         }
     }
 
+    /// Whether containerd has closed an output of a process that has not been started. Its FIFOs it removes; nobody
+    /// who means to start the process does that, because its own shims open them at the start.
+    pub(crate) fn is_abandoned(&self, switchboard: &Switchboard) -> bool {
+        let stderr = if self.wants_stderr() { self.stderr.as_str() } else { "" };
+        let closed = |uri| match target("output", uri) {
+            Ok(Target::Fifo(path)) => is_missing(path),
+            Ok(Target::Streamed(id)) => !switchboard.is_heard(id),
+            Ok(Target::None | Target::File(_)) | Err(_) => false,
+        };
+        closed(&self.stdout) || closed(stderr)
+    }
+
     fn wants_stderr(&self) -> bool {
         !self.terminal && !self.stderr.is_empty()
     }
@@ -94,6 +106,10 @@ fn target<'a>(stream: &'static str, uri: &'a str) -> Result<Target<'a>, TaskErro
         },
         None => refuse("neither an absolute path nor a URI that is known"),
     }
+}
+
+fn is_missing(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// The host's ends, opened, before the guest knows of the process.

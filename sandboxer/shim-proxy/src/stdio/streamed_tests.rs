@@ -254,6 +254,37 @@ async fn a_line_that_no_process_ever_claims_is_forgotten_with_its_connection() {
 }
 
 #[tokio::test]
+async fn a_process_is_abandoned_when_containerd_leaves_one_of_its_outputs() {
+    let bench = Bench::new();
+    let uri = |id: &str| format!("ttrpc+unix:///s?streaming_id={id}");
+    let switchboard = &bench.pod.switchboard;
+    for half in [true, false] {
+        let request = Request { stdout: uri("e-stdout"), stderr: uri("e-stderr"), ..Default::default() };
+        let (mut stdout, stderr) = (bench.connect("e-stdout").await, bench.connect("e-stderr").await);
+        let ends = HostEnds::open(&request, switchboard).unwrap();
+        assert!(!request.is_abandoned(switchboard), "half {half}");
+        let half_closed = if half {
+            stderr.send.close_send().await.unwrap();
+            Some(stderr)
+        } else {
+            drop(stderr);
+            None
+        };
+        let seen = async {
+            while !request.is_abandoned(switchboard) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(timeout(SOON, seen).await.is_ok(), "half {half}");
+        drop(ends);
+        stdout.expect_end().await;
+        bench.until_forgotten().await;
+        bench.until_connections(0).await;
+        drop((stdout, half_closed));
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_is_closed_from_both_sides_at_once_is_let_go() {
     let bench = Bench::new();
     let containerd = bench.connect("e-stdout").await;
@@ -261,6 +292,21 @@ async fn a_connection_that_is_closed_from_both_sides_at_once_is_let_go() {
     drop(containerd);
     drop(claim);
     bench.until_connections(0).await;
+}
+
+#[test]
+fn without_outputs_that_end_nothing_is_abandoned() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let switchboard = Switchboard::default();
+    let here = Request { stdout: path("."), stdin: path("gone"), ..Default::default() };
+    let file = Request { stdout: format!("file://{}", path("gone")), ..Default::default() };
+    let terminal = Request { terminal: true, stdout: path("."), stderr: path("gone"), ..Default::default() };
+    for request in [Request::default(), here, file, terminal] {
+        assert!(!request.is_abandoned(&switchboard), "{request:?}");
+    }
+    let gone = Request { stdout: path("gone"), ..Default::default() };
+    assert!(gone.is_abandoned(&switchboard));
 }
 
 #[tokio::test]

@@ -73,6 +73,13 @@ impl Switchboard {
         Some(Arc::new(Claim { switchboard: self.clone(), id: id.to_owned(), lines }))
     }
 
+    /// Whether containerd is connected and still wants what is said.
+    pub(super) fn is_heard(&self, id: &str) -> bool {
+        let extensions = locked(&self.0);
+        let line = extensions.get(id).and_then(|extension| extension.line.borrow().clone());
+        line.is_some_and(|line| !line.is_over() && !line.is_left())
+    }
+
     /// Ids in use, by containerd or by a process.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

@@ -5,7 +5,7 @@ use protobuf::well_known_types::any::Any;
 use ttrpc::Code;
 
 use crate::fake_agent::{Kind, hear, say, say_end};
-use crate::rig::{Rig, code, read_all, soon, within};
+use crate::rig::{Rig, code, eventually, read_all, soon, within};
 
 fn exec(rig: &Rig, exec: &str) -> ExecProcessRequest {
     let [stdin, stdout, stderr] = rig.fifos(exec);
@@ -168,4 +168,60 @@ async fn an_exec_that_is_killed_while_it_starts_does_not_live_on() {
     while_it_starts(&rig, rig.kill("c", "e", 9, true)).await.unwrap();
     assert_eq!(soon(rig.wait("c", "e")).await.unwrap().unwrap().exit_status, 137);
     rig.delete("c", "e").await.unwrap();
+}
+
+/// As containerd does when its caller goes away during Exec: it removes the FIFOs, and deletes nothing.
+fn give_up(request: &ExecProcessRequest) {
+    for path in [&request.stdin, &request.stdout, &request.stderr] {
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_exec_that_is_given_up_while_it_is_created_goes_by_itself() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let request = exec(&rig, "e");
+    rig.agent.hold("exec");
+    let giving_up = async {
+        rig.agent.called("exec c e").await;
+        give_up(&request);
+        rig.agent.let_go("exec");
+    };
+    let (made, ()) = tokio::join!(soon(rig.task.exec(within(), &request)), giving_up);
+    made.unwrap();
+    soon(rig.agent.called("delete c e")).await;
+    eventually("it is gone", || rig.agent.holds().len() == 1).await;
+    let wait = rig.wait("c", "e");
+    assert!(soon(wait).await.unwrap().is_err());
+    assert_eq!(rig.status("c").await, Status::RUNNING);
+    soon(rig.task.exec(within(), &exec(&rig, "other"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_thousand_execs_given_up_before_their_start_leave_nothing() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", rig.proxy.id())).unwrap().count();
+    let before = open();
+    for round in 0..20 {
+        for number in 0..50 {
+            let request = exec(&rig, &format!("{round}-{number}"));
+            soon(rig.task.exec(within(), &request)).await.unwrap();
+            give_up(&request);
+        }
+        eventually("they are gone", || rig.agent.holds().len() == 1 && open() <= before).await;
+    }
+}
+
+#[tokio::test]
+async fn an_exec_may_take_its_time_to_be_started() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    soon(rig.task.exec(within(), &exec(&rig, "slow"))).await.unwrap();
+    let given_up = exec(&rig, "given up");
+    soon(rig.task.exec(within(), &given_up)).await.unwrap();
+    give_up(&given_up);
+    soon(rig.agent.called("delete c given up")).await;
+    rig.start("c", "slow").await.unwrap();
 }
