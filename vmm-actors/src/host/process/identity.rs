@@ -59,9 +59,25 @@ fn parse_stat(line: &str) -> Option<Stat> {
     Some(Stat { ended: matches!(state, "Z" | "X" | "x"), start_time })
 }
 
+/// CPU time in clock ticks: fields 14 and 15, its own in user space, guests included, and in the kernel.
+pub(super) fn parse_cpu_ticks(line: &str) -> Option<u64> {
+    let (_, behind_name) = line.rsplit_once(')')?;
+    // The first field behind the name is 3.
+    let mut fields = behind_name.split_ascii_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    user.checked_add(system)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpu_time_is_that_of_user_space_and_kernel() {
+        let line = "7 (a) Z 1 (b) S 1 7 7 0 -1 4194560 1 0 0 0 30 12 5 6 20 0 1 0 4242 1 1 1";
+        assert_eq!(parse_cpu_ticks(line), Some(42));
+        assert_eq!(parse_cpu_ticks("7 (x) S 1 7 7"), None);
+    }
 
     #[test]
     fn a_name_with_parentheses_and_spaces_is_skipped() {

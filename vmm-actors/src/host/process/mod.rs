@@ -3,6 +3,7 @@
 //! They live in a session of their own, without a parent-death signal and with their output in a file, so that the
 //! end of this process is not theirs. A process is known by its pidfd and told apart by [`ProcessIdentity`].
 
+mod cpu_time;
 mod fork;
 mod identity;
 mod output;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use cpu_time::cpu_time_with_children;
 pub use identity::{ProcessIdentity, boot_id};
 pub use output::last_lines;
 pub use owned::{OwnedProcess, pidfd_of};

@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
-use crate::host::process::{OwnedProcess, Spawn};
+use crate::host::process::{OwnedProcess, Spawn, cpu_time_with_children};
 
-/// How long the trial may take.
+/// How much CPU time the trial may take. Its length says little on a host that has other things to do, as one that has
+/// just booted: a guest on a broken KVM spins, one that is kept waiting does not.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     /// Until the kernel says its first words.
@@ -28,8 +30,20 @@ impl Patience {
     pub(super) const SHORT: Self = Self { banner: Duration::from_secs(3), end: Duration::from_secs(7) };
     /// Where the other choice is no pod at all: KVM may be nested, and slow.
     pub(super) const LONG: Self = Self { banner: Duration::from_secs(30), end: Duration::from_secs(60) };
+
+    /// The CPU time, once the kernel has spoken or not.
+    fn limit(self, spoke: bool) -> Duration {
+        if spoke { self.banner.saturating_add(self.end) } else { self.banner }
+    }
 }
 
+/// How many times as long as its CPU time a trial may take: beyond that the host is too busy, or the guest sleeps for
+/// ever, and it shows nothing.
+const BUSY: u32 = 5;
+/// How often such a trial is repeated: the next pod's VMM asks again.
+const TRIALS: u8 = 3;
+/// How often the trial is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 /// Ends the trial should this process be killed meanwhile: a guest on a broken KVM may spin for ever.
 const WATCHDOG: &str = "/usr/bin/timeout";
 /// First words of the banner of every Linux kernel.
@@ -41,7 +55,7 @@ const CONSOLE_FD: i32 = 3;
 /// As much of a file is looked at, in bytes: the banner is the first thing that a kernel prints.
 const OUTPUT_LIMIT: u64 = 64 * 1024;
 
-/// The trial and its outcome, the same for the life of the service.
+/// The trial and its outcome, the same for the life of the service once a trial has shown something.
 #[derive(Debug)]
 pub(super) struct KvmTrial {
     qemu: PathBuf,
@@ -49,38 +63,69 @@ pub(super) struct KvmTrial {
     /// Nobody else can write here.
     run_dir: PathBuf,
     patience: Patience,
-    outcome: OnceCell<Result<(), String>>,
+    /// Held while a trial is made.
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    outcome: Option<Result<(), String>>,
+    trials: u8,
+}
+
+/// Why KVM was not seen to run a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Unseen {
+    /// It does not.
+    Broken(String),
+    /// The trial showed nothing.
+    Unclear(String),
+}
+
+impl Known {
+    /// Takes in what a trial showed, and says what to go by until the next.
+    fn learn(&mut self, shown: Result<(), Unseen>) -> Result<(), String> {
+        self.trials = self.trials.saturating_add(1);
+        let (outcome, again) = match shown {
+            Ok(()) => (Ok(()), false),
+            Err(Unseen::Broken(reason)) => (Err(reason), false),
+            Err(Unseen::Unclear(reason)) => (Err(reason), self.trials < TRIALS),
+        };
+        match &outcome {
+            Ok(()) => tracing::info!("kvm runs guests"),
+            Err(reason) => tracing::warn!(reason, again, "kvm does not run guests here"),
+        }
+        self.outcome = Some(outcome.clone()).filter(|_| !again);
+        outcome
+    }
 }
 
 impl KvmTrial {
     pub(super) fn new(qemu: PathBuf, kernel: PathBuf, run_dir: PathBuf, patience: Patience) -> Self {
-        Self { qemu, kernel, run_dir, patience, outcome: OnceCell::new() }
+        Self { qemu, kernel, run_dir, patience, known: Mutex::default() }
     }
 
     /// Whether a guest runs, or why not. The first caller makes the trial, others wait for it.
-    pub(super) async fn outcome(&self) -> Result<(), &str> {
-        let outcome = self.outcome.get_or_init(|| async {
-            let outcome = self.run().await;
-            match &outcome {
-                Ok(()) => tracing::info!("kvm runs guests"),
-                Err(reason) => {
-                    tracing::warn!(reason, "kvm does not run guests here; they are emulated, which is slow")
-                }
+    pub(super) async fn outcome(&self) -> Result<(), String> {
+        let mut known = self.known.lock().await;
+        match &known.outcome {
+            Some(outcome) => outcome.clone(),
+            None => {
+                let shown = self.run().await;
+                known.learn(shown)
             }
-            outcome
-        });
-        outcome.await.as_ref().copied().map_err(String::as_str)
+        }
     }
 
-    async fn run(&self) -> Result<(), String> {
+    async fn run(&self) -> Result<(), Unseen> {
         let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-        device.map_err(|error| format!("/dev/kvm: {error}"))?;
+        device.map_err(|error| Unseen::Broken(format!("/dev/kvm: {error}")))?;
         self.trial().await
     }
 
     /// Nothing of it has a name for longer than the start takes, so that nothing is left whatever becomes of us.
-    async fn trial(&self) -> Result<(), String> {
-        let made = |error: io::Error| format!("no file for a trial guest: {error}");
+    async fn trial(&self) -> Result<(), Unseen> {
+        let made = |error: io::Error| Unseen::Broken(format!("no file for a trial guest: {error}"));
         let mut console =
             File::from(memfd_create(TRIAL, MemfdFlags::CLOEXEC).map_err(|error| made(error.into()))?);
         let output = self.run_dir.join(TRIAL);
@@ -97,18 +142,29 @@ impl KvmTrial {
         if let Err(error) = std::fs::remove_file(&output) {
             tracing::warn!(%error, path = %output.display(), "cannot remove the trial's output file");
         }
-        let vmm = vmm.map_err(|error| format!("the trial did not start: {error}"))?;
-        let mut ended = tokio::time::timeout(self.patience.banner, vmm.wait()).await.is_ok();
-        if !ended && read(&mut console).contains(BANNER) {
-            ended = tokio::time::timeout(self.patience.end, vmm.wait()).await.is_ok();
-        }
+        let vmm = vmm.map_err(|error| Unseen::Broken(format!("the trial did not start: {error}")))?;
+        let end = self.watch(&vmm, &mut console).await;
         drop(vmm);
         let output = printed.map(|mut file| read(&mut file)).unwrap_or_default();
-        judge(ended, &read(&mut console), &output, self.patience)
+        judge(end, &read(&mut console), &output, self.patience)
+    }
+
+    /// Until the trial ends or has taken what it may.
+    async fn watch(&self, vmm: &OwnedProcess, console: &mut File) -> End {
+        let (started, pid) = (Instant::now(), vmm.identity().pid);
+        loop {
+            if tokio::time::timeout(LOOK, vmm.wait()).await.is_ok() {
+                return End::Itself;
+            }
+            let limit = self.patience.limit(read(console).contains(BANNER));
+            if let Some(end) = over(cpu_time_with_children(pid).ok(), started.elapsed(), limit) {
+                return end;
+            }
+        }
     }
 
     fn args(&self) -> Vec<OsString> {
-        let limit = self.patience.banner.saturating_add(self.patience.end).as_secs().to_string();
+        let limit = self.patience.limit(true).saturating_mul(BUSY).as_secs().to_string();
         let mut args: Vec<OsString> = vec!["--signal=KILL".into(), limit.into(), (&self.qemu).into()];
         args.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(Into::into));
         args.extend(
@@ -129,16 +185,45 @@ fn read(file: &mut File) -> String {
     read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
+/// How a trial came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Its VMM ended.
+    Itself,
+    /// It had the CPU time that it may take.
+    Used,
+    /// It had less, but its time is over: what it used, and in how long.
+    Starved { cpu: Duration, time: Duration },
+}
+
+/// Whether a trial that has run for `time` has taken enough. Where its CPU time is not known, its length has to do.
+fn over(cpu: Option<Duration>, time: Duration, limit: Duration) -> Option<End> {
+    let cpu = cpu.unwrap_or(time);
+    if cpu >= limit {
+        Some(End::Used)
+    } else {
+        (time >= limit.saturating_mul(BUSY)).then_some(End::Starved { cpu, time })
+    }
+}
+
 /// What the trial shows. A kernel that came as far as its panic has had working timers, too.
-fn judge(ended: bool, console: &str, output: &str, patience: Patience) -> Result<(), String> {
-    match (console.contains(BANNER), ended) {
-        (true, true) => Ok(()),
-        (true, false) => Err(format!("a trial guest began to boot, but hung for {:?}", patience.end)),
-        (false, true) => {
+fn judge(end: End, console: &str, output: &str, patience: Patience) -> Result<(), Unseen> {
+    let spoke = console.contains(BANNER);
+    let did = if spoke { "began to boot, but did not finish" } else { "did not say a word" };
+    match end {
+        End::Itself if spoke => Ok(()),
+        End::Itself => {
             let word = output.lines().last().unwrap_or("it printed nothing");
-            Err(format!("the trial's VMM ended at once: {word}"))
+            Err(Unseen::Broken(format!("the trial's VMM ended at once: {word}")))
         }
-        (false, false) => Err(format!("a trial guest did not say a word within {:?}", patience.banner)),
+        End::Used => {
+            Err(Unseen::Broken(format!("a trial guest {did} in {:?} of CPU time", patience.limit(spoke))))
+        }
+        End::Starved { cpu, time } => Err(Unseen::Unclear(format!(
+            "a trial guest {did} within {} s, of which it had a CPU for {:.1} s: the host is busy, or the guest hangs",
+            time.as_secs(),
+            cpu.as_secs_f32()
+        ))),
     }
 }
 
@@ -146,23 +231,66 @@ fn judge(ended: bool, console: &str, output: &str, patience: Patience) -> Result
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
     fn only_a_guest_that_printed_and_ended_counts() {
         let banner = "[    0.000000] Linux version 6.1\nKernel panic";
-        let judge = |ended, console, output| judge(ended, console, output, Patience::SHORT);
-        assert_eq!(judge(true, banner, ""), Ok(()));
-        assert!(judge(false, banner, "").unwrap_err().contains("hung"));
-        assert!(judge(true, "", "a\nno such device").unwrap_err().contains("no such device"));
-        assert!(judge(true, "", "").unwrap_err().contains("printed nothing"));
-        assert!(judge(false, "", "").unwrap_err().contains("not say a word"));
+        let broken = |end, console, output| match judge(end, console, output, Patience::SHORT) {
+            Err(Unseen::Broken(reason)) => reason,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(judge(End::Itself, banner, "", Patience::SHORT), Ok(()));
+        assert!(broken(End::Used, banner, "").contains("began to boot, but did not finish in 10s"));
+        assert!(broken(End::Itself, "", "a\nno such device").contains("no such device"));
+        assert!(broken(End::Itself, "", "").contains("printed nothing"));
+        assert!(broken(End::Used, "", "").contains("did not say a word in 3s of CPU time"));
+    }
+
+    #[test]
+    fn a_guest_that_was_kept_waiting_shows_nothing() {
+        let limit = 3 * SECOND;
+        assert_eq!(over(Some(SECOND), 14 * SECOND, limit), None, "the host is busy");
+        let starved = End::Starved { cpu: SECOND, time: 15 * SECOND };
+        assert_eq!(over(Some(SECOND), 15 * SECOND, limit), Some(starved));
+        assert_eq!(over(Some(3 * SECOND), 3 * SECOND, limit), Some(End::Used), "it spins");
+        assert_eq!(over(None, 2 * SECOND, limit), None);
+        assert_eq!(over(None, 3 * SECOND, limit), Some(End::Used));
+        let Err(Unseen::Unclear(reason)) = judge(starved, "", "", Patience::SHORT) else {
+            panic!("it is known")
+        };
+        assert_eq!(
+            reason,
+            "a trial guest did not say a word within 15 s, of which it had a CPU for 1.0 s: the host is busy, or the \
+             guest hangs"
+        );
+    }
+
+    #[test]
+    fn what_showed_nothing_is_tried_again_a_few_times() {
+        let unclear = || Err(Unseen::Unclear("busy".to_owned()));
+        let mut known = Known::default();
+        assert!(known.learn(unclear()).is_err());
+        assert_eq!(known.outcome, None);
+        assert_eq!(known.learn(Ok(())), Ok(()));
+        assert_eq!(known.outcome, Some(Ok(())));
+        let mut known = Known::default();
+        for trial in 1..=TRIALS {
+            assert!(known.learn(unclear()).is_err());
+            assert_eq!(known.outcome.is_some(), trial == TRIALS);
+        }
+        let mut known = Known::default();
+        assert!(known.learn(Err(Unseen::Broken("no".to_owned()))).is_err());
+        assert_eq!(known.outcome, Some(Err("no".to_owned())));
     }
 
     #[tokio::test]
     async fn the_trial_is_made_once_and_tells_why_it_failed() {
         let [qemu, kernel] = ["/nonexistent/qemu", "/nonexistent/vmlinux"].map(Into::into);
         let trial = KvmTrial::new(qemu, kernel, std::env::temp_dir(), Patience::SHORT);
-        let first = trial.outcome().await.unwrap_err().to_owned();
+        let first = trial.outcome().await.unwrap_err();
         assert!(first.contains("/dev/kvm") || first.contains("/nonexistent/qemu"), "{first}");
-        assert_eq!(trial.outcome().await, Err(first.as_str()));
+        assert_eq!(trial.outcome().await, Err(first));
+        assert_eq!(trial.known.lock().await.trials, 1);
     }
 }

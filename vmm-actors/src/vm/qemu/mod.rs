@@ -63,7 +63,7 @@ impl QemuDriver {
             }),
             Accelerator::Kvm => match self.kvm.outcome().await {
                 Ok(()) => Ok(Acceleration::Kvm),
-                Err(reason) => Err(VmError::KvmUnusable { reason: reason.to_owned() }),
+                Err(reason) => Err(VmError::KvmUnusable { reason }),
             },
         }
     }
