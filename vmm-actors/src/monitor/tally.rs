@@ -71,11 +71,12 @@ fn reached(directory: &Path) -> Option<Bound> {
     bounds(directory).into_iter().filter(was_hit).min_by_key(|bound| bound.limit_bytes)
 }
 
-/// Whether processes ran into a limit. v1 does not count that where the limit with swap is the same; what was used at
-/// most says it, too.
+/// Whether a limit left processes without memory. v2 counts apart how often page cache had to go (`max`), which any pod
+/// that reads much does. v1 counts both as one, and not where the limit with swap is the same; what was used at most says
+/// it, too.
 fn was_hit(bound: &Bound) -> bool {
     let file = |name: &str| bound.cgroup.join(name);
-    let hits = number(&file("memory.failcnt")).or_else(|| field(&file("memory.events.local"), "max"));
+    let hits = number(&file("memory.failcnt")).or_else(|| field(&file("memory.events.local"), "oom"));
     let most = number(&file("memory.max_usage_in_bytes")).unwrap_or(0);
     hits.is_some_and(|hits| hits > 0) || most.saturating_add(MIB) > bound.limit_bytes
 }

@@ -51,12 +51,17 @@ fn fake(dir: &TempDir, files: &[(&str, &str)]) -> CgroupRecord {
 fn the_smallest_limit_that_was_reached_is_named() {
     let dir = TempDir::new().unwrap();
     let events = "low 0\nhigh 0\nmax 7\noom 2\noom_kill 1\n";
-    let own = [("memory.events", events), ("memory.events.local", "max 0\n"), ("memory.max", "1048576\n")];
+    let own =
+        [("memory.events", events), ("memory.events.local", "max 9\noom 0\n"), ("memory.max", "1048576\n")];
     let record = fake(&dir, &own);
-    assert_eq!(oom_kills(&record), Some(OomKills { count: 1, bound: None }), "its own limit was not reached");
+    assert_eq!(
+        oom_kills(&record),
+        Some(OomKills { count: 1, bound: None }),
+        "at its own limit, page cache went"
+    );
     let pod = dir.path().join("kubepods/pod1");
     fs::write(pod.join("memory.max"), "314572800\n").unwrap();
-    fs::write(pod.join("memory.events.local"), "max 3\n").unwrap();
+    fs::write(pod.join("memory.events.local"), "max 3\noom 2\n").unwrap();
     let kills = oom_kills(&record).unwrap();
     assert_eq!(kills.bound, Some(Bound { cgroup: pod.clone(), limit_bytes: 300 << 20 }));
     let text = kills.to_string();
