@@ -233,7 +233,10 @@ async fn the_cgroup_is_joined_before_the_program_runs() {
     };
     let dir = TempDir::new().unwrap();
     let join = Some(CgroupProcs::new(vec![cgroup.0.join("cgroup.procs")]));
-    let spawn = Spawn { cgroup: join, ..shell(&dir, "cat /proc/self/cgroup; exec sleep 60") };
+    let spawn = Spawn {
+        cgroup: join,
+        ..shell(&dir, "while read -r line; do echo \"$line\"; done </proc/self/cgroup; exec sleep 60")
+    };
     let process = OwnedProcess::spawn(spawn).unwrap();
     let out = dir.path().join("out");
     let name = cgroup.0.file_name().unwrap().to_str().unwrap().to_owned();
