@@ -63,6 +63,8 @@ async fn field_22_new_pod_limits_hold_or_the_answer_says_what_cannot_be_changed(
     assert!(cpu(&pod).unwrap().starts_with("50000"), "half of a refused update holds");
     assert_eq!(memory(&pod).unwrap(), room);
     assert_eq!(stage.cri().exec(&container.id, "echo alive").await, "alive\n");
+    // Its connection is an open file of the sandboxer.
+    drop(controller);
     stage.end(&pod).await;
 }
 
