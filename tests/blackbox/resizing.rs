@@ -1,11 +1,14 @@
 //! A pod is resized in place, through containerd as kubelet asks for it: its VM grows where it can.
 
+use std::time::Duration;
+
 use bulkhead_tests::controller::Controller;
 use bulkhead_tests::cri::{Container, Cri, Pod};
 use bulkhead_tests::node::Options;
+use bulkhead_tests::wait;
 use k8s_cri::v1 as api;
 use nix::sys::signal::Signal;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::resources::{cpu, memory};
 use crate::stage::{Stage, stage};
@@ -101,7 +104,12 @@ async fn a_pod_on_q35_grows_in_place_and_works_with_what_it_got() {
     stage.node.start_sandboxer().await;
     assert_eq!(told(&stage, &pod).await, (3, 768));
 
-    stage.cri().try_resize_pod(&pod.id, limits(1, 64)).await.unwrap();
+    // containerd's client has been refused meanwhile, and takes its time to dial again. kubelet repeats the call, too.
+    let smaller = wait::expect("containerd has the sandboxer again", Duration::from_secs(30), async || {
+        let answer = stage.cri().try_resize_pod(&pod.id, limits(1, 64)).await;
+        Some(answer).filter(|answer| !matches!(answer, Err(status) if status.code() == Code::Unavailable))
+    });
+    smaller.await.unwrap();
     assert_eq!(told(&stage, &pod).await, (3, 768), "it does not shrink");
     assert_eq!(guest(stage.cri(), &container.id).await, after);
     assert!(cpu(&pod).is_none_or(|quota| quota.starts_with("100000")));
