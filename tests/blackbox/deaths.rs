@@ -101,3 +101,18 @@ async fn a_guest_that_powers_off_ends_its_pod() {
     assert_eq!(cri.wait_exit(&container.id).await.exit_code, 137);
     stage.end(&pod).await;
 }
+
+/// Nothing in it takes a signal any more, so that no container of it can be stopped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_hangs_does_not_keep_its_pod() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let cri = stage.cri();
+    let pod = cri.run_pod("hanging").await;
+    let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
+    processes::signal(stage.the_one(VMM).pid, Signal::SIGSTOP);
+    cri.stop_pod(&pod).await;
+    assert_eq!(cri.wait_exit(&container.id).await.exit_code, 137);
+    cri.expect_not_ready(&pod.id).await;
+    cri.remove_pod(&pod).await;
+    stage.expect_clean().await;
+}

@@ -50,7 +50,7 @@ impl Shim for ShimService {
             warn!("attached without the VMM's pid: its end shows only when its sockets close");
         } else if self.0.watch_vmm() {
             match Vmm::open(request.vmm_pid, request.vmm_start_time) {
-                Ok(vmm) => drop(tokio::spawn(watch_vmm(self.0.clone(), vmm))),
+                Ok(vmm) => drop(tokio::spawn(watch_vmm(self.0.clone(), self.0.hold_vmm(vmm)))),
                 Err(error) => {
                     let text = chain(&error);
                     self.0.vm_gone(killed_now(), &text.as_str().into());
@@ -90,7 +90,7 @@ impl Shim for ShimService {
     }
 }
 
-async fn watch_vmm(pod: Arc<Pod>, vmm: Vmm) {
+async fn watch_vmm(pod: Arc<Pod>, vmm: Arc<Vmm>) {
     vmm.ended().await;
     pod.vm_gone(killed_now(), &"the VMM process has ended".into());
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
 use crate::sys;
@@ -54,6 +54,14 @@ impl Vmm {
         Ok(Self { pidfd: pidfd.map_err(|source| WatchError::Open { pid, source })? })
     }
 
+    /// Ends it, and with it everything in the guest.
+    ///
+    /// # Errors
+    /// As pidfd_send_signal(2): it has ended already.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL)?)
+    }
+
     /// Waits for its end.
     pub(crate) async fn ended(&self) {
         // A pidfd polls readable once, when the process ends (pidfd_open(2)).
@@ -97,7 +105,7 @@ mod tests {
         assert!(matches!(Vmm::open(child.id(), start + 1), Err(WatchError::NotRunning { .. })));
         let vmm = Vmm::open(child.id(), start).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), vmm.ended()).await.is_err());
-        child.kill().unwrap();
+        vmm.kill().unwrap();
         tokio::time::timeout(Duration::from_secs(5), vmm.ended()).await.unwrap();
         child.wait().unwrap();
         assert!(matches!(Vmm::open(child.id(), start), Err(WatchError::NotRunning { .. })));

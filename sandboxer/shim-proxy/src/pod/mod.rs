@@ -5,6 +5,7 @@
 
 mod create;
 mod exec;
+mod hung;
 mod process;
 mod remove;
 mod run;
@@ -32,6 +33,7 @@ use crate::forward::{self, Forward};
 use crate::lifecycle::{Effect, Event, Exit, Notice, State};
 use crate::lock::locked;
 use crate::stdio::Switchboard;
+use crate::vmm::Vmm;
 
 pub(crate) use create::NewContainer;
 pub(crate) use exec::NewExec;
@@ -60,6 +62,7 @@ pub(crate) struct Pod {
     /// Where containerd's stdio streams wait for their processes.
     pub(crate) switchboard: Arc<Switchboard>,
     vmm_watched: AtomicBool,
+    vmm: OnceLock<Arc<Vmm>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     bundles: Option<BundleWatch>,
 }
@@ -84,6 +87,7 @@ impl Pod {
             forward: tokio::sync::Mutex::default(),
             switchboard: Arc::default(),
             vmm_watched: AtomicBool::new(false),
+            vmm: OnceLock::new(),
             containers: Mutex::default(),
             bundles: bundles.ok(),
         })
@@ -92,6 +96,11 @@ impl Pod {
     /// Whether the VMM is still to be watched; true once.
     pub(crate) fn watch_vmm(&self) -> bool {
         !self.vmm_watched.swap(true, Ordering::Relaxed)
+    }
+
+    /// Keeps hold of the VMM, to end it when its guest hangs.
+    pub(crate) fn hold_vmm(&self, vmm: Vmm) -> Arc<Vmm> {
+        self.vmm.get_or_init(|| Arc::new(vmm)).clone()
     }
 
     /// The VM is up: opens the session with its agent. Repeating it is harmless.

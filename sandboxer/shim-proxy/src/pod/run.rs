@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 use ttrpc::context::{self, Context};
 
-use super::Pod;
 use super::process::At;
+use super::{Pod, hung};
 use crate::clock;
 use crate::error::{CLEANUP_PATIENCE, TaskError};
 use crate::flight::Flight;
@@ -57,7 +57,7 @@ impl Pod {
     }
 
     /// Sends a signal to a process, or to every process of its container. An exec whose start is under way gets it when
-    /// it runs.
+    /// it runs. A guest that does not take the signal that is to end a container is ended itself ([`super::hung`]).
     ///
     /// # Errors
     /// Not found when it has ended.
@@ -72,7 +72,15 @@ impl Pod {
         timeout_at(until, settled).await.map_err(|_elapsed| TaskError::AgentSilent { act: "kill" })?;
         self.feed(at, Event::SignalAsked)?;
         let (pod, at) = (self.clone(), at.clone());
-        detached("kill", until, async move { send_signal(&pod, &at, signal, all, until).await }).await
+        detached("kill", until, async move {
+            let asked = Instant::now();
+            if !at.is_init() {
+                return send_signal(&pod, &at, signal, all, until).await;
+            }
+            let sent = send_signal(&pod, &at, signal, all, asked + hung::AFTER).await;
+            hung::ended_by(pod.vmm.get().map(AsRef::as_ref), sent, asked).await
+        })
+        .await
     }
 
     /// Freezes or thaws a container.
