@@ -51,3 +51,39 @@ async fn a_containers_limits_hold_in_the_guest_and_can_be_changed() {
     assert_eq!(cri.try_exec(&other.id, &eat).await.unwrap().0, 137);
     stage.end(&pod).await;
 }
+
+/// kubelet's CPU manager names CPUs of the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn cpus_of_the_node_are_in_nobodys_way_and_a_change_of_them_is_refused() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let cri = stage.cri();
+    let pod = cri.run_pod("pinned").await;
+    let mut config = Cri::shell("main", "sleep 1000");
+    let pinned = |cpus: &str, memory_mib| api::LinuxContainerResources {
+        cpuset_cpus: cpus.to_owned(),
+        ..resources(20_000, memory_mib)
+    };
+    config.linux.as_mut().unwrap().resources = Some(pinned("2-3", 48));
+    let main = cri.start(&pod, config).await;
+    let update = async |resources| {
+        let linux = Some(resources);
+        let request = api::UpdateContainerResourcesRequest {
+            container_id: main.id.clone(),
+            linux,
+            ..Default::default()
+        };
+        cri.runtime().update_container_resources(request).await
+    };
+    let limit = async || cri.exec(&main.id, "cat /sys/fs/cgroup/memory.max").await;
+    // containerd sends what the container was made with along with every change.
+    update(resources(20_000, 64)).await.unwrap();
+    assert_eq!(limit().await, format!("{}\n", 64 * MIB));
+    let refused = update(pinned("1", 96)).await.unwrap_err();
+    for says in ["CPUs \"1\"", "\"2-3\"", "nothing was changed"] {
+        assert!(refused.message().contains(says), "{says}: {refused:?}");
+    }
+    assert_eq!(limit().await, format!("{}\n", 64 * MIB));
+    let told = cri.container_status(&main.id).await.resources.unwrap().linux.unwrap();
+    assert_eq!((told.cpuset_cpus.as_str(), told.memory_limit_in_bytes), ("2-3", 64 * MIB));
+    stage.end(&pod).await;
+}

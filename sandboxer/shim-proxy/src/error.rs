@@ -46,6 +46,19 @@ pub(crate) enum TaskError {
     /// A request that misses something, or asks for what is not supported.
     #[error("{0}")]
     BadRequest(String),
+    /// CPUs or memory nodes of the host that a container's VM does not know.
+    #[error(
+        "the {what} {wanted:?} cannot be given to a running container that was made with {had:?}: they are the host's, \
+         and it has those of its VM; nothing was changed"
+    )]
+    Pinned {
+        /// CPUs or memory nodes.
+        what: &'static str,
+        /// In the list format of cpuset(7).
+        wanted: String,
+        /// What it was made with; may be empty.
+        had: String,
+    },
     /// Not offered by this runtime.
     #[error("{act} is not supported by Bulkhead")]
     NotOffered {
@@ -166,6 +179,7 @@ impl TaskError {
                 | Refusal::NothingToDo => Code::FAILED_PRECONDITION,
             },
             Self::BadRequest(_) => Code::INVALID_ARGUMENT,
+            Self::Pinned { .. } => Code::FAILED_PRECONDITION,
             Self::NotOffered { .. } => Code::UNIMPLEMENTED,
             Self::OpenStdio { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NOT_FOUND,
             Self::OpenStdio { .. } | Self::AgentNonsense { .. } | Self::Crashed => Code::INTERNAL,

@@ -5,6 +5,7 @@
 
 mod create;
 mod exec;
+mod host_only;
 mod hung;
 mod process;
 mod remove;

@@ -1,6 +1,7 @@
 //! What is asked of processes that exist: start, signals, pause, terminal size, resources.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tracing::{debug, info, warn};
 use ttrpc::context::{self, Context};
 
 use super::process::At;
-use super::{Pod, hung};
+use super::{Pod, host_only, hung};
 use crate::clock;
 use crate::error::{CLEANUP_PATIENCE, TaskError};
 use crate::flight::Flight;
@@ -150,6 +151,7 @@ impl Pod {
         until: Instant,
     ) -> Result<(), TaskError> {
         self.feed(at, Event::AdjustAsked)?;
+        let resources = host_only::left_out(&resources, Path::new(&at.container.bundle))?;
         let (pod, at) = (self.clone(), at.clone());
         let work = async move {
             let host = UpdateContainerRequest {
