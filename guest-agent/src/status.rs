@@ -72,6 +72,7 @@ fn container_code(error: &ContainerError) -> Code {
         | ContainerError::NoTerminal { .. }
         | ContainerError::NoRootfs { .. }
         | ContainerError::NoMountSource { .. }
+        | ContainerError::MakeWorkDir { .. }
         | ContainerError::Cgroup(CgroupError::Beyond { .. })
         | ContainerError::NoPidNamespace { .. } => Code::FAILED_PRECONDITION,
         ContainerError::BadId { .. }

@@ -216,6 +216,31 @@ async fn host_paths_are_mounted_read_only_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_working_directory_is_made_where_it_is_missing() {
+    let stage = stage!(Stage::any(Options::default()));
+    let cri = stage.cri();
+    let volume = stage.node.dir().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let pod = cri.run_pod("workdir").await;
+    for (name, dir) in [("root", "/not/there/yet"), ("volume", "/data/sub"), ("there", "/www")] {
+        let mut config = Cri::shell(name, "pwd; stat -c %u:%a .");
+        config.working_dir = dir.into();
+        config.mounts = vec![mount(&volume, "/data")];
+        let container = cri.start(&pod, config).await;
+        assert_eq!(cri.wait_exit(&container.id).await.exit_code, 0, "{dir}");
+        assert_eq!(container.log().stdout, format!("{dir}\n0:755\n"));
+    }
+    assert!(volume.join("sub").is_dir());
+    let mut config = Cri::shell("file", "pwd");
+    config.working_dir = "/etc/passwd".into();
+    let container = cri.create(&pod, config).await;
+    let status = cri.try_start(&container.id).await.expect_err("a file is no directory");
+    assert!(control_run() || status.message().contains("working directory /etc/passwd"), "{status:?}");
+    cri.remove(&container.id).await;
+    stage.end(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn users_and_limits_hold() {
     let stage = stage!(Stage::any(Options::default()));
     let cri = stage.cri();

@@ -12,7 +12,7 @@ use super::error::ContainerError;
 use super::process::Process;
 use super::spec::{self, PodView, Target};
 use super::state::Event;
-use super::{Attached, Container, Containers, Entry, bundle, check_id, devices, mounts};
+use super::{Attached, Container, Containers, Entry, bundle, check_id, devices, mounts, workdir};
 use crate::cgroup::Cgroup;
 use crate::helper::{Job, Launched, launch};
 use crate::stdio::{self, Owner};
@@ -94,11 +94,12 @@ impl Containers {
             self.remove_remains(id, &Cgroup::of(id), &attached).await;
             return Err(error.into());
         }
+        let workdir = workdir(id, &rootfs, &spec).await;
         match self.make(request, &spec, attached.clone()).await {
             Ok(made) => Ok(made),
             Err(error) => {
                 // Which source is missing can be seen only while the mounts are there.
-                let error = explain(id, &spec, error).await;
+                let error = explain(id, &spec, error, workdir).await;
                 self.remove_remains(id, &Cgroup::of(id), &attached).await;
                 Err(error)
             }
@@ -196,8 +197,19 @@ fn write_bundle(dir: &Path, spec: &Spec) -> Result<(), ContainerError> {
     write().map_err(|source| ContainerError::WriteFile { path: path.clone(), source })
 }
 
-/// libcontainer does not say which mount's source it did not find.
-async fn explain(id: &str, spec: &Spec, error: ContainerError) -> ContainerError {
+/// Where it cannot be made, it may yet be there once the container has its mounts.
+async fn workdir(id: &str, rootfs: &Path, spec: &Spec) -> Result<(), ContainerError> {
+    let (id, rootfs, spec) = (id.to_owned(), rootfs.to_owned(), spec.clone());
+    blocking(move || workdir::make(&id, &rootfs, &spec)).await
+}
+
+/// libcontainer does not say which mount's source it did not find, nor into which directory it could not change.
+async fn explain(
+    id: &str,
+    spec: &Spec,
+    error: ContainerError,
+    workdir: Result<(), ContainerError>,
+) -> ContainerError {
     if !matches!(error, ContainerError::Create { .. }) {
         return error;
     }
@@ -211,5 +223,5 @@ async fn explain(id: &str, spec: &Spec, error: ContainerError) -> ContainerError
             };
         }
     }
-    error
+    workdir.err().unwrap_or(error)
 }

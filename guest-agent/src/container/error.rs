@@ -45,6 +45,8 @@ pub(crate) enum ContainerError {
     NoRootfs { id: String, path: PathBuf, source: io::Error },
     #[error("the source {path} of container {id}'s mount at {destination} is not there")]
     NoMountSource { id: String, path: PathBuf, destination: PathBuf, source: io::Error },
+    #[error("the working directory {path} of container {id} is not there and cannot be made")]
+    MakeWorkDir { id: String, path: PathBuf, source: io::Error },
     #[error("container {id} wants the pod's pid namespace, and the pod was set up without one")]
     NoPidNamespace { id: String },
     #[error("the block device for {path} cannot be had: {act}")]

@@ -16,6 +16,7 @@ mod scsi;
 mod session;
 mod spec;
 mod state;
+mod workdir;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

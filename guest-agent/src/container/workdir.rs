@@ -1,0 +1,134 @@
+//! A container's working directory: made where it is missing, as runc does. libcontainer only changes into it.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::io::Errno;
+
+use super::error::ContainerError;
+use super::spec;
+
+/// Where the directory lies, as the agent reaches it before the container has a mount namespace.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    /// The container's root, or the source of the mount that covers the directory.
+    root: PathBuf,
+    /// The rest of the way.
+    path: PathBuf,
+}
+
+/// Makes the working directory of a container, and those above it, unless it is there.
+pub(super) fn make(id: &str, rootfs: &Path, spec: &Spec) -> Result<(), ContainerError> {
+    let Some(place) = place(rootfs, spec) else { return Ok(()) };
+    let path = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
+    place.make().map_err(|errno| ContainerError::MakeWorkDir {
+        id: id.to_owned(),
+        path,
+        source: errno.into(),
+    })
+}
+
+/// None for the root itself, and for what only the container's own mounts will have.
+fn place(rootfs: &Path, spec: &Spec) -> Option<Place> {
+    let cwd = spec.process().as_ref()?.cwd();
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let covering = mounts.iter().map(oci_spec::runtime::Mount::destination).filter(|at| cwd.starts_with(at));
+    let covering = covering.max_by_key(|at| at.components().count()).map_or(Path::new("/"), PathBuf::as_path);
+    let root = if covering == Path::new("/") {
+        rootfs
+    } else {
+        // The last one there covers those before it.
+        spec::binds(spec).filter(|(_, at)| *at == covering).last()?.0
+    };
+    let path = cwd.strip_prefix(covering).ok()?;
+    (path != Path::new("")).then(|| Place { root: root.to_owned(), path: path.to_owned() })
+}
+
+impl Place {
+    fn make(&self) -> Result<(), Errno> {
+        let root = openat(CWD, &self.root, DIRECTORY, Mode::empty())?;
+        if within(&root, &self.path).is_ok() {
+            return Ok(());
+        }
+        let mut above = PathBuf::from(".");
+        for part in self.path.components() {
+            let path = above.join(part);
+            match within(&root, &path) {
+                Ok(_there) => {}
+                Err(Errno::NOENT) => {
+                    mkdirat(within(&root, &above)?, Path::new(part.as_os_str()), Mode::from_raw_mode(0o755))?;
+                }
+                Err(error) => return Err(error),
+            }
+            above = path;
+        }
+        Ok(())
+    }
+}
+
+/// Only a way to the directory.
+const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Symbolic links are the container's: none leads out of `root` (openat2(2)).
+fn within(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    openat2(root, path, DIRECTORY, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn spec(cwd: &str, mounts: &str) -> Spec {
+        let json = format!(
+            r#"{{"ociVersion": "1.1.0", "process": {{"cwd": "{cwd}", "args": ["a"], "user": {{"uid": 0, "gid": 0}}}},
+                "root": {{"path": "rootfs"}}, "mounts": [{mounts}]}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn it_lies_in_the_root_or_in_the_volume_that_covers_it() {
+        let found = |cwd: &str| {
+            let mounts = r#"{"destination": "/data", "type": "bind", "source": "/volume", "options": ["rbind"]},
+                {"destination": "/data/deep", "type": "bind", "source": "/other", "options": ["rbind"]},
+                {"destination": "/run", "type": "tmpfs", "source": "tmpfs"}"#;
+            place(Path::new("/r"), &spec(cwd, mounts)).map(|place| (place.root, place.path))
+        };
+        let at = |root: &str, path: &str| Some((PathBuf::from(root), PathBuf::from(path)));
+        assert_eq!(found("/a/b"), at("/r", "a/b"));
+        assert_eq!(found("/database"), at("/r", "database"));
+        assert_eq!(found("/data/x"), at("/volume", "x"));
+        assert_eq!(found("/data/deep/y/z"), at("/other", "y/z"));
+        for there in ["/", "/data", "/run/x", "/data/deep"] {
+            assert_eq!(found(there), None, "{there}");
+        }
+    }
+
+    #[test]
+    fn it_is_made_with_those_above_and_never_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("there")).unwrap();
+        symlink("/there", root.join("absolute")).unwrap();
+        symlink("../../outside", root.join("up")).unwrap();
+        symlink("nowhere", root.join("dangling")).unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        let make = |path: &str| Place { root: root.clone(), path: path.into() }.make();
+        for path in ["a/b/c", "a/b/c", "there", "absolute/x"] {
+            make(path).unwrap();
+        }
+        assert!(root.join("a/b/c").is_dir() && root.join("there/x").is_dir());
+        let mode = std::fs::metadata(root.join("a/b")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o700, 0o700);
+        assert_eq!(make("file/x"), Err(Errno::NOTDIR));
+        assert_eq!(make("up/x"), Err(Errno::EXIST), "the link leads nowhere inside");
+        assert_eq!(make("dangling"), Err(Errno::EXIST));
+        assert!(!dir.path().join("outside").exists());
+        assert!(make("../../escaped").is_err() || root.join("escaped").is_dir());
+        assert!(!dir.path().join("escaped").exists());
+    }
+}
