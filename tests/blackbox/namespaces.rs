@@ -145,3 +145,17 @@ async fn user_namespaces_are_refused_with_a_remedy() {
     assert!(status.message().contains("hostUsers: true"), "{status:?}");
     stage.expect_clean().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sysctl_that_is_none_is_named_and_leaves_no_pod() {
+    let stage = stage!(Stage::vm(Options::default()));
+    let cri = stage.cri();
+    let mut config = cri.pod_config("mistaken");
+    config.linux.as_mut().unwrap().sysctls = [("net.no.such".to_owned(), "7".to_owned())].into();
+    let status = cri.try_run_pod(config).await.expect_err("there is no such sysctl");
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
+    assert!(
+        status.message().ends_with("set sysctl net.no.such to \"7\": No such file or directory (os error 2)")
+    );
+    stage.expect_clean().await;
+}

@@ -245,6 +245,13 @@ impl AgentError {
         }
     }
 
+    /// Whether the guest has said that what it was asked cannot be.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Call { source: ttrpc::Error::RpcStatus(status), .. }
+            if status.code() == ttrpc::Code::INVALID_ARGUMENT)
+    }
+
     /// Whether the connection is at fault rather than the guest's answer.
     pub(super) fn is_broken_connection(&self) -> bool {
         matches!(self, Self::Call { source, .. } if !matches!(source, ttrpc::Error::RpcStatus(_)))

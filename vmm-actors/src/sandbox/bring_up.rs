@@ -80,6 +80,7 @@ impl BringUpError {
             Self::Virtiofsd(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
             Self::Shim(AskError::Failed(error)) if error.is_misconfigured() => Class::Invalid,
             Self::Guest(AskError::Failed(error)) if error.is_timeout() => Class::TimedOut,
+            Self::Setup(AskError::Failed(error)) if error.is_refusal() => Class::Invalid,
             Self::Cgroup(AskError::Failed(error)) if error.is_refusal() => Class::Invalid,
             Self::Record(_) => Class::Exhausted,
             Self::Directory(_)

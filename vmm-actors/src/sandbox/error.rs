@@ -137,7 +137,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let text = cause.to_string();
+        let text = told(cause);
         // A transparent wrapper says the same as what it wraps.
         if !line.ends_with(&text) {
             line.push_str(": ");
@@ -146,4 +146,25 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = cause.source();
     }
     line
+}
+
+/// What the other side of a call has answered is words; ttrpc shows how it keeps them.
+fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    match error.downcast_ref::<ttrpc::Error>() {
+        Some(ttrpc::Error::RpcStatus(status)) => status.message().to_owned(),
+        Some(_) | None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_guest_answers_is_told_in_its_words() {
+        let source =
+            ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, "no such sysctl"));
+        let error = crate::agent::AgentError::Call { call: "Setup", source };
+        assert_eq!(chain(&error), "the guest did not carry out Setup: no such sysctl");
+    }
 }
