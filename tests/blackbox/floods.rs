@@ -1,4 +1,5 @@
-//! What a guest can make grow on the host ends at a bound, whether or not the service runs.
+//! What a guest can make grow on the host ends at a bound, whether or not the service runs; and daily work makes
+//! nothing grow.
 
 use bulkhead_tests::cri::Cri;
 use bulkhead_tests::node::Options;
@@ -24,5 +25,29 @@ async fn a_pod_whose_directory_is_full_works_and_goes_without_a_trace() {
     let container = stage.cri().start(&pod, Cri::shell("main", "echo still here; sleep 1000")).await;
     assert_eq!(stage.cri().exec(&container.id, "echo and there").await, "and there\n");
     assert!(stage.cri().pod_ready(&pod.id).await);
+    stage.end(&pod).await;
+}
+
+/// A probe that executes something every ten seconds may not use up in days what is there for the unusual.
+#[tokio::test(flavor = "multi_thread")]
+async fn execs_add_no_line_to_the_files_of_their_pod() {
+    let options = Options::default().with("guest", "agent_log_level", "\"info\"");
+    let stage = stage!(Stage::vm(options));
+    let pod = stage.cri().run_pod("probed").await;
+    let container = stage.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;
+    let dir = stage.node.pod_dir(&pod.id);
+    let files = || {
+        let names = ["console.log", "shim.stderr", "virtiofsd.stderr", "vmm.stderr", "vsock.stderr"];
+        names.map(|name| (name, std::fs::read_to_string(dir.join(name)).unwrap()))
+    };
+    stage.cri().exec(&container.id, "echo out; echo err >&2").await;
+    let before = files();
+    for _ in 0..10 {
+        stage.cri().exec(&container.id, "echo out; echo err >&2").await;
+    }
+    for ((name, before), (_, after)) in before.into_iter().zip(files()) {
+        let added = after.strip_prefix(&before).expect("it is only added to");
+        assert_eq!(added, "", "{name}");
+    }
     stage.end(&pod).await;
 }

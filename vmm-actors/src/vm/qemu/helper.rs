@@ -21,6 +21,10 @@ const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 /// Pause between two tries in the moment between bind(2) and listen(2) of the helper.
 const RETRY: Duration = Duration::from_micros(200);
 
+/// What it writes into the pod's directory. Its back end warns of every connection that both sides close, and of whatever
+/// a guest sends to nobody: a few thousand execs would fill the directory.
+const LOGGED: &str = "warn,vhost_device_vsock::thread_backend=error";
+
 /// Starts the helper and connects to its vhost-user socket. The connection is for the VMM: if it dialled itself, it
 /// would have to be started late enough.
 pub(super) async fn start(program: &Path, spec: &LaunchSpec) -> Result<(OwnedProcess, OwnedFd), VmError> {
@@ -45,7 +49,7 @@ pub(super) async fn start(program: &Path, spec: &LaunchSpec) -> Result<(OwnedPro
         output: dir.vsock_output(),
         fds: Vec::new(),
         cgroup: spec.cgroup.clone(),
-        env: vec![("RUST_LOG".into(), "warn".into())],
+        env: vec![("RUST_LOG".into(), LOGGED.into())],
     };
     let helper =
         OwnedProcess::spawn(start).map_err(|source| VmError::StartHelper { setting: SETTING, source })?;
