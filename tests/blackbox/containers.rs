@@ -240,6 +240,28 @@ async fn a_working_directory_is_made_where_it_is_missing() {
     stage.end(&pod).await;
 }
 
+/// What every container of a real node has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_termination_message_and_the_variables_of_many_services() {
+    let stage = stage!(Stage::any(Options::default()));
+    let cri = stage.cri();
+    let pod = cri.run_pod("usual").await;
+    let message = stage.node.dir().join("termination-log");
+    std::fs::write(&message, "").unwrap();
+    let mut config = Cri::shell("main", "env | grep -c ^SERVICE_; echo why > /dev/termination-log; exit 3");
+    config.mounts = vec![mount(&message, "/dev/termination-log")];
+    let variable = |number| api::KeyValue {
+        key: format!("SERVICE_{number}_PORT_80_TCP"),
+        value: format!("tcp://10.96.{}.{}:80", number / 250, number % 250),
+    };
+    config.envs = (0..4000).map(variable).collect();
+    let container = cri.start(&pod, config).await;
+    assert_eq!(cri.wait_exit(&container.id).await.exit_code, 3);
+    assert_eq!(container.log().stdout, "4000\n");
+    assert_eq!(std::fs::read_to_string(&message).unwrap(), "why\n");
+    stage.end(&pod).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn users_and_limits_hold() {
     let stage = stage!(Stage::any(Options::default()));
@@ -270,6 +292,12 @@ async fn stats_have_cpu_and_memory() {
     })
     .await;
     assert!(stats.memory.unwrap().working_set_bytes.unwrap().value > 4096);
+    // What it takes is what is told, and no more.
+    cri.exec(&container.id, "head -c 20000000 /dev/zero > /dev/shm/twenty").await;
+    let request = api::ContainerStatsRequest { container_id: container.id.clone() };
+    let stats = cri.runtime().container_stats(request).await.unwrap().into_inner().stats.unwrap();
+    let used = stats.memory.unwrap().working_set_bytes.unwrap().value;
+    assert!((19_000_000..30_000_000).contains(&used), "{used} bytes of 20 million");
     let request = api::ListContainerStatsRequest { filter: None };
     let all = cri.runtime().list_container_stats(request).await.unwrap().into_inner().stats;
     assert_eq!(all.len(), 1);

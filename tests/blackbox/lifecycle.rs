@@ -226,3 +226,46 @@ async fn field_4_a_crash_loop_makes_nothing_grow() {
     expect_flat(&stage, &main, &before).await;
     stage.end(&pod).await;
 }
+
+/// kubelet's evented PLEG lives by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_is_told_in_containerds_events() {
+    let stage = stage!(Stage::any(Options::default()));
+    let cri = stage.cri();
+    let mut runtime = cri.runtime();
+    let (heard, mut events) = tokio::sync::mpsc::unbounded_channel();
+    // The answer begins with the first event.
+    let listening = tokio::spawn(async move {
+        let mut stream = runtime.get_container_events(api::GetEventsRequest {}).await.unwrap().into_inner();
+        while let Ok(Some(event)) = stream.message().await {
+            drop(heard.send((event.container_id.clone(), event.container_event_type())));
+        }
+    });
+    // It is subscribed once an event has come.
+    let first = wait::expect("an event", SOON, async || {
+        let pod = cri.run_pod("first").await;
+        cri.end_pod(&pod).await;
+        events.try_recv().ok()
+    });
+    first.await;
+    let pod = cri.run_pod("told").await;
+    let container = cri.start(&pod, Cri::shell("main", "exit 3")).await;
+    assert_eq!(cri.wait_exit(&container.id).await.exit_code, 3);
+    cri.remove(&container.id).await;
+    cri.end_pod(&pod).await;
+    use api::ContainerEventType::{
+        ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
+    };
+    let life = [ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent, ContainerDeletedEvent];
+    let mut told = Vec::new();
+    wait::expect("the pod's whole life is told", SOON, async || {
+        while let Ok(event) = events.try_recv() {
+            told.push(event);
+        }
+        let of = |id: &str| told.iter().filter(|(of, _)| of == id).map(|(_, kind)| *kind).collect::<Vec<_>>();
+        (of(&pod.id) == life && of(&container.id) == life).then_some(())
+    })
+    .await;
+    listening.abort();
+    stage.expect_clean().await;
+}

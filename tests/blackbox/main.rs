@@ -41,6 +41,7 @@ mod bad_calls;
 mod bad_containers;
 mod bad_peers;
 mod bad_settings;
+mod bad_tasks;
 mod block_volumes;
 mod containers;
 mod deaths;

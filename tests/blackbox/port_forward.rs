@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bulkhead_tests::controller::{Controller, sandbox_id};
 use bulkhead_tests::cri::{Container, Cri, Pod};
 use bulkhead_tests::node::Options;
 use bulkhead_tests::port_forward::{Forwarded, Heard, Session};
@@ -145,4 +146,31 @@ async fn port_forward_is_the_pods_own_and_outlives_the_sandboxer() {
         expect_pages(&stage, &pod).await;
     }
     stage.end(&pod).await;
+}
+
+/// containerd removes the namespace once Stop has returned.
+#[tokio::test(flavor = "multi_thread")]
+async fn localhost_of_the_namespace_is_closed_when_stop_returns() {
+    let mut stage = stage!(Stage::vm(Options::default()));
+    let controller = Controller::new(&stage.node.controller_socket());
+    let id = sandbox_id(70);
+    let mut config = stage.cri().pod_config("direct");
+    config.linux.as_mut().unwrap().cgroup_parent.clear();
+    // Bridge and default parent cgroup are made on first use, and may stay.
+    let pod = stage.cri().try_run_pod(config.clone()).await.unwrap();
+    stage.cri().end_pod(&pod).await;
+    stage.look_again().await;
+    let netns = stage.node.make_pod_netns("closing", 70).await;
+    controller.create(Controller::create_request(&id, &netns, &config)).await.unwrap();
+    controller.start(&id).await.unwrap();
+    let connect = "for at in 127.0.0.1 ::1; do ip netns exec closing busybox nc -w 2 $at 9999 < /dev/null \
+        2> /dev/null && echo taken || echo refused; done";
+    assert_eq!(stage.node.run(&["sh", "-c", connect]).await, "taken\ntaken\n");
+    controller.stop(&id).await.unwrap();
+    assert_eq!(stage.node.run(&["sh", "-c", connect]).await, "refused\nrefused\n");
+    let listening = stage.node.run(&["ip", "netns", "exec", "closing", "ss", "-Hltn"]).await;
+    assert_eq!(listening, "");
+    controller.shutdown(&id).await.unwrap();
+    stage.node.remove_pod_netns("closing").await;
+    stage.expect_clean().await;
 }

@@ -37,6 +37,12 @@ impl Task {
         Self(TaskClient::new(client))
     }
 
+    /// The plain client and a context, for calls not wrapped here.
+    #[must_use]
+    pub fn plain(&self) -> (TaskClient, Context) {
+        (self.0.clone(), context())
+    }
+
     /// Create, without stdio.
     pub async fn create(
         &self,

@@ -174,6 +174,53 @@ async fn attach_to_pipes(streams: &Streams<'_>) {
     }
 }
 
+/// Without `stdin_once` a client's end is not the input's, and who has no input of its own looks on.
+async fn attach_again(streams: &Streams<'_>) {
+    let cri = streams.stage.cri();
+    for (number, transport) in BOTH.into_iter().enumerate() {
+        let script = "while read a; do echo got $a; [ $a = end ] && exit 4; done; echo cut";
+        let mut config = Cri::shell(&format!("again{number}"), script);
+        config.stdin = true;
+        let container = cri.start(&streams.pod, config).await;
+        let wanted = Wanted { stdin: true, tty: false };
+        for word in ["one", "two"] {
+            let session = streams.attach(transport, &container.id, wanted).await;
+            talk(session, |mut session| {
+                session.stdin(format!("{word}\n").as_bytes());
+                session.read_until(&format!("got {word}"));
+                if transport == Transport::Spdy {
+                    session.close_stdin();
+                }
+                session.hang_up()
+            });
+        }
+        // Over WebSocket containerd ends such a session at once, with any runtime.
+        let looker =
+            streams.attach(Transport::Spdy, &container.id, Wanted { stdin: false, tty: false }).await;
+        let speaker = streams.attach(transport, &container.id, wanted).await;
+        let seen = talk(speaker, |mut speaker| {
+            std::thread::scope(|scope| {
+                let mut looker = looker;
+                let looking = scope.spawn(move || {
+                    looker.read_until("got look");
+                    looker
+                });
+                while !looking.is_finished() {
+                    speaker.stdin(b"look\n");
+                    pause(Duration::from_millis(20));
+                }
+                speaker.stdin(b"end\n");
+                drop(speaker.finish());
+                looking.join().expect("the looker sees it").finish()
+            })
+        });
+        assert_eq!(cri.wait_exit(&container.id).await.exit_code, 4);
+        assert!(text(&seen).ends_with("got look\ngot end\n"), "{seen:?}");
+        let log = container.log().stdout;
+        assert!(log.starts_with("got one\ngot two\ngot look\n") && log.ends_with("got end\n"), "{log}");
+    }
+}
+
 async fn attach_to_terminals(streams: &Streams<'_>) {
     let cri = streams.stage.cri();
     for (number, transport) in BOTH.into_iter().enumerate() {
@@ -247,6 +294,7 @@ async fn every_way(streams: &Streams<'_>) {
     exec_in_every_way(streams).await;
     stdin_ends_alone(streams).await;
     attach_to_pipes(streams).await;
+    attach_again(streams).await;
     attach_to_terminals(streams).await;
     clients_that_disconnect(streams).await;
     log_rotation(streams).await;
