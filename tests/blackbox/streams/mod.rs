@@ -369,9 +369,12 @@ async fn streaming_on_containerd_2_1_through_its_restart() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     stage.node.start_containerd().await;
     more(&stage).await;
-    for (index, line) in counter.log().stdout.lines().enumerate() {
-        assert_eq!(line, index.to_string(), "a log line is lost or doubled");
-    }
+    // What containerd had taken of a stream and not yet written to its log went with it (docs/architecture.md).
+    let log = counter.log().stdout;
+    let numbers: Vec<u32> = log.lines().map(|line| line.parse().unwrap()).collect();
+    let seams: Vec<_> = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).collect();
+    assert!(numbers[0] == 0 && seams.len() <= 1, "lines are lost: {seams:?}");
+    assert!(seams.iter().all(|pair| pair[1] > pair[0]), "lines are doubled: {seams:?}");
     let status = stage.cri().wait_exit(&ended.id).await;
     assert_eq!((status.exit_code, ended.log().stdout.as_str()), (5, "first\nlast\n"));
     stage.end(&pod).await;
