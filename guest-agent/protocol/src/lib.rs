@@ -2,7 +2,7 @@
 //!
 //! | link | transport | service |
 //! |---|---|---|
-//! | guest → host, once | vsock to CID 2, port [`ANNOUNCE_PORT`], one [frame](frame) | [`agent::Announce`] |
+//! | guest → host, once | vsock to CID 2, port [`ANNOUNCE_PORT`], one [frame] | [`agent::Announce`] |
 //! | sandboxer → agent, shim → agent | vsock port [`AGENT_PORT`], ttrpc | [`agent_ttrpc::Agent`] |
 //! | shim → agent, one per stream | vsock port [`STREAM_PORT`], [frames](stream) | stdin, stdout, stderr, forwarded TCP, the host's unix sockets |
 //! | shim → sandboxer | `control.sock`, ttrpc | [`pod_ttrpc::Pod`] |

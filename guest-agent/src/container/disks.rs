@@ -108,9 +108,12 @@ impl Disks {
         let mut written = self.bus.written(target);
         loop {
             match timeout(self.stalled_after, &mut removal).await {
-                Ok(Ok(Ok(()))) => return tracing::debug!(target, "disk flushed and removed"),
-                Ok(Ok(Err(error))) => return tracing::warn!(target, %error, "a disk is not removed in order"),
-                Ok(Err(error)) => return tracing::warn!(target, %error, "a disk is not removed in order"),
+                Ok(removed) => {
+                    return match removed.map_err(io::Error::from).flatten() {
+                        Ok(()) => tracing::debug!(target, "disk flushed and removed"),
+                        Err(error) => tracing::warn!(target, %error, "a disk is not removed in order"),
+                    };
+                }
                 Err(_elapsed) => {
                     let before = std::mem::replace(&mut written, self.bus.written(target));
                     if before == written {
