@@ -1,102 +1,20 @@
+mod host_mounts;
+mod rig;
+mod sockets;
+
 use super::*;
+use rig::*;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use actix::Actor;
-use nix::sched::{CloneFlags, unshare};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, unmount};
-use tempfile::TempDir;
+use rustix::mount::{MountFlags, mount, unmount};
 
 use crate::ask::ask;
 use crate::host::mountinfo::below;
 use crate::host::process::ProcessIdentity;
-
-/// Runs a test on a thread with a mount namespace of its own, in a directory that is a file system of its own and
-/// shared, as `/run` is. Nothing of it is seen outside or left.
-fn in_own_mounts(test: impl AsyncFnOnce(&Path) + Send + 'static) {
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().canonicalize().unwrap();
-    let body = move || {
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
-        mount_change(&path, MountPropagationFlags::SHARED).unwrap();
-        // Threads that the runtime makes for blocking work are in this namespace as well.
-        actix::System::new().block_on(test(&path));
-    };
-    if let Err(panic) = std::thread::spawn(body).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// A process in a mount namespace that gets what is mounted in ours later, as virtiofsd is. (Here: a thread.)
-struct Spectator(Sender<Box<dyn FnOnce() + Send>>);
-
-impl Spectator {
-    fn new() -> Self {
-        let (send, receive) = channel::<Box<dyn FnOnce() + Send>>();
-        std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNS).unwrap();
-            mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).unwrap();
-            receive.into_iter().for_each(|act| act());
-        });
-        let spectator = Self(send);
-        spectator.see(|| ());
-        spectator
-    }
-
-    fn see<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> T {
-        let (send, receive) = channel();
-        self.0.send(Box::new(move || drop(send.send(act())))).unwrap();
-        receive.recv_timeout(Duration::from_secs(5)).expect("the spectator panicked")
-    }
-
-    fn read(&self, path: &Path) -> std::io::Result<String> {
-        let path = path.to_owned();
-        self.see(move || fs::read_to_string(path))
-    }
-
-    fn write(&self, path: &Path) -> std::io::Result<()> {
-        let path = path.to_owned();
-        self.see(move || fs::write(path, "by the guest"))
-    }
-}
-
-fn id(name: &str) -> ContainerId {
-    ContainerId::new(name).unwrap()
-}
-
-fn words(text: &str) -> Vec<String> {
-    text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect()
-}
-
-fn file(path: &Path, content: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, content).unwrap();
-}
-
-/// A snapshot as the overlay snapshotter gives it.
-fn overlay(dir: &Path) -> RootfsMount {
-    file(&dir.join("snap/1/fs/etc/name"), "lower");
-    for name in ["snap/2/fs", "snap/2/work"] {
-        fs::create_dir_all(dir.join(name)).unwrap();
-    }
-    let snap = dir.join("snap").display().to_string();
-    let options = format!("index=off,lowerdir={snap}/1/fs,upperdir={snap}/2/fs,workdir={snap}/2/work");
-    RootfsMount {
-        kind: "overlay".into(),
-        source: "overlay".into(),
-        options: words(&options),
-        ..Default::default()
-    }
-}
-
-fn volume(number: u32, source: &Path, options: &str) -> BindMount {
-    BindMount { source: source.to_owned(), number, options: words(options) }
-}
 
 #[test]
 fn a_container_is_seen_by_the_file_server_and_goes_without_a_trace() {
@@ -203,65 +121,6 @@ fn containers_share_a_volume_and_it_goes_with_the_last_of_them() {
 }
 
 #[test]
-fn a_socket_of_the_host_is_described_and_not_mounted() {
-    in_own_mounts(async |dir| {
-        let share = dir.join("shared");
-        open(&share).await.unwrap();
-        let before = below(dir).unwrap();
-        let (path, link) = (dir.join("sock"), dir.join("link"));
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o620)).unwrap();
-        std::os::unix::fs::chown(&path, Some(12), Some(34)).unwrap();
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        let binds =
-            vec![volume(0, &path, "bind"), volume(1, &dir.join("snap"), "bind"), volume(2, &link, "ro")];
-        let prepared = prepare(&share, id("c1"), vec![overlay(dir)], binds).await.unwrap();
-        let described = |number| HostSocket { number, path: path.clone(), uid: 12, gid: 34, mode: 0o620 };
-        assert_eq!(prepared.sockets, [described(0), described(2)]);
-        assert!(share.join("c1/mounts/1").exists());
-        assert!(!share.join("c1/mounts/0").exists() && !share.join("c1/mounts/2").exists());
-        let error = listener.accept().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::WouldBlock, "the server was bothered");
-        release(&share, &id("c1")).await.unwrap();
-        // One that nobody serves at the moment may be served later.
-        drop(listener);
-        let alone = vec![volume(5, &path, "bind")];
-        let prepared = prepare(&share, id("c1"), vec![overlay(dir)], alone).await.unwrap();
-        assert_eq!(prepared.sockets, [described(5)]);
-        release(&share, &id("c1")).await.unwrap();
-        assert_eq!(below(dir).unwrap(), before);
-        close(&share).await.unwrap();
-    });
-}
-
-#[test]
-fn a_socket_that_carries_no_stream_is_refused_by_name() {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
-    in_own_mounts(async |dir| {
-        let share = dir.join("shared");
-        open(&share).await.unwrap();
-        for (name, kind) in [("datagram", SocketType::DGRAM), ("seqpacket", SocketType::SEQPACKET)] {
-            let path = dir.join(name);
-            let server = socket(AddressFamily::UNIX, kind, None).unwrap();
-            bind(&server, &SocketAddrUnix::new(&path).unwrap()).unwrap();
-            if kind == SocketType::SEQPACKET {
-                listen(&server, 0).unwrap();
-            }
-            // Also when its queue is full.
-            for _ in 0..3 {
-                let volumes = vec![volume(0, &path, "bind")];
-                let error = prepare(&share, id("c1"), vec![overlay(dir)], volumes).await.unwrap_err();
-                assert!(matches!(&error, MountsError::HostSocket { .. }), "{error}");
-                let text = error.to_string();
-                assert!(text.contains(&format!("{name} is a {name} unix socket")), "{text}");
-            }
-        }
-        close(&share).await.unwrap();
-    });
-}
-
-#[test]
 fn whichever_step_fails_everything_before_it_is_undone() {
     in_own_mounts(async |dir| {
         let share = dir.join("shared");
@@ -307,59 +166,6 @@ fn a_mount_in_use_is_detached_in_the_end() {
         release(&share, &id("c1")).await.unwrap();
         assert!(!share.join("c1").exists());
         assert_eq!(std::io::read_to_string(held).unwrap(), "lower");
-        close(&share).await.unwrap();
-    });
-}
-
-#[test]
-fn mounts_of_the_host_come_along_and_stay_the_hosts() {
-    in_own_mounts(async |dir| {
-        let share = dir.join("shared");
-        let (early, late) = (dir.join("host/early"), dir.join("host/late"));
-        for path in [&early, &late] {
-            fs::create_dir_all(path).unwrap();
-        }
-        mount("tmpfs", &early, "tmpfs", MountFlags::empty(), c"").unwrap();
-        file(&early.join("file"), "early");
-        open(&share).await.unwrap();
-        let guest = Spectator::new();
-        let host = dir.join("host");
-        let binds = ["rbind,rslave", "rbind,rshared", "rbind,rprivate", "rbind,rro"];
-        let binds = binds.iter().zip(0..).map(|(options, number)| volume(number, &host, options)).collect();
-        prepare(&share, id("c1"), vec![overlay(dir)], binds).await.unwrap();
-        mount("tmpfs", &late, "tmpfs", MountFlags::empty(), c"").unwrap();
-        file(&late.join("file"), "late");
-        for (number, sees_late) in [(0, true), (1, true), (2, false), (3, false)] {
-            let place = share.join(format!("c1/mounts/{number}"));
-            assert_eq!(guest.read(&place.join("early/file")).unwrap(), "early");
-            assert_eq!(guest.read(&place.join("late/file")).is_ok(), sees_late, "volume {number}");
-        }
-        assert!(guest.write(&share.join("c1/mounts/0/early/other")).is_ok());
-        assert!(guest.write(&share.join("c1/mounts/3/early/other")).is_err(), "rro is not recursive");
-        release(&share, &id("c1")).await.unwrap();
-        // Unmounting the copies has not unmounted what they are copies of.
-        assert!(early.join("file").exists() && late.join("file").exists());
-        drop(guest);
-        close(&share).await.unwrap();
-        unmount(&late, rustix::mount::UnmountFlags::empty()).unwrap();
-        unmount(&early, rustix::mount::UnmountFlags::empty()).unwrap();
-    });
-}
-
-#[test]
-fn a_volume_may_hold_the_share_itself() {
-    in_own_mounts(async |dir| {
-        let share = dir.join("shared");
-        open(&share).await.unwrap();
-        let guest = Spectator::new();
-        let before = below(dir).unwrap();
-        let binds = vec![volume(0, dir, "rbind,rslave,ro"), volume(1, dir, "rbind,rshared")];
-        prepare(&share, id("c1"), vec![overlay(dir)], binds).await.unwrap();
-        assert!(below(dir).unwrap().len() < 20);
-        assert_eq!(guest.read(&share.join("c1/mounts/0/snap/1/fs/etc/name")).unwrap(), "lower");
-        release(&share, &id("c1")).await.unwrap();
-        assert_eq!(below(dir).unwrap(), before);
-        drop(guest);
         close(&share).await.unwrap();
     });
 }
@@ -461,47 +267,5 @@ fn the_actor_answers_and_a_command_outlives_its_caller() {
         ask(&mounts, |reply| Release { container: id("c1"), reply }).await.unwrap();
         ask(&mounts, |reply| Close { reply }).await.unwrap();
         assert!(!share.exists());
-    });
-}
-
-#[test]
-fn a_directory_that_the_host_unmounted_can_be_removed_while_a_container_has_it() {
-    in_own_mounts(async |dir| {
-        let share = dir.join("pod/shared");
-        fs::create_dir(dir.join("pod")).unwrap();
-        let below_volume = dir.join("host/volume/below");
-        fs::create_dir_all(&below_volume).unwrap();
-        mount("tmpfs", &below_volume, "tmpfs", MountFlags::empty(), c"").unwrap();
-        file(&below_volume.join("file"), "there");
-        open(&share).await.unwrap();
-
-        let args = ["--mount", "--propagation", "slave", "sleep", "100"];
-        let mut server = std::process::Command::new("unshare").args(args).spawn().unwrap();
-        let start = std::time::Instant::now();
-        let name = format!("/proc/{}/comm", server.id());
-        while fs::read_to_string(&name).unwrap() != "sleep\n" {
-            assert!(start.elapsed() < Duration::from_secs(10), "unshare does not start");
-            std::thread::yield_now();
-        }
-        let process = ProcessIdentity::of(server.id()).unwrap();
-        let seen =
-            |path: &str| PathBuf::from(format!("/proc/{}/root{}/{path}", process.pid, share.display()));
-
-        let binds = vec![volume(0, &dir.join("host/volume"), "rbind,rprivate,ro")];
-        let known = Some(FileServer { process: process.clone(), share: share.clone() });
-        prepare_for(known, &share, id("c1"), vec![overlay(dir)], binds).await.unwrap();
-        assert_eq!(fs::read_to_string(seen("c1/mounts/0/below/file")).unwrap(), "there");
-        assert!(!share.join("c1/mounts/0/below").exists(), "it is in our way");
-        fs::write(seen("c1/mounts/0/below/new"), "only the volume itself is read-only").unwrap();
-
-        unmount(&below_volume, rustix::mount::UnmountFlags::empty()).unwrap();
-        fs::remove_dir(&below_volume).unwrap();
-
-        release(&share, &id("c1")).await.unwrap();
-        let table = fs::read_to_string(format!("/proc/{}/mountinfo", process.pid)).unwrap();
-        assert!(!table.contains("/c1/"), "{table}");
-        server.kill().unwrap();
-        server.wait().unwrap();
-        close(&share).await.unwrap();
     });
 }

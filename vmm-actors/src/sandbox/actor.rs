@@ -1,7 +1,5 @@
 //! The sandbox actor: decides by [`state`](super::state), then acts.
 
-use std::fmt;
-
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, WrapFuture};
 use tracing::{Instrument, Span, error, info, info_span, warn};
 
@@ -11,7 +9,7 @@ use super::children::{Children, Host};
 use super::containers::Containers;
 use super::error::{SandboxError, chain};
 use super::messages::{
-    Abandon, Exited, Happened, Observe, Orphan, START_OVERDUE, Shutdown, Snapshot, Start, Started, Stop, Wait,
+    Abandon, Exited, Happened, Orphan, START_OVERDUE, Shutdown, Start, Started, Stop, Wait,
 };
 use super::plug::Plugs;
 use super::record::{Nanos, Phase, Record, RecordError};
@@ -37,12 +35,12 @@ pub struct Sandbox {
     pub(super) containers: Containers,
     pub(super) plugs: Plugs,
     pub(super) span: Span,
-    timeline: Timeline,
+    pub(super) timeline: Timeline,
     pub(super) warnings: Vec<String>,
     /// New limits are being set.
     pub(super) updating: bool,
-    ended_at: Option<Nanos>,
-    left: Vec<String>,
+    pub(super) ended_at: Option<Nanos>,
+    pub(super) left: Vec<String>,
     bringing_up: Option<SpawnHandle>,
     releasing: bool,
     create: Waiters<()>,
@@ -289,46 +287,6 @@ impl Sandbox {
         }
         ctx.stop();
     }
-
-    fn end_time(&self) -> Nanos {
-        self.ended_at.unwrap_or_else(Nanos::now)
-    }
-
-    fn vmm_pid(&self) -> u32 {
-        self.record.vm.as_ref().map_or(0, |vm| vm.vmm.pid)
-    }
-
-    fn address(&self) -> String {
-        format!("ttrpc+unix://{}", self.record.dir.task_sock().display())
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let alive = self.state.cause().is_none();
-        let vmm =
-            self.record.vm.as_ref().map(|vm| format!("{}, {}", self.host.driver.name(), vm.acceleration));
-        Snapshot {
-            id: self.record.id.to_string(),
-            ready: self.state == State::Running,
-            state: self.state.name(),
-            reason: self.state.cause().map(|cause| cause.reason.clone()),
-            pid: if alive { self.vmm_pid() } else { 0 },
-            created_at: self.record.created_at.into(),
-            exited_at: self.ended_at.map(Into::into),
-            address: self.address(),
-            warnings: self.warnings.iter().chain(&self.left).cloned().collect(),
-            pod: format!("{}/{}", self.record.pod.namespace, self.record.pod.name),
-            vmm,
-            size: self.record.size(&self.host.settings),
-            containers: self.record.containers.keys().map(ToString::to_string).collect(),
-            steps: self.timeline.steps(),
-        }
-    }
-}
-
-impl fmt::Debug for Sandbox {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Sandbox({}, {})", self.record.id, self.state.name())
-    }
 }
 
 impl Actor for Sandbox {
@@ -413,14 +371,6 @@ impl Handler<Orphan> for Sandbox {
 
     fn handle(&mut self, _: Orphan, ctx: &mut Self::Context) {
         self.note(Event::Orphaned, ctx);
-    }
-}
-
-impl Handler<Observe> for Sandbox {
-    type Result = Snapshot;
-
-    fn handle(&mut self, _: Observe, _: &mut Self::Context) -> Snapshot {
-        self.snapshot()
     }
 }
 

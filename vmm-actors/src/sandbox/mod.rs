@@ -22,6 +22,7 @@ mod figures;
 mod growth;
 mod messages;
 mod news;
+mod observe;
 mod plug;
 pub mod record;
 mod recorder;

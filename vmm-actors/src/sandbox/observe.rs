@@ -1,0 +1,60 @@
+//! What a sandbox tells of itself.
+
+use std::fmt;
+
+use actix::{Context, Handler};
+
+use super::actor::Sandbox;
+use super::messages::{Observe, Snapshot};
+use super::record::Nanos;
+use super::state::State;
+
+impl Sandbox {
+    pub(super) fn end_time(&self) -> Nanos {
+        self.ended_at.unwrap_or_else(Nanos::now)
+    }
+
+    pub(super) fn vmm_pid(&self) -> u32 {
+        self.record.vm.as_ref().map_or(0, |vm| vm.vmm.pid)
+    }
+
+    pub(super) fn address(&self) -> String {
+        format!("ttrpc+unix://{}", self.record.dir.task_sock().display())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let alive = self.state.cause().is_none();
+        let vmm =
+            self.record.vm.as_ref().map(|vm| format!("{}, {}", self.host.driver.name(), vm.acceleration));
+        Snapshot {
+            id: self.record.id.to_string(),
+            ready: self.state == State::Running,
+            state: self.state.name(),
+            reason: self.state.cause().map(|cause| cause.reason.clone()),
+            pid: if alive { self.vmm_pid() } else { 0 },
+            created_at: self.record.created_at.into(),
+            exited_at: self.ended_at.map(Into::into),
+            address: self.address(),
+            warnings: self.warnings.iter().chain(&self.left).cloned().collect(),
+            pod: format!("{}/{}", self.record.pod.namespace, self.record.pod.name),
+            vmm,
+            size: self.record.size(&self.host.settings),
+            containers: self.record.containers.keys().map(ToString::to_string).collect(),
+            steps: self.timeline.steps(),
+        }
+    }
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sandbox({}, {})", self.record.id, self.state.name())
+    }
+}
+
+impl Handler<Observe> for Sandbox {
+    type Result = Snapshot;
+
+    fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> Snapshot {
+        self.snapshot()
+    }
+}
