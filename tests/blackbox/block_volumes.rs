@@ -232,7 +232,7 @@ async fn what_fails_with_a_block_volume_leaves_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restarted_service_unplugs_what_its_predecessor_plugged_in() {
+async fn field_24_a_restarted_service_unplugs_what_its_predecessor_plugged_in() {
     let mut stage = stage!(Stage::vm(Options::default()));
     let disk = disk!(stage, "disk",);
     let pod = stage.cri().run_pod("restart").await;

@@ -72,7 +72,7 @@ async fn exec_gives_output_and_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_execs_at_once() {
+async fn field_25_ten_execs_at_once() {
     let stage = stage!(Stage::any(Options::default()));
     let cri = stage.cri();
     let pod = cri.run_pod("busy").await;
@@ -301,5 +301,23 @@ async fn stats_have_cpu_and_memory() {
     let request = api::ListContainerStatsRequest { filter: None };
     let all = cri.runtime().list_container_stats(request).await.unwrap().into_inner().stats;
     assert_eq!(all.len(), 1);
+    stage.end(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn field_25_containers_of_one_image_share_nothing_of_it() {
+    let stage = stage!(Stage::any(Options::default()));
+    let cri = stage.cri();
+    let pod = cri.run_pod("alike").await;
+    let one = cri.start(&pod, Cri::shell("one", "sleep 1000")).await;
+    let two = cri.start(&pod, Cri::shell("two", "sleep 1000")).await;
+    cri.exec(&one.id, "echo mine > /mine; rm /www/index.html").await;
+    assert_eq!(cri.exec(&two.id, "ls /mine 2> /dev/null; cat /www/index.html").await, "hello from the pod\n");
+    cri.stop(&one.id, 0).await;
+    cri.remove(&one.id).await;
+    let three = cri.start(&pod, Cri::shell("three", "sleep 1000")).await;
+    for id in [&two.id, &three.id] {
+        assert_eq!(cri.exec(id, "ls /mine 2> /dev/null; cat /www/index.html").await, "hello from the pod\n");
+    }
     stage.end(&pod).await;
 }

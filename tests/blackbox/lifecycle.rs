@@ -77,7 +77,7 @@ async fn removing_a_pod_while_it_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_call_may_be_repeated_and_doubled() {
+async fn field_25_every_call_may_be_repeated_and_doubled() {
     let stage = stage!(Stage::any(Options::default()));
     let cri = stage.cri();
     let pod = cri.run_pod("again").await;

@@ -20,12 +20,18 @@
 //! | 11 | kata-containers#10843 | ports could not be forwarded into the VM |
 //! | 12 | kata-containers#13640 | an exec without stdin was cut at the first flush, output was lost |
 //! | 13 | kata-containers#2464 | the process of an exec lived on after its timeout |
+//! | 14 | kata-containers#8150 | dials were lost in the first moments of a guest, and starts stalled, many at once above all |
 //! | 17 | kata-containers#2438 | size limits of volumes were ignored |
 //! | 18 | kata-containers#10487 | mounts of the node did not reach the container |
 //! | 19 | kata-containers#12689 | a block volume was unplugged between init and app container |
 //! | 20 | kata-containers#6339 | what a killed pod left in its network namespace made the next one fail |
 //! | 22 | kata-containers#9902 | a resize said success and changed nothing |
 //! | 23 | kata-runtime#1279 | the guest's clock was off by minutes |
+//! | 24 | kuasar#49 | devices were forgotten over a restart, a broken sandbox held up the service, a first start failed |
+//! | 25 | kuasar#85 | no cgroup v2, a forked containerd, root file systems shared, races of execs, a stop that failed twice |
+//!
+//! Not there: 15 (200 pods and more on a node need a machine of their own), 16 (memory that a guest frees does not go back
+//! to the host) and 21 (VFIO devices, which are refused by name).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -44,6 +50,7 @@ mod bad_settings;
 mod bad_tasks;
 mod block_volumes;
 mod containers;
+mod crowds;
 mod deaths;
 mod floods;
 mod harness;
@@ -57,6 +64,7 @@ mod oom;
 mod orphans;
 mod pods;
 mod port_forward;
+mod recovery;
 mod resizing;
 mod resources;
 mod restarts;

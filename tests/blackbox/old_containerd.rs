@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::stage::{Stage, stage};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pods_life_on_containerd_2_1() {
+async fn field_25_a_pods_life_on_containerd_2_1() {
     let stage = stage!(Stage::any(Options::old_containerd()));
     let cri = stage.cri();
     let pod = cri.run_pod("old").await;

@@ -79,7 +79,7 @@ async fn a_pod_without_cgroup_parent_gets_the_default_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_process_of_a_pod_is_in_its_cgroup() {
+async fn field_25_every_process_of_a_pod_is_in_its_cgroup() {
     let stage = stage!(Stage::vm(Options::default()));
     let pod = stage.cri().run_pod("grouped").await;
     let parent = pod.cgroup.clone().unwrap();

@@ -93,7 +93,7 @@ async fn sandboxer_ends_by(signal: Signal) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sandboxer_restart_adopts_running_pods() {
+async fn field_24_sandboxer_restart_adopts_running_pods() {
     sandboxer_ends_by(Signal::SIGTERM).await;
 }
 
@@ -152,7 +152,7 @@ async fn a_pod_can_be_stopped_right_after_a_restart_of_both() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_vmm_dies_while_the_sandboxer_is_away() {
+async fn field_24_the_vmm_dies_while_the_sandboxer_is_away() {
     let mut stage = stage!(Stage::vm(Options::default()));
     let pod = stage.cri().run_pod("orphan").await;
     let container = stage.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;

@@ -24,24 +24,32 @@ pub(crate) fn control_run() -> bool {
     std::env::var_os("BULKHEAD_TEST_CONTROL").is_some_and(|value| value == "1")
 }
 
+/// Whether there are none in this run; says so aloud.
+fn no_vms() -> bool {
+    if control_run() {
+        report::skipped(&test_name(), "needs VMs, and this is the control run");
+    }
+    control_run()
+}
+
 impl Stage {
     /// A node for what any runtime must do; `None` after saying why there is none.
     pub(crate) async fn any(options: Options) -> Option<Self> {
         let bulkhead = options.bulkhead && !control_run();
-        Self::set(Options { bulkhead, ..options }).await
+        Self::set(Options { bulkhead, ..options }, slots::take().await).await
     }
 
     /// A node for what only pods in VMs do.
     pub(crate) async fn vm(options: Options) -> Option<Self> {
-        if control_run() {
-            report::skipped(&test_name(), "needs VMs, and this is the control run");
-            return None;
-        }
-        Self::set(options).await
+        if no_vms() { None } else { Self::set(options, slots::take().await).await }
     }
 
-    async fn set(options: Options) -> Option<Self> {
-        let slot = slots::take().await;
+    /// A node for many VMs at once, while no other test has any.
+    pub(crate) async fn alone(options: Options) -> Option<Self> {
+        if no_vms() { None } else { Self::set(options, slots::take_all().await).await }
+    }
+
+    async fn set(options: Options, slot: SemaphorePermit<'static>) -> Option<Self> {
         match Node::start(options).await {
             Ok(node) => {
                 let before = Snapshot::take(&node).await;

@@ -50,7 +50,7 @@ async fn a_container_reads_stdin_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exec_reads_stdin_to_its_end() {
+async fn field_25_an_exec_reads_stdin_to_its_end() {
     let stage = stage!(Stage::any(Options::default()));
     let cri = stage.cri();
     let pod = cri.run_pod("pipe").await;

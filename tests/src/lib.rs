@@ -27,6 +27,7 @@ pub mod report;
 pub mod resize;
 pub mod slots;
 pub mod spdy;
+pub mod steps;
 pub mod task;
 pub mod wait;
 pub mod websocket;

@@ -16,7 +16,17 @@ pub fn count() -> usize {
     (cores / 2).max(1)
 }
 
+fn slots() -> &'static Semaphore {
+    SLOTS.get_or_init(|| Semaphore::new(count()))
+}
+
+/// Waits until no other test has VMs: for one that needs the whole machine.
+pub async fn take_all() -> SemaphorePermit<'static> {
+    let all = u32::try_from(count()).expect("not so many slots");
+    slots().acquire_many(all).await.expect("the semaphore is never closed")
+}
+
 /// Waits for its turn; the slot is free again when the permit is dropped.
 pub async fn take() -> SemaphorePermit<'static> {
-    SLOTS.get_or_init(|| Semaphore::new(count())).acquire().await.expect("the semaphore is never closed")
+    slots().acquire().await.expect("the semaphore is never closed")
 }

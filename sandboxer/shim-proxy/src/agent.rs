@@ -200,7 +200,12 @@ async fn dial_within(vsock: &Path, patience: Duration) -> Result<Session, Arc<st
                 let error = chain(&error);
                 return Err(format!("the guest agent is out of reach: {error}").into());
             }
-            Err(_) => sleep(pause).await,
+            Err(error) => {
+                if pause == PAUSES.0 {
+                    warn!(error = chain(&error), "cannot reach the guest agent, dialling again");
+                }
+                sleep(pause).await;
+            }
         }
         pause = (pause * 2).min(PAUSES.1);
     }

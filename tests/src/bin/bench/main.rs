@@ -15,7 +15,6 @@ mod daily;
 mod figures;
 mod machine;
 mod memory;
-mod steps;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,7 +91,7 @@ async fn one_by_one(node: &Node, recipe: &bare::Recipe, figures: &mut Figures) {
         let pod = pod.unwrap_or_else(|status| panic!("RunPodSandbox: {status:?}"));
         figures.add(Series::RunPod, run);
         figures.add(Series::Cni, cni_time(node, &pod));
-        figures.add_steps(steps::of(node, &pod).await);
+        figures.add_steps(bulkhead_tests::steps::of(node, &pod).await);
         let (container, took) = first_byte(node, &pod).await;
         figures.add(Series::FirstByte, took);
         for _ in 0..3 {

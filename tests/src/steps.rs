@@ -2,21 +2,23 @@
 
 use std::time::Duration;
 
-use bulkhead_tests::controller::Controller;
-use bulkhead_tests::cri::Pod;
-use bulkhead_tests::node::Node;
+use crate::controller::Controller;
+use crate::cri::Pod;
+use crate::node::Node;
 
 /// One step of a pod's Create.
 #[derive(Debug)]
-pub(crate) struct Step {
-    pub(crate) name: String,
+pub struct Step {
+    /// As the sandboxer calls it.
+    pub name: String,
     /// Since Create began.
-    pub(crate) begin: Duration,
-    pub(crate) took: Duration,
+    pub begin: Duration,
+    /// From its begin to its end.
+    pub took: Duration,
 }
 
 /// The pod's steps, asked of the sandboxer: containerd's own PodSandboxStatus leaves out what it does not know.
-pub(crate) async fn of(node: &Node, pod: &Pod) -> Vec<Step> {
+pub async fn of(node: &Node, pod: &Pod) -> Vec<Step> {
     let status = Controller::new(&node.controller_socket())
         .status(&pod.id)
         .await

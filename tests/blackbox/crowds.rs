@@ -1,0 +1,96 @@
+//! Many pods at once.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bulkhead_tests::cri::{Cri, Pod};
+use bulkhead_tests::node::Options;
+use bulkhead_tests::{steps, wait};
+use futures::future::join_all;
+
+use crate::stage::{Stage, stage};
+use crate::streams::full;
+
+/// Most of the starts of a crowd are much alike; a dial that is lost costs a guest's kernel two seconds at least, and
+/// cost others ten.
+const SLOWEST_TO_MEDIAN: f64 = 2.0;
+
+/// How many start at once: the reports are of 12 to 28.
+fn crowd() -> usize {
+    if full() { 24 } else { 12 }
+}
+
+/// Guests as small as they come up with; on few cores a crowd of them boots for longer than one.
+fn small() -> Options {
+    let boot_timeout = 300 * wait::patience();
+    Options::default().with("vm", "memory_mib", "96").with(
+        "guest",
+        "boot_timeout_secs",
+        boot_timeout.to_string(),
+    )
+}
+
+/// Slowest and median.
+fn extremes(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort();
+    (times[times.len() - 1], times[times.len() / 2])
+}
+
+fn expect_alike(what: &str, times: Vec<Duration>) {
+    let (slowest, median) = extremes(times);
+    eprintln!("{what}: median {median:?}, slowest {slowest:?}");
+    let ratio = slowest.as_secs_f64() / median.as_secs_f64();
+    assert!(ratio <= SLOWEST_TO_MEDIAN, "{what}: one stalled, slowest {slowest:?}, median {median:?}");
+}
+
+/// What guest and shim proxy wrote: each dialled the other side once, and was heard. The sandboxer's own dials are
+/// never repeated.
+fn expect_dialled_once(stage: &Stage, pod: &Pod) {
+    let read = |name: &str| {
+        let bytes = std::fs::read(stage.node.pod_dir(&pod.id).join(name)).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let (console, shim) = (read("console.log"), read("shim.stderr"));
+    assert_eq!(console.matches("announced to the host").count(), 1, "{console}");
+    for log in [console, shim] {
+        assert!(!log.contains("dialling again"), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn field_14_no_start_of_a_crowd_stalls() {
+    let stage = stage!(Stage::alone(small()));
+    let cri = stage.cri();
+    let start = async |number: usize| {
+        let begin = Instant::now();
+        let pod = cri.run_pod(&format!("crowd{number}")).await;
+        (pod, begin.elapsed())
+    };
+    let (pods, times): (Vec<Pod>, Vec<Duration>) =
+        join_all((0..crowd()).map(start)).await.into_iter().unzip();
+    expect_alike("starts", times);
+    let mut took: BTreeMap<String, Vec<Duration>> = BTreeMap::new();
+    for pod in &pods {
+        assert!(cri.pod_ready(&pod.id).await, "{} is not ready", pod.id);
+        for step in steps::of(&stage.node, pod).await {
+            took.entry(step.name).or_default().push(step.took);
+        }
+    }
+    for (name, took) in took {
+        let (slowest, median) = extremes(took);
+        eprintln!("{name}: median {median:?}, slowest {slowest:?}");
+    }
+    // And every guest is dialled: for Create, for Start and for each stream.
+    let run = async |pod: &Pod| {
+        let begin = Instant::now();
+        let main = cri.start(pod, Cri::shell("main", "sleep 100000")).await;
+        assert_eq!(cri.exec(&main.id, "echo here").await, "here\n");
+        begin.elapsed()
+    };
+    expect_alike("a container and an exec in it", join_all(pods.iter().map(run)).await);
+    for pod in &pods {
+        expect_dialled_once(&stage, pod);
+    }
+    join_all(pods.iter().map(|pod| cri.end_pod(pod))).await;
+    stage.expect_clean().await;
+}
