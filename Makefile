@@ -75,9 +75,10 @@ bench: setup ## the measurements: a table and a JSON file (PART=start or daily f
 fmt: ## formats the code
 	cargo fmt --all
 
-lint: ## formatting and clippy, warnings are errors
+lint: ## formatting, clippy and documentation, warnings are errors
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --profile $(profile) -- --deny warnings
+	RUSTDOCFLAGS='--deny warnings' cargo doc --locked --workspace --no-deps --profile $(profile) --quiet
 
 deny: ## licences, sources and bans of all dependencies; advisories where their database can be had
 	@.ci/deny

@@ -44,7 +44,7 @@ impl PodDir {
         task_sock => "task.sock",
         /// Sandboxer to shim proxy.
         shim_sock => "shim.sock",
-        /// Hybrid vsock of the VM: "CONNECT <port>" opens a guest port.
+        /// Hybrid vsock of the VM: `CONNECT <port>` opens a guest port.
         vsock => "vsock.sock",
         /// vhost-user socket between VMM and virtiofsd.
         virtiofs_sock => "virtiofs.sock",
