@@ -129,6 +129,7 @@ impl CommandLine<'_> {
     fn size(&self, args: &mut Args) {
         let Size { vcpus, memory_mib } = self.spec.size;
         let Room { vcpus: most, memory_mib: more } = self.room();
+        let most = most.max(self.least_slots());
         if most > vcpus.get() {
             args.option("-smp", format!("{vcpus},maxcpus={most}"));
         } else {
@@ -147,6 +148,16 @@ impl CommandLine<'_> {
             args.option("-m", format!("{memory_mib}M"));
         }
         args.option("-object", backend("ram", memory_mib.get()));
+    }
+
+    /// How many processors QEMU must believe possible. The code that it makes for the only processor of an emulated VM has
+    /// no memory barriers (7.2; mended for some of them in 8.1, QEMU commit c914d46d0a) and no locked instructions: what
+    /// the guest tells vhost-user devices, which run in processes of their own, may then go unseen until it says more.
+    fn least_slots(&self) -> u32 {
+        match self.acceleration {
+            Acceleration::Kvm => 1,
+            Acceleration::Tcg => 2,
+        }
     }
 
     /// Nothing on a machine that cannot grow.
@@ -186,6 +197,10 @@ impl CommandLine<'_> {
             "cryptomgr.notests=1".to_owned(),
             "initcall_blacklist=crypto_kdf108_init,trace_eval_init,tracer_init_tracefs".to_owned(),
         ];
+        let possible = self.room().vcpus;
+        if possible < self.least_slots() {
+            words.push(format!("nr_cpus={possible}"));
+        }
         // With a constant counter on the host those of an emulated VM's processors agree; a guest that might have
         // more than one doubts that and takes a clock that each reading leaves the guest for.
         words.extend(self.tsc_khz.map(|khz| format!("tsc_early_khz={khz} tsc=reliable")));

@@ -136,3 +136,23 @@ fn only_q35_has_room_to_grow_and_takes_it_from_shared_memory_that_is_not_set_asi
     let full = line(Machine::Q35, Acceleration::Kvm, &spec);
     assert!(full.contains("-smp 2 -m 300M -object") && !full.contains("growth"), "{full}");
 }
+
+#[test]
+fn an_emulated_vm_might_have_a_second_processor_and_its_guest_knows_of_none() {
+    let mut spec = spec(0);
+    let size = |vcpus: u32| Size { vcpus: vcpus.try_into().unwrap(), ..spec.size };
+    let (one, two) = (size(1), size(2));
+    (spec.size, spec.room) = (one, one);
+    for machine in [Machine::Microvm, Machine::Q35] {
+        let emulated = line(machine, Acceleration::Tcg, &spec);
+        assert!(emulated.contains("-smp 1,maxcpus=2 ") && emulated.contains(" nr_cpus=1 "), "{emulated}");
+        let kvm = line(machine, Acceleration::Kvm, &spec);
+        assert!(kvm.contains("-smp 1 ") && !kvm.contains("nr_cpus"), "{kvm}");
+    }
+    (spec.size, spec.room) = (two, two);
+    let emulated = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    assert!(emulated.contains("-smp 2 ") && !emulated.contains("nr_cpus"), "{emulated}");
+    (spec.size, spec.room) = (one, two);
+    let growing = line(Machine::Q35, Acceleration::Tcg, &spec);
+    assert!(growing.contains("-smp 1,maxcpus=2 ") && !growing.contains("nr_cpus"), "{growing}");
+}
