@@ -52,6 +52,7 @@ mod block_volumes;
 mod containers;
 mod crowds;
 mod deaths;
+mod first_hour;
 mod floods;
 mod harness;
 mod host_memory;

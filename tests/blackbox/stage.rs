@@ -44,6 +44,12 @@ impl Stage {
         if no_vms() { None } else { Self::set(options, slots::take().await).await }
     }
 
+    /// A node with the usual options for what any runtime must do, which the test leaves as it found it: daemons,
+    /// settings and images stay.
+    pub(crate) async fn shared() -> Option<Self> {
+        Self::any(Options::default()).await
+    }
+
     /// A node for many VMs at once, while no other test has any.
     pub(crate) async fn alone(options: Options) -> Option<Self> {
         if no_vms() { None } else { Self::set(options, slots::take_all().await).await }

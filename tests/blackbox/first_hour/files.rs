@@ -1,0 +1,1 @@
+//! Mounts, devices, cgroups and limits of a container.

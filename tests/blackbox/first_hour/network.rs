@@ -1,0 +1,1 @@
+//! Links, routes, netfilter and modules of a pod.

@@ -1,0 +1,1 @@
+//! Programs, their limits, users, environment and streams.
