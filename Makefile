@@ -27,11 +27,11 @@ guest_dir = $(if $(filter fast,$(1)),out,out/$(1))
 # What the black-box programs look for: binaries, guest, peers.
 places = BULKHEAD_BIN_DIR=target/$(1) BULKHEAD_GUEST_DIR=$(call guest_dir,$(1)) BULKHEAD_PEERS=.peers
 
-.PHONY: help setup build image install demo test conformance node bench clean fmt lint deny
+.PHONY: help setup build image install demo test test-long conformance node bench clean fmt lint deny
 
 help: ## this list
 	@printf 'Bulkhead: every Kubernetes pod in its own microVM.\n\n'
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | \
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | \
 	    while IFS=$$'\t' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 	@printf '\nA newcomer types `make demo`. Everything made lies in target/, out/ and .peers/.\n'
 
@@ -40,7 +40,8 @@ setup: ## what the machine lacks: Debian packages, pinned containerd and helper 
 
 build: ## the programs for the host (PROFILE=fast or release; default fast)
 	@echo "== build ($(profile))"
-	cargo build --locked --profile $(profile) --package bulkhead-sandboxer --package containerd-shim-bulkhead-v2
+	cargo build --locked --profile $(profile) $(if $(filter fast,$(profile)),--workspace --exclude bulkhead-agent,\
+	    --package bulkhead-sandboxer --package containerd-shim-bulkhead-v2)
 
 image: ## the guest's kernel and image, into out/ (KERNEL=pinned or newest)
 	@echo "== image ($(profile))"
@@ -52,12 +53,15 @@ install: ## into DESTDIR= PREFIX=/usr; brings virtiofsd and its like unless HELP
 	@.ci/install '$(DESTDIR)' '$(PREFIX)' '$(SYSCONFDIR)' \
 	    target/$(release_profile) $(call guest_dir,$(release_profile)) '$(HELPERS)'
 
-demo: setup build image ## starts a pod in a VM through containerd and shows it
-	@$(call places,$(profile)) \
-	    cargo run --locked --quiet --profile $(profile) --package bulkhead-tests --bin demo
+demo: ## starts a pod in a VM through containerd and shows it; brings and builds only what that needs
+	@.ci/demo $(profile)
+	@$(call places,$(profile)) target/$(profile)/demo
 
 test: ## everything that is checked, set-up included; the last line counts
 	@.ci/test
+
+test-long: ## what takes hours: large numbers, every containerd line, all in the node VM (STEPS= for some)
+	@.ci/test-long $(STEPS)
 
 conformance: setup build image ## the official CRI validation suite, with runc and with Bulkhead side by side
 	@$(call places,$(profile)) \

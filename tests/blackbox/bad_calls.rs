@@ -47,7 +47,7 @@ async fn expect_usable(stage: &Stage, id: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_sandbox_is_not_found_and_stopping_it_is_fine() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let controller = controller(&stage);
     let id = sandbox_id(404);
     for (call, answer) in [
@@ -89,7 +89,7 @@ async fn a_second_create_of_one_id_is_refused_and_harms_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_that_are_no_file_names_are_refused() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let controller = controller(&stage);
     let config = pod_config(stage.cri());
     let long = "a".repeat(500);
@@ -103,7 +103,7 @@ async fn ids_that_are_no_file_names_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn options_that_are_no_pod_are_refused() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let controller = controller(&stage);
     let (id, config) = (sandbox_id(3), pod_config(stage.cri()));
     let good = Controller::create_request(&id, "/run/netns/none", &config);

@@ -33,7 +33,7 @@ async fn refused(stage: &Stage, pod: &Pod, config: api::ContainerConfig, wanted:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn host_devices_are_refused_by_name() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("devices").await;
     let node = stage.node.dir().join("disk");
     stage.node.run(&["mknod", &node.display().to_string(), "b", "7", "200"]).await;
@@ -49,7 +49,7 @@ async fn host_devices_are_refused_by_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn host_namespaces_are_refused_by_name() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let node = i32::from(api::NamespaceMode::Node);
     // Kubernetes names the namespaces of the host for the whole pod.
@@ -66,7 +66,7 @@ async fn host_namespaces_are_refused_by_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn propagation_to_the_host_is_refused() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("propagation").await;
     let source = stage.node.dir().join("shared-volume");
     std::fs::create_dir(&source).unwrap();
@@ -131,7 +131,7 @@ async fn expect_usable(task: &Task, id: &str, bundle: &Bundle) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bundle_without_config_json_is_refused() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("bundles").await;
     let task = Task::connect(&stage.node.pod_dir(&pod.id).join("task.sock")).await;
     let good = Bundle::make(&stage, "good", "exit 7");
@@ -152,7 +152,7 @@ async fn a_bundle_without_config_json_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_root_file_system_that_cannot_be_mounted_is_named() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("roots").await;
     let task = Task::connect(&stage.node.pod_dir(&pod.id).join("task.sock")).await;
     let good = Bundle::make(&stage, "good", "exit 7");
@@ -178,7 +178,7 @@ async fn a_root_file_system_that_cannot_be_mounted_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn container_ids_that_are_no_file_names_are_refused() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("ids").await;
     let task = Task::connect(&stage.node.pod_dir(&pod.id).join("task.sock")).await;
     let good = Bundle::make(&stage, "good", "exit 7");
@@ -192,7 +192,7 @@ async fn container_ids_that_are_no_file_names_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_create_of_a_container_is_refused_and_harms_nothing() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("twice").await;
     let task = Task::connect(&stage.node.pod_dir(&pod.id).join("task.sock")).await;
     let good = Bundle::make(&stage, "good", "exit 7");

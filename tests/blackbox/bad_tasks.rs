@@ -79,7 +79,7 @@ async fn every_call_of_containers(task: &Task, id: &str) -> Vec<(&'static str, R
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_not_found_by_any_call() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("unknown").await;
     let main = stage.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;
     let task = Task::connect(&stage.node.pod_dir(&pod.id).join("task.sock")).await;
@@ -98,7 +98,7 @@ async fn what_is_not_there_is_not_found_by_any_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_calls_of_an_exec_may_come_twice() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("doubled").await;
     let main = stage.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;
     let task = Task::connect(&stage.node.pod_dir(&pod.id).join("task.sock")).await;

@@ -101,7 +101,7 @@ async fn a_block_volume_works_on_a_machine_with_pci() {
 /// An init container that formats or fills a volume need not call fsync: its end is enough.
 #[tokio::test(flavor = "multi_thread")]
 async fn field_19_an_app_container_finds_what_its_init_container_wrote() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let disk = disk!(stage, "disk", "--sector-size", "4096");
     let cri = stage.cri();
     let pod = cri.run_pod("init").await;
@@ -126,7 +126,7 @@ async fn field_19_an_app_container_finds_what_its_init_container_wrote() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_block_volume_cannot_be_written() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let disk = disk!(stage, "disk",);
     let cri = stage.cri();
     let pod = cri.run_pod("reader").await;
@@ -147,7 +147,7 @@ async fn a_read_only_block_volume_cannot_be_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_containers_share_a_block_volume() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let disk = disk!(stage, "disk",);
     let cri = stage.cri();
     let pod = cri.run_pod("sharing").await;
@@ -171,7 +171,7 @@ async fn two_containers_share_a_block_volume() {
 /// As without VMs: which pods may have a volume is for Kubernetes to say.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_pods_have_one_block_volume() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let disk = disk!(stage, "disk",);
     let cri = stage.cri();
     let (here, there) = (cri.run_pod("here").await, cri.run_pod("there").await);
@@ -204,7 +204,7 @@ async fn refused(cri: &Cri, pod: &Pod, config: api::ContainerConfig, says: &[&st
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_with_a_block_volume_leaves_none() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let disk = disk!(stage, "disk",);
     let cri = stage.cri();
     let pod = cri.run_pod("failing").await;
@@ -265,7 +265,7 @@ async fn field_24_a_restarted_service_unplugs_what_its_predecessor_plugged_in() 
 /// The node's own disks are none of a privileged container's, the one that it asks for is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_privileged_container_has_the_block_volume_that_it_asks_for_and_no_other() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let disk = disk!(stage, "disk",);
     let cri = stage.cri();
     let mut pod = cri.pod_config("privileged");

@@ -11,7 +11,7 @@ use crate::stage::{Stage, control_run, stage};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn output_and_exit_codes() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("exits").await;
     for (name, script, code) in [
@@ -36,7 +36,7 @@ async fn output_and_exit_codes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_byte_of_much_output_arrives() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("loud").await;
     let container = cri.start(&pod, Cri::shell("loud", "seq 1 100000; echo the end >&2")).await;
@@ -51,7 +51,7 @@ async fn the_last_byte_of_much_output_arrives() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_gives_output_and_exit_code() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("exec").await;
     let mut config = Cri::shell("main", "sleep 1000");
@@ -73,7 +73,7 @@ async fn exec_gives_output_and_exit_code() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_25_ten_execs_at_once() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("busy").await;
     let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
@@ -89,7 +89,7 @@ async fn field_25_ten_execs_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exec_ends_with_its_process_though_a_child_keeps_the_pipe() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("child").await;
     let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
@@ -105,7 +105,7 @@ async fn an_exec_ends_with_its_process_though_a_child_keeps_the_pipe() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_13_exec_timeout_kills_the_exec_and_what_it_started() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("slow").await;
     let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
@@ -136,7 +136,7 @@ async fn field_13_exec_timeout_kills_the_exec_and_what_it_started() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_asks_first_and_kills_after_the_grace() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("grace").await;
     let polite = "trap 'echo bye; exit 7' TERM; echo ready; while :; do usleep 50000; done";
@@ -159,7 +159,7 @@ async fn stop_asks_first_and_kills_after_the_grace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_can_be_removed_before_it_was_started() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("unborn").await;
     let container = cri.create(&pod, Cri::shell("unborn", "true")).await;
@@ -169,7 +169,7 @@ async fn a_container_can_be_removed_before_it_was_started() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_is_not_there_is_an_error_and_the_pod_lives_on() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("typo").await;
     let mut config = Cri::shell("typo", "");
@@ -185,7 +185,7 @@ async fn a_program_that_is_not_there_is_an_error_and_the_pod_lives_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn host_paths_are_mounted_read_only_or_not() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let volume = stage.node.dir().join("volume");
     std::fs::create_dir_all(volume.join("sub")).unwrap();
@@ -217,7 +217,7 @@ async fn host_paths_are_mounted_read_only_or_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_working_directory_is_made_where_it_is_missing() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let volume = stage.node.dir().join("volume");
     std::fs::create_dir(&volume).unwrap();
@@ -243,7 +243,7 @@ async fn a_working_directory_is_made_where_it_is_missing() {
 /// What every container of a real node has.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_termination_message_and_the_variables_of_many_services() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("usual").await;
     let message = stage.node.dir().join("termination-log");
@@ -264,7 +264,7 @@ async fn a_termination_message_and_the_variables_of_many_services() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn users_and_limits_hold() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("user").await;
     let mut config = Cri::shell("main", "sleep 1000");
@@ -280,7 +280,7 @@ async fn users_and_limits_hold() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stats_have_cpu_and_memory() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("stats").await;
     let container = cri.start(&pod, Cri::shell("main", "while :; do :; done")).await;
@@ -306,7 +306,7 @@ async fn stats_have_cpu_and_memory() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_25_containers_of_one_image_share_nothing_of_it() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("alike").await;
     let one = cri.start(&pod, Cri::shell("one", "sleep 1000")).await;

@@ -12,7 +12,7 @@ use crate::stage::{Stage, VMM, stage};
 
 /// Kills the only process running `program` of a pod with a running and an exited container.
 async fn death_of(program: &str) {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("mortal").await;
     let done = cri.start(&pod, Cri::shell("done", "echo done; exit 4")).await;
@@ -70,7 +70,7 @@ async fn field_7_shim_proxy_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_death_of_one_pod_is_nothing_to_another() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let victim = cri.run_pod("victim").await;
     let vmm = stage.the_one(VMM);
@@ -86,7 +86,7 @@ async fn the_death_of_one_pod_is_nothing_to_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_powers_off_ends_its_pod() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let mut pod = cri.pod_config("panic");
     pod.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
@@ -105,7 +105,7 @@ async fn a_guest_that_powers_off_ends_its_pod() {
 /// Nothing in it takes a signal any more, so that no container of it can be stopped.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_hangs_does_not_keep_its_pod() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("hanging").await;
     let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;

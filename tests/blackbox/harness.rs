@@ -37,6 +37,11 @@ async fn control(line: Line) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn harness_control_runc() {
+    control(Line::V24).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn harness_control_runc_on_containerd_2_3() {
     control(Line::V23).await;
 }
 

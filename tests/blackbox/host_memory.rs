@@ -60,7 +60,7 @@ async fn reason(stage: &Stage, id: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_1_a_vm_that_the_host_kills_says_so_and_leaves_nothing() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("hungry").await;
     let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
@@ -90,7 +90,7 @@ async fn field_1_a_vm_that_the_host_kills_says_so_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_8_a_pod_that_cannot_fit_below_its_limit_is_refused() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let config = cri.pod_config("tight");
     let group = config.linux.as_ref().unwrap().cgroup_parent.clone();

@@ -102,7 +102,7 @@ async fn says(cri: &Cri, container: &Container, what: &str, at: &str) -> String 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_of_the_node_is_spoken_to_by_pods_that_have_its_socket() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let (path, link) = (folder(&stage, "agent").join("sock"), stage.node.dir().join("link"));
     let agent = Agent::serve(&path);
@@ -183,7 +183,7 @@ async fn the_way_to_an_agent_outlives_agent_and_sandboxer_and_ends_with_the_cont
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_to_an_agent_leave_nothing_behind() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let path = folder(&stage, "agent").join("sock");
     let agent = Agent::serve(&path);
@@ -212,7 +212,7 @@ async fn connections_to_an_agent_leave_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_reaches_an_agent_that_is_not_theirs() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let dir = folder(&stage, "agent");
     let (path, messages) = (dir.join("sock"), dir.join("messages"));

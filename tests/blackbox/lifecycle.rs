@@ -46,7 +46,7 @@ async fn end(stage: &Stage, pod: &Pod) {
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_a_pod_while_a_container_starts() {
     // With runc a shim can be left.
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     for pause in [0, 60] {
         let pod = cri.run_pod("crossing").await;
@@ -66,7 +66,7 @@ async fn stopping_a_pod_while_a_container_starts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn removing_a_pod_while_it_stops() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("impatient").await;
     cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
@@ -78,7 +78,7 @@ async fn removing_a_pod_while_it_stops() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_25_every_call_may_be_repeated_and_doubled() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("again").await;
     let deaf = "trap '' TERM; echo ready; while :; do usleep 50000; done";
@@ -121,7 +121,7 @@ async fn taken_back<T: std::fmt::Debug, U>(
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_taken_back_half_way() {
     // With runc a cgroup can be left.
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("wavering").await;
     let witness = cri.start(&pod, Cri::shell("witness", "sleep 1000")).await;
@@ -197,7 +197,7 @@ async fn field_2_containerd_killed_while_a_pod_starts_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_4_a_crash_loop_makes_nothing_grow() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("crashing").await;
     let main = cri.start(&pod, Cri::shell("main", "sleep 100000")).await;
@@ -230,7 +230,7 @@ async fn field_4_a_crash_loop_makes_nothing_grow() {
 /// kubelet's evented PLEG lives by it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_is_told_in_containerds_events() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let mut runtime = cri.runtime();
     let (heard, mut events) = tokio::sync::mpsc::unbounded_channel();

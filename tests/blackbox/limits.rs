@@ -19,7 +19,7 @@ fn resources(cpu_quota: i64, memory_mib: i64) -> api::LinuxContainerResources {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_containers_limits_hold_in_the_guest_and_can_be_changed() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("limits").await;
     let limited = |name: &str| {
@@ -55,7 +55,7 @@ async fn a_containers_limits_hold_in_the_guest_and_can_be_changed() {
 /// kubelet's CPU manager names CPUs of the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn cpus_of_the_node_are_in_nobodys_way_and_a_change_of_them_is_refused() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("pinned").await;
     let mut config = Cri::shell("main", "sleep 1000");

@@ -20,7 +20,7 @@ fn with_pid_mode(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_share_network_ipc_and_host_name_but_not_processes() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let mut config = cri.pod_config("apart");
     let sysctls =
@@ -52,7 +52,7 @@ async fn containers_share_network_ipc_and_host_name_but_not_processes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_share_processes_when_the_pod_says_so() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let mut config = cri.pod_config("together");
     let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
@@ -75,7 +75,7 @@ async fn containers_share_processes_when_the_pod_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_debug_container_sees_the_processes_of_its_target() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("debugged").await;
     let app = cri.start(&pod, Cri::shell("app", "sleep 1111")).await;
@@ -96,7 +96,7 @@ async fn a_debug_container_sees_the_processes_of_its_target() {
 /// The container's own /etc, as kubelet and the pod's settings make it.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_are_resolved_as_the_pod_says() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("named").await;
     let hosts = stage.node.dir().join("etc-hosts");
@@ -122,7 +122,7 @@ async fn names_are_resolved_as_the_pod_says() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_handler_says_it_can_do_is_so() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let answer =
         stage.cri().runtime().status(api::StatusRequest { verbose: false }).await.unwrap().into_inner();
     let handler = answer.runtime_handlers.into_iter().find(|handler| handler.name == BULKHEAD).unwrap();
@@ -133,7 +133,7 @@ async fn what_the_handler_says_it_can_do_is_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn user_namespaces_are_refused_with_a_remedy() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let mut config = cri.pod_config("mapped");
     let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
@@ -148,7 +148,7 @@ async fn user_namespaces_are_refused_with_a_remedy() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sysctl_that_is_none_is_named_and_leaves_no_pod() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let mut config = cri.pod_config("mistaken");
     config.linux.as_mut().unwrap().sysctls = [("net.no.such".to_owned(), "7".to_owned())].into();

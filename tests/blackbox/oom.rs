@@ -36,7 +36,7 @@ async fn expect_alive(cri: &Cri, pod: &Pod, container: &Container) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_9_oom_killed_is_said_of_the_container_that_was_and_of_no_other() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("oom").await;
     let calm = cri.start(&pod, limited(Cri::shell("calm", "sleep 1000"), 32)).await;
@@ -62,7 +62,7 @@ async fn field_9_oom_killed_is_said_of_the_container_that_was_and_of_no_other() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_10_a_guest_without_memory_loses_a_container_and_not_its_agent() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("starved").await;
     let mut calm = Cri::shell("calm", "sleep 1000");

@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pod_up_and_down() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("up").await;
     assert!(cri.pod_ready(&pod.id).await);
@@ -35,7 +35,7 @@ async fn pod_up_and_down() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_one_vm() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("vm").await;
     stage.the_one(VMM);
@@ -51,7 +51,7 @@ async fn a_pod_is_one_vm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn removing_a_running_pod_stops_it() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("forced").await;
     cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
@@ -61,7 +61,7 @@ async fn removing_a_running_pod_stops_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_without_cgroup_parent_gets_the_default_one() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let mut config = cri.pod_config("parentless");
     config.linux.as_mut().unwrap().cgroup_parent.clear();
@@ -80,7 +80,7 @@ async fn a_pod_without_cgroup_parent_gets_the_default_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_25_every_process_of_a_pod_is_in_its_cgroup() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("grouped").await;
     let parent = pod.cgroup.clone().unwrap();
     for program in [VMM, "virtiofsd", "vhost-device-vsock", "containerd-shim-bulkhead-v2"] {
@@ -104,7 +104,7 @@ async fn field_25_every_process_of_a_pod_is_in_its_cgroup() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http_on_the_pod_ip_from_the_node() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("web").await;
     cri.start(&pod, Cri::shell("httpd", "httpd -f -p [::]:80 -h /www")).await;
@@ -117,7 +117,7 @@ async fn http_on_the_pod_ip_from_the_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_pods_reach_each_other_by_ip() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let (server, client) = tokio::join!(cri.run_pod("server"), cri.run_pod("client"));
     cri.start(&server, Cri::shell("httpd", "httpd -f -p [::]:80 -h /www")).await;
@@ -138,7 +138,7 @@ pub(crate) fn retrying(command: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_containers_see_each_other_on_localhost() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("pair").await;
     cri.start(&pod, Cri::shell("httpd", "httpd -f -p 127.0.0.1:8080 -h /www")).await;
@@ -150,7 +150,7 @@ async fn two_containers_see_each_other_on_localhost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostname_dns_and_shared_memory_are_the_pods() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("named").await;
     let one = cri.start(&pod, Cri::shell("one", "sleep 1000")).await;
@@ -170,7 +170,7 @@ async fn hostname_dns_and_shared_memory_are_the_pods() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_mtu_and_routes_are_what_cni_gave() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("wired").await;
     let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
@@ -213,7 +213,7 @@ async fn ahead(cri: &Cri, container: &str) -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_23_a_clock_that_is_off_is_put_right() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.run_pod("clock").await;
     let mut config = Cri::shell("main", "sleep 1000");
@@ -235,7 +235,7 @@ async fn field_23_a_clock_that_is_off_is_put_right() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn host_network_is_refused() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let mut config = cri.pod_config("hostnet");
     let linux = config.linux.as_mut().unwrap();

@@ -81,7 +81,7 @@ async fn as_kubectl_does(stage: &Stage, pod: &Pod) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_11_port_forward_reaches_what_listens_in_the_pod() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let (pod, container) = servers(&stage).await;
     let page = Forwarded::http_get(&stage.node, &pod.id, 8080).await.unwrap();
     assert_eq!(page, "hello from the pod\n");

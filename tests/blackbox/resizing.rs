@@ -121,7 +121,7 @@ async fn a_pod_on_q35_grows_in_place_and_works_with_what_it_got() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_22_a_pod_on_microvm_is_told_that_it_cannot_grow_and_keeps_everything() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let (pod, container) = small(&stage, None).await;
     let (host, before) = ((cpu(&pod), memory(&pod)), guest(stage.cri(), &container.id).await);
     let refused = stage.cri().try_resize_pod(&pod.id, limits(2, 128)).await.unwrap_err();

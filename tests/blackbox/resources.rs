@@ -32,7 +32,7 @@ pub(crate) fn memory(pod: &Pod) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_22_new_pod_limits_hold_or_the_answer_says_what_cannot_be_changed() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let mut config = stage.cri().pod_config("limited");
     config.linux.as_mut().unwrap().resources = Some(api::LinuxContainerResources {
         cpu_period: 100_000,
@@ -81,7 +81,7 @@ async fn raw(stage: &Stage, files: &[(&str, &str)]) -> Result<Pod, Status> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn raw_cgroup_files_and_huge_page_limits_hold_or_are_refused_by_name() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let refused = raw(&stage, &[("memory.no_such", "1")]).await.unwrap_err();
     assert!(refused.message().contains("\"memory.no_such\" cannot be set"), "{}", refused.message());
     stage.expect_clean().await;

@@ -100,7 +100,7 @@ async fn a_profile_of_the_node_filters(stage: &Stage, pod: &Pod) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn capabilities_seccomp_and_masked_paths_hold() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let pod = stage.cri().run_pod("secure").await;
     capabilities_are_what_was_asked_for(stage.cri(), &pod).await;
     privileges_are_not_gained(stage.cri(), &pod).await;
@@ -120,7 +120,7 @@ async fn expect_identity(cri: &Cri, container: &Container, uid: u32, gid: u32, g
 
 #[tokio::test(flavor = "multi_thread")]
 async fn users_and_groups_are_what_was_asked_for() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let mut config = cri.pod_config("users");
     let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
@@ -173,7 +173,7 @@ fn privileged_pod(cri: &Cri, name: &str) -> api::PodSandboxConfig {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_privileged_container_owns_its_guest_and_nothing_of_the_node() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let pod = cri.try_run_pod(privileged_pod(cri, "mighty")).await.unwrap();
     let container = cri.start(&pod, sleeper("mighty", |context| context.privileged = true)).await;

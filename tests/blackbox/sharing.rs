@@ -31,7 +31,7 @@ async fn a_socket_works_between(cri: &Cri, server: (&Container, &str), client: (
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_is_the_same_for_every_container_of_the_pod() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let volume = folder(&stage, "shared");
     let pod = cri.run_pod("sharing").await;
@@ -123,7 +123,7 @@ async fn locks_exclude_within_the_pod(cri: &Cri, pod: &Pod, volume: &Path, [othe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn locks_and_notices_of_changes_work_between_containers_and_end_at_the_vm() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let volume = folder(&stage, "shared");
     let pod = cri.run_pod("probing").await;

@@ -7,7 +7,7 @@ use crate::stage::{Stage, stage};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_share_the_pods_shm_but_for_one_that_mounts_its_own() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let volume = stage.node.dir().join("own-shm");
     std::fs::create_dir(&volume).unwrap();

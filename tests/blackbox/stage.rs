@@ -1,15 +1,46 @@
 //! What every test begins and ends with: a slot, a node, a look before and a look after.
 
+use std::ops::{Deref, DerefMut};
+
 use bulkhead_tests::audit::Snapshot;
 use bulkhead_tests::cri::{Cri, Pod};
 use bulkhead_tests::node::{Node, Options};
 use bulkhead_tests::processes::{self, Process};
-use bulkhead_tests::{report, slots};
+use bulkhead_tests::{node_pool, report, slots};
 use tokio::sync::SemaphorePermit;
+
+/// The node of a stage, which the pool gets back if it is one of the pool's and its test passes.
+pub(crate) struct Lent {
+    /// Taken only by the drop.
+    node: Option<Node>,
+    of_the_pool: bool,
+}
+
+impl Deref for Lent {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        self.node.as_ref().expect("the node is there until the drop")
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut Node {
+        self.node.as_mut().expect("the node is there until the drop")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if self.of_the_pool && !std::thread::panicking() {
+            self.node.take().into_iter().for_each(node_pool::give_back);
+        }
+    }
+}
 
 /// A node under test.
 pub(crate) struct Stage {
-    pub(crate) node: Node,
+    pub(crate) node: Lent,
     before: Snapshot,
     _slot: SemaphorePermit<'static>,
 }
@@ -36,30 +67,44 @@ impl Stage {
     /// A node for what any runtime must do; `None` after saying why there is none.
     pub(crate) async fn any(options: Options) -> Option<Self> {
         let bulkhead = options.bulkhead && !control_run();
-        Self::set(Options { bulkhead, ..options }, slots::take().await).await
+        Self::own(Options { bulkhead, ..options }, slots::take().await).await
     }
 
     /// A node for what only pods in VMs do.
     pub(crate) async fn vm(options: Options) -> Option<Self> {
-        if no_vms() { None } else { Self::set(options, slots::take().await).await }
+        if no_vms() { None } else { Self::own(options, slots::take().await).await }
     }
 
     /// A node with the usual options for what any runtime must do, which the test leaves as it found it: daemons,
     /// settings and images stay.
     pub(crate) async fn shared() -> Option<Self> {
-        Self::any(Options::default()).await
+        let slot = slots::take().await;
+        Self::set(node_pool::take(!control_run()).await, true, slot).await
+    }
+
+    /// The same for what only pods in VMs do.
+    pub(crate) async fn shared_vm() -> Option<Self> {
+        if no_vms() { None } else { Self::shared().await }
     }
 
     /// A node for many VMs at once, while no other test has any.
     pub(crate) async fn alone(options: Options) -> Option<Self> {
-        if no_vms() { None } else { Self::set(options, slots::take_all().await).await }
+        if no_vms() { None } else { Self::own(options, slots::take_all().await).await }
     }
 
-    async fn set(options: Options, slot: SemaphorePermit<'static>) -> Option<Self> {
-        match Node::start(options).await {
+    async fn own(options: Options, slot: SemaphorePermit<'static>) -> Option<Self> {
+        Self::set(Node::start(options).await, false, slot).await
+    }
+
+    async fn set(
+        node: Result<Node, String>,
+        of_the_pool: bool,
+        slot: SemaphorePermit<'static>,
+    ) -> Option<Self> {
+        match node {
             Ok(node) => {
                 let before = Snapshot::take(&node).await;
-                Some(Self { node, before, _slot: slot })
+                Some(Self { node: Lent { node: Some(node), of_the_pool }, before, _slot: slot })
             }
             Err(why) => {
                 report::skipped(&test_name(), &why);

@@ -168,7 +168,7 @@ async fn are_those_of_the_vm_and_grow_with_its_work(options: Options) {
     assert!(cpu_micros(&later) > cpu_micros(&after) + 10_000, "work in the guest costs no CPU time");
     assert_eq!(listed(cri).await.as_slice(), std::slice::from_ref(&pod.id));
     count_its_traffic(&stage, &pod, &container).await;
-    if line == Line::V23 {
+    if line != Line::V21 {
         are_told_to_kubelets_metrics(&stage, &pod, &container).await;
     }
     stage.end(&pod).await;
@@ -181,12 +181,12 @@ async fn figures_are_those_of_the_vm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn figures_are_those_of_the_vm_on_containerd_2_1() {
-    are_those_of_the_vm_and_grow_with_its_work(Options::old_containerd()).await;
+    are_those_of_the_vm_and_grow_with_its_work(Options::on(Line::V21)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_3_figures_wait_for_no_guest_and_keep_no_pod_from_being_removed() {
-    let stage = stage!(Stage::vm(Options::default()));
+    let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
     let stuck = cri.run_pod("stuck").await;
     let vmm = stage.the_one(VMM);

@@ -32,7 +32,7 @@ fn talk(node: &Node, url: &str, conversation: impl FnOnce(Session) -> Output) ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_reads_stdin_to_its_end() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("stdin").await;
     let mut config = Cri::shell("cat", "wc -c; echo done");
@@ -51,7 +51,7 @@ async fn a_container_reads_stdin_to_its_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_25_an_exec_reads_stdin_to_its_end() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("pipe").await;
     let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
@@ -71,7 +71,7 @@ async fn field_25_an_exec_reads_stdin_to_its_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exec_has_a_terminal_of_the_right_size() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let pod = cri.run_pod("tty").await;
     let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;

@@ -48,7 +48,7 @@ pub(crate) async fn expect_soon(cri: &Cri, container: &Container, script: &str, 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn host_paths_of_every_kind() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let real = folder(&stage, "real/deep");
     std::fs::write(real.join("file"), "content\n").unwrap();
@@ -99,7 +99,7 @@ async fn host_paths_of_every_kind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_18_mounts_of_the_node_reach_containers_that_ask_for_them() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let volume = folder(&stage, "volume");
     for sub in ["before", "later"] {
@@ -141,7 +141,7 @@ async fn field_18_mounts_of_the_node_reach_containers_that_ask_for_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn read_only_is_recursive_when_it_says_so_and_only_then() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let volume = folder(&stage, "volume");
     let sub = folder(&stage, "volume/sub").display().to_string();
@@ -167,7 +167,7 @@ async fn read_only_is_recursive_when_it_says_so_and_only_then() {
 /// As monitoring agents have it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_of_the_whole_node_harms_no_other_pod() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let other = cri.run_pod("other").await;
     let container = cri.start(&other, sleeper("main", Vec::new())).await;
@@ -206,7 +206,7 @@ fn write_version(volume: &Path, version: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_of_a_config_map_is_seen_whole() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let volume = folder(&stage, "config-map");
     write_version(&volume, "one");
@@ -279,7 +279,7 @@ async fn a_volume_in_memory_ends_at_its_size(stage: &Stage, pod: &Pod) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_17_owners_attributes_and_sizes_are_kept() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let pod = stage.cri().run_pod("owners").await;
     let volume = folder(&stage, "volume");
     owners_and_attributes(stage.cri(), &pod, &volume, &stage.node.base().busybox).await;

@@ -2,11 +2,15 @@
 # Brings the peers that Debian 12 has not, or has too old, into <repository>/.peers:
 #
 #   .peers/bin/{virtiofsd,vhost-device-vsock}      crate registry, or a link to the machine's own
-#   .peers/containerd-2.3/bin/{containerd,ctr,containerd-shim-runc-v2}
+#   .peers/containerd-2.4/bin/{containerd,ctr,containerd-shim-runc-v2}
 #                                                     Go module proxy, newest stable line
+#   .peers/containerd-2.3/bin/…                    Go module proxy, long-term support
 #   .peers/containerd-2.1/bin/…                    Go module proxy, oldest supported line
 #   .peers/cri-tools/bin/{critest.test,crictl,ginkgo,suite-helper}
 #                                                     Go module proxy: the CRI validation suite
+#
+#   tests/peers/build.sh all      everything (what no argument means, too)
+#   tests/peers/build.sh demo     what one pod needs: helpers and the newest containerd
 #
 # Nothing is installed outside that folder. What is already there in the pinned version is kept,
 # so a second run takes a second.
@@ -18,6 +22,9 @@ peers=$(cd "$here/../.." && pwd)/.peers
 . "$here/versions.env"
 
 say() { printf '  peers: %s\n' "$*"; }
+
+# took SINCE: how long it took, for the end of a line
+took() { printf 'done in %d s' "$((SECONDS - $1))"; }
 
 fail() {
     printf '  peers: %s\n' "$*" >&2
@@ -52,7 +59,7 @@ machines_own() {
 
 # from_crates NAME PINNED OLDEST
 from_crates() {
-    local own
+    local own since=$SECONDS
     if [ "$(version_of "$peers/bin/$1")" = "$2" ]; then
         say "$1 $2 is there"
     elif own=$(machines_own "$1" "$3"); then
@@ -60,16 +67,18 @@ from_crates() {
         say "$1: using $own ($(version_of "$own"))"
     else
         say "building $1 $2 from the crate registry (about 2 minutes)"
-        # A target folder of its own, kept out of the workspace's and dropped afterwards.
-        CARGO_TARGET_DIR="$peers/build" \
+        # A target folder of its own, kept out of the workspace's and dropped afterwards. Linking everything at once (LTO)
+        # would take as long as the rest, on one core.
+        CARGO_TARGET_DIR="$peers/build" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
             cargo install --quiet --locked --force --root "$peers" "$1@$2"
         [ "$(version_of "$peers/bin/$1")" = "$2" ] || fail "$peers/bin/$1 does not answer as $2"
+        say "$1 $2: $(took "$since")"
     fi
 }
 
 # containerd_line LINE: builds the version that containerd-LINE/go.mod names.
 containerd_line() {
-    local module="$here/containerd-$1" bin="$peers/containerd-$1/bin" version
+    local module="$here/containerd-$1" bin="$peers/containerd-$1/bin" version since=$SECONDS
     version=$(sed -n 's|^.*github.com/containerd/containerd/v2 \(v[0-9.]*\).*$|\1|p' "$module/go.mod")
     [ -n "$version" ] || fail "$module/go.mod names no containerd version"
     # runc's shim is for the control test, which runs the same harness without Bulkhead.
@@ -85,12 +94,13 @@ containerd_line() {
         -ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=$version" \
         -o "$bin/" tool)
     [ "v$(version_of "$bin/containerd")" = "$version" ] || fail "$bin/containerd does not answer as $version"
+    say "containerd $version: $(took "$since")"
 }
 
 # cri_tools: builds the CRI validation suite that cri-tools/go.mod names, ginkgo which runs it, and the programs
 # for the suite's images.
 cri_tools() {
-    local module="$here/cri-tools" bin="$peers/cri-tools/bin" version
+    local module="$here/cri-tools" bin="$peers/cri-tools/bin" version since=$SECONDS
     version=$(sed -n 's|^.*sigs.k8s.io/cri-tools \(v[0-9.]*\).*$|\1|p' "$module/go.mod")
     [ -n "$version" ] || fail "$module/go.mod names no cri-tools version"
     if [ "v$(version_of "$bin/crictl")" = "$version" ] && [ -x "$bin/critest.test" ] && [ -x "$bin/ginkgo" ] &&
@@ -110,12 +120,25 @@ cri_tools() {
             -ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$version" -o "$bin/" tool
     )
     [ "v$(version_of "$bin/crictl")" = "$version" ] || fail "$bin/crictl does not answer as $version"
+    say "cri-tools $version: $(took "$since")"
 }
 
+wanted=${1:-all}
+case "$wanted" in
+    all | demo) ;;
+    *) fail "usage: tests/peers/build.sh [all|demo]" ;;
+esac
 mkdir -p "$peers/bin"
-containerd_line 2.3
-containerd_line 2.1
-cri_tools
+# Beside each other: each has times in which it only waits for the network or for one core.
+containerd_line 2.4 &
+containerd=$!
+trap 'kill "$containerd" 2>/dev/null || true' EXIT
 from_crates virtiofsd "$VIRTIOFSD_VERSION" "$VIRTIOFSD_OLDEST"
 from_crates vhost-device-vsock "$VHOST_DEVICE_VSOCK_VERSION" "$VHOST_DEVICE_VSOCK_OLDEST"
 rm -rf "$peers/build"
+wait "$containerd"
+if [ "$wanted" = all ]; then
+    containerd_line 2.3
+    containerd_line 2.1
+    cri_tools
+fi

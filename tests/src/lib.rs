@@ -19,6 +19,7 @@ pub mod image;
 pub mod logs;
 pub mod loop_device;
 pub mod node;
+pub mod node_pool;
 pub mod peers;
 pub mod port_forward;
 pub mod processes;

@@ -3,18 +3,32 @@
 use std::path::{Path, PathBuf};
 
 /// A release line of containerd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line {
     /// The newest stable line: every test.
-    #[default]
+    V24,
+    /// The line with long-term support: the main paths.
     V23,
     /// The oldest supported line: the main paths.
     V21,
 }
 
 impl Line {
+    /// Which line a test that names none gets: `BULKHEAD_TEST_CONTAINERD` (2.4, 2.3 or 2.1), or else the newest.
+    #[must_use]
+    pub fn of_this_run() -> Self {
+        let wanted = std::env::var("BULKHEAD_TEST_CONTAINERD").unwrap_or_default();
+        match wanted.as_str() {
+            "" | "2.4" => Self::V24,
+            "2.3" => Self::V23,
+            "2.1" => Self::V21,
+            other => panic!("BULKHEAD_TEST_CONTAINERD={other}: it is 2.4, 2.3 or 2.1"),
+        }
+    }
+
     const fn prefix(self) -> &'static str {
         match self {
+            Self::V24 => "containerd-2.4",
             Self::V23 => "containerd-2.3",
             Self::V21 => "containerd-2.1",
         }

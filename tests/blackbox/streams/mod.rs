@@ -302,7 +302,7 @@ async fn every_way(streams: &Streams<'_>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn field_6_and_12_streams_by_fifos() {
-    let stage = stage!(Stage::any(Options::default()));
+    let stage = stage!(Stage::shared());
     let streams = Streams::start(&stage).await;
     every_way(&streams).await;
     let much = Flood { transport: Transport::Spdy, mebibytes: if full() { 100 } else { 25 }, slow: false };

@@ -82,7 +82,7 @@ state = "{dir}/state"
     const fn cni_bin_key(&self) -> &'static str {
         match self.options.line {
             crate::peers::Line::V21 => "bin_dir",
-            crate::peers::Line::V23 => "bin_dirs",
+            crate::peers::Line::V24 | crate::peers::Line::V23 => "bin_dirs",
         }
     }
 
@@ -90,7 +90,7 @@ state = "{dir}/state"
         let path = self.base.cni.display();
         match self.options.line {
             crate::peers::Line::V21 => format!("\"{path}\""),
-            crate::peers::Line::V23 => format!("[\"{path}\"]"),
+            crate::peers::Line::V24 | crate::peers::Line::V23 => format!("[\"{path}\"]"),
         }
     }
 

@@ -49,7 +49,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            line: Line::V23,
+            line: Line::of_this_run(),
             bulkhead: true,
             streaming: false,
             settings: Settings::default(),
@@ -67,10 +67,10 @@ impl Options {
         Self { bulkhead: false, ..Self::default() }
     }
 
-    /// The oldest supported containerd.
+    /// On a containerd of this release line.
     #[must_use]
-    pub fn old_containerd() -> Self {
-        Self { line: Line::V21, ..Self::default() }
+    pub fn on(line: Line) -> Self {
+        Self { line, ..Self::default() }
     }
 
     /// With `io_type = "streaming"` for the runtime under test.
@@ -147,6 +147,12 @@ impl Node {
         let handler = if options.bulkhead { BULKHEAD } else { RUNC };
         let cri = Cri::new(&dir, handler, &cgroup_parent(&name));
         Self { name, dir, options, base, product, namespaces, containerd: None, sandboxer: None, cri }
+    }
+
+    /// A client for the caller's own runtime: the connections of one belong to the runtime that made them.
+    pub fn renew_client(&mut self) {
+        let handler = if self.options.bulkhead { BULKHEAD } else { RUNC };
+        self.cri = Cri::new(&self.dir, handler, &cgroup_parent(&self.name));
     }
 
     /// The node's directory.

@@ -1,17 +1,17 @@
-//! The main paths under the oldest supported containerd.
+//! The main paths under the older supported lines of containerd: 2.3 (long-term support) and 2.1 (the oldest).
 
 use std::time::Duration;
 
 use bulkhead_tests::cri::Cri;
 use bulkhead_tests::node::Options;
+use bulkhead_tests::peers::Line;
 use k8s_cri::v1 as api;
 use nix::sys::signal::Signal;
 
 use crate::stage::{Stage, stage};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn field_25_a_pods_life_on_containerd_2_1() {
-    let stage = stage!(Stage::any(Options::old_containerd()));
+async fn a_pods_life(line: Line) {
+    let stage = stage!(Stage::any(Options::on(line)));
     let cri = stage.cri();
     let pod = cri.run_pod("old").await;
     assert!(cri.pod_ready(&pod.id).await);
@@ -28,9 +28,8 @@ async fn field_25_a_pods_life_on_containerd_2_1() {
     stage.end(&pod).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pod_survives_restarts_on_containerd_2_1() {
-    let mut stage = stage!(Stage::vm(Options::old_containerd()));
+async fn a_pod_survives_restarts(line: Line) {
+    let mut stage = stage!(Stage::vm(Options::on(line)));
     let pod = stage.cri().run_pod("old").await;
     let container = stage.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;
     stage.node.restart_containerd().await;
@@ -41,4 +40,24 @@ async fn a_pod_survives_restarts_on_containerd_2_1() {
     assert!(stage.cri().pod_ready(&pod.id).await);
     assert_eq!(stage.cri().exec(&container.id, "echo still").await, "still\n");
     stage.end(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn field_25_a_pods_life_on_containerd_2_3() {
+    a_pods_life(Line::V23).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn field_25_a_pods_life_on_containerd_2_1() {
+    a_pods_life(Line::V21).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_survives_restarts_on_containerd_2_3() {
+    a_pod_survives_restarts(Line::V23).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_survives_restarts_on_containerd_2_1() {
+    a_pod_survives_restarts(Line::V21).await;
 }
