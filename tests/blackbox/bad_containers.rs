@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use bulkhead_tests::cri::{Cri, Pod, mount};
-use bulkhead_tests::node::Options;
 use bulkhead_tests::task::{self, Task};
 use containerd_shim_protos::ttrpc::{self, Code};
 use k8s_cri::v1 as api;
@@ -107,6 +106,17 @@ impl Bundle {
 
     fn bind(&self) -> Vec<containerd_shim_protos::api::Mount> {
         vec![task::mount("bind", &self.root.display().to_string(), &["rbind", "rw"])]
+    }
+}
+
+impl Drop for Bundle {
+    /// The node is the next test's, too.
+    fn drop(&mut self) {
+        for folder in [&self.path, &self.root] {
+            if let Err(error) = std::fs::remove_dir_all(folder) {
+                eprintln!("cannot remove {}: {error}", folder.display());
+            }
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Calls of the Task API for what is not there, and calls that come twice.
 
 use bulkhead_tests::cri::Cri;
-use bulkhead_tests::node::Options;
 use bulkhead_tests::task::Task;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::cri::{Cri, mount};
-use bulkhead_tests::node::Options;
 use bulkhead_tests::wait;
 use k8s_cri::v1 as api;
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bulkhead_tests::cri::Cri;
-use bulkhead_tests::node::Options;
 use bulkhead_tests::{processes, wait};
 use k8s_cri::v1 as api;
 use nix::sys::signal::Signal;

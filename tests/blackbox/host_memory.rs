@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_tests::controller::Controller;
 use bulkhead_tests::cri::Cri;
-use bulkhead_tests::node::{self, Options};
+use bulkhead_tests::node;
 use bulkhead_tests::report;
 
 use crate::stage::{Stage, VMM, stage};

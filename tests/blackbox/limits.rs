@@ -1,7 +1,6 @@
 //! A container's limits: they hold in the guest, and change while the container runs.
 
 use bulkhead_tests::cri::Cri;
-use bulkhead_tests::node::Options;
 use k8s_cri::v1 as api;
 
 use crate::stage::{Stage, stage};

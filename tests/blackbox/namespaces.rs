@@ -1,7 +1,7 @@
 //! What containers of a pod share and what they do not.
 
 use bulkhead_tests::cri::{Cri, mount};
-use bulkhead_tests::node::{BULKHEAD, Options};
+use bulkhead_tests::node::BULKHEAD;
 use k8s_cri::v1 as api;
 
 use crate::stage::{Stage, VMM, stage};

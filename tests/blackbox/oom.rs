@@ -1,7 +1,6 @@
 //! Memory that runs out: in one container, in the whole guest.
 
 use bulkhead_tests::cri::{Container, Cri, Pod};
-use bulkhead_tests::node::Options;
 use k8s_cri::v1 as api;
 
 use crate::stage::{Stage, stage};

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_tests::controller::Controller;
 use bulkhead_tests::cri::{Cri, Pod};
-use bulkhead_tests::node::Options;
 use k8s_cri::v1 as api;
 use tonic::{Code, Status};
 

@@ -1,7 +1,6 @@
 //! What a container may do, and as whom.
 
 use bulkhead_tests::cri::{Container, Cri, Pod};
-use bulkhead_tests::node::Options;
 use k8s_cri::v1 as api;
 
 use crate::stage::{Stage, stage};

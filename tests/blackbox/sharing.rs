@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use bulkhead_tests::cri::{Container, Cri, Pod, mount};
-use bulkhead_tests::node::Options;
 use bulkhead_tests::wait;
 use k8s_cri::v1 as api;
 

@@ -1,7 +1,6 @@
 //! Shared memory: the pod's, unless a container brings a volume of its own.
 
 use bulkhead_tests::cri::{Cri, mount};
-use bulkhead_tests::node::Options;
 
 use crate::stage::{Stage, stage};
 

@@ -1,7 +1,5 @@
 //! One pod's VM, file server and agent session, with everything they tell.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a rig that does not come up is a failed test")]
-
 pub(crate) mod loop_device;
 
 use std::io::Write;

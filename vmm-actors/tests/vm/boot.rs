@@ -1,28 +1,19 @@
-//! Boots real VMs through the actors. Needs QEMU, the peers (`BULKHEAD_PEERS`, else `.peers` of the workspace) and
-//! the guest (`BULKHEAD_GUEST_DIR`, else `out` of the workspace); says aloud what it skips for the want of one.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a rig that does not come up is a failed test"
-)]
-
-mod rig;
+//! VMs and their helper processes: boot, devices, growth, take-over, every kind of end.
 
 use std::time::Duration;
 
 use actix::Actor;
 use bulkhead_config::{Accelerator, Machine};
 use bulkhead_protocol::agent::{Interface, SetupRequest};
-use rig::loop_device::LoopDevice;
-use rig::{OwnNetns, Rig, say_skipped};
 use vmm_actors::ask::{AskError, ask, tell};
 use vmm_actors::host::netns::Netns;
 use vmm_actors::host::process::Exit;
 use vmm_actors::host::tap::Tap;
 use vmm_actors::vm::{Access, Device, Disk, EndCause, GuestState, Vm, VmError};
 use vmm_actors::{agent, virtiofsd, vm};
+
+use crate::rig::loop_device::LoopDevice;
+use crate::rig::{OwnNetns, Rig, say_skipped};
 
 async fn boots_answers_and_powers_off(machine: Machine) {
     let Some(mut rig) = Rig::new(machine) else { return };

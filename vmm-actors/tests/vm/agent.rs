@@ -1,53 +1,62 @@
 //! The agent as it is: in a real guest, spoken to over vsock as sandboxer and shim proxy do.
-//!
-//! Needs root, QEMU, virtiofsd, vhost-device-vsock and the guest image; says `skipped: why` without.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod guest;
 
 use std::time::{Duration, Instant};
 
+use bulkhead_config::Machine;
 use bulkhead_protocol::agent::stream_header::Kind;
 use bulkhead_protocol::agent::{
     CreateContainerRequest, PingRequest, ResizePtyRequest, ShutdownRequest, SignalRequest, Stdio,
     UpdateRequest, WaitOomRequest,
 };
-use guest::container::{code, of, output_only, piped, process, spec};
-use guest::{Guest, Machine, Parts, setup, soon, stream};
 use serde_json::json;
 use ttrpc::Code;
 
-#[tokio::test]
-async fn it_boots_becomes_a_pod_and_ends() {
-    let Some(parts) = Parts::find() else { return };
-    for machine in [Machine::Microvm, Machine::Q35] {
-        let mut guest = Guest::pod(machine, &parts).await;
-        // Again, as after a lost answer.
-        guest.agent.setup(soon(), &setup()).await.unwrap();
-        let mut other = setup();
-        other.hostname = "web-1".into();
-        let refused = guest.agent.setup(soon(), &other).await.unwrap_err();
-        assert!(refused.to_string().contains("pod-1"), "{refused}");
+use crate::guest::container::{code, of, output_only, piped, process, spec};
+use crate::guest::{Guest, setup, soon, stream};
 
-        let before = setup().host_time_nanos;
-        let ping = guest.agent.ping(soon(), &PingRequest::new()).await.unwrap();
-        let off = (ping.guest_time_nanos - before).abs();
-        assert!(off < 2_000_000_000, "the guest's clock is {off} ns off");
-        // Little by little, then at once.
-        for (turn, seen) in [(100_000_000, 0), (-3_600_000_000_000, -3_600)] {
-            let asked = PingRequest { turn_clock_nanos: turn, ..PingRequest::new() };
-            let then = guest.agent.ping(soon(), &asked).await.unwrap().guest_time_nanos;
-            let turned = (then - ping.guest_time_nanos) / 1_000_000_000;
-            assert!((seen..seen + 30).contains(&turned), "turned by {turned} s for {turn} ns");
-        }
-
-        drop(guest.agent.shutdown(soon(), &ShutdownRequest::new()).await);
-        guest.ended().await;
-    }
+/// One boot serves all that a pod's callers may ask of the agent: each step leaves the guest as it found it.
+#[actix::test]
+async fn on_microvm_it_does_what_its_callers_ask() {
+    let Some(guest) = Guest::pod(Machine::Microvm).await else { return };
+    output_and_status_are_the_containers(&guest).await;
+    a_container_sees_its_pod_and_nothing_else(&guest).await;
+    streams_lose_nothing(&guest).await;
+    execs_end_with_their_own_process(&guest).await;
+    terminals_work_for_init_and_exec(&guest).await;
+    limits_pause_and_update_hold(&guest).await;
+    the_oom_killer_is_reported(&guest).await;
+    refusals_name_the_fault_and_leave_nothing(&guest).await;
+    it_is_one_pod_and_keeps_the_time(&guest).await;
+    shutdown_ends_containers_politely(guest).await;
 }
 
-async fn pod() -> Option<Guest> {
-    Some(Guest::pod(Machine::Microvm, &Parts::find()?).await)
+#[actix::test]
+async fn on_q35_it_is_a_pod_and_ends() {
+    let Some(guest) = Guest::pod(Machine::Q35).await else { return };
+    it_is_one_pod_and_keeps_the_time(&guest).await;
+    drop(guest.agent.shutdown(soon(), &ShutdownRequest::new()).await);
+    guest.ended().await;
+}
+
+/// Setup again, as after a lost answer; another one is refused. Then the clock.
+async fn it_is_one_pod_and_keeps_the_time(guest: &Guest) {
+    let asked = setup();
+    guest.agent.setup(soon(), &asked).await.unwrap();
+    let mut other = setup();
+    other.hostname = "web-1".into();
+    let refused = guest.agent.setup(soon(), &other).await.unwrap_err();
+    assert!(refused.to_string().contains("pod-1"), "{refused}");
+
+    let ping = guest.agent.ping(soon(), &PingRequest::new()).await.unwrap();
+    let off = (ping.guest_time_nanos - asked.host_time_nanos).abs();
+    assert!(off < 2_000_000_000, "the guest's clock is {off} ns off");
+    // Little by little, then at once.
+    for (turn, seen) in [(100_000_000, 0), (-3_600_000_000_000, -3_600)] {
+        let asked = PingRequest { turn_clock_nanos: turn, ..PingRequest::new() };
+        let then = guest.agent.ping(soon(), &asked).await.unwrap().guest_time_nanos;
+        let turned = (then - ping.guest_time_nanos) / 1_000_000_000;
+        assert!((seen..seen + 30).contains(&turned), "turned by {turned} s for {turn} ns");
+    }
 }
 
 /// An init process without a handler does not hear SIGTERM, so a shell must have set its trap first.
@@ -56,9 +65,7 @@ async fn ready(guest: &Guest, container: &str) {
     stream::expect(&mut stdout, "ready\n").await;
 }
 
-#[tokio::test]
-async fn shutdown_ends_containers_politely() {
-    let Some(mut guest) = pod().await else { return };
+async fn shutdown_ends_containers_politely(guest: Guest) {
     let started = Instant::now();
     guest
         .run("last", &spec("trap 'exit 0' TERM; echo ready; while :; do sleep 0.2; done"), output_only())
@@ -71,10 +78,7 @@ async fn shutdown_ends_containers_politely() {
     assert!(started.elapsed() < Duration::from_secs(15), "the container was not asked, but waited for");
 }
 
-#[tokio::test]
-async fn output_and_status_are_the_containers() {
-    let Some(guest) = pod().await else { return };
-    let guest = &guest;
+async fn output_and_status_are_the_containers(guest: &Guest) {
     let started = Instant::now();
     let (status, stdout, stderr) = guest.once("hello", &spec("echo out; echo err >&2; exit 3")).await;
     println!("a container's whole life took {:?}", started.elapsed());
@@ -84,10 +88,7 @@ async fn output_and_status_are_the_containers() {
     assert_eq!(guest.once("hello", &spec("exit 0")).await.0, 0);
 }
 
-#[tokio::test]
-async fn a_container_sees_its_pod_and_nothing_else() {
-    let Some(guest) = pod().await else { return };
-    let guest = &guest;
+async fn a_container_sees_its_pod_and_nothing_else(guest: &Guest) {
     let script = "hostname; cat /etc/hostname /etc/resolv.conf; test -e /etc/hosts || echo no hosts; \
         cat /proc/self/oom_score_adj; cat /proc/self/cgroup; cat /sys/fs/cgroup/pids.max; readlink /proc/self/ns/uts; \
         df -k /dev/shm | tail -n 1; ls /sys/fs/cgroup | grep -c bulkhead; ls -1 / ; mount | grep -c bulkhead/share; true";
@@ -111,10 +112,7 @@ async fn a_container_sees_its_pod_and_nothing_else() {
     guest.delete("one", "").await;
 }
 
-#[tokio::test]
-async fn streams_lose_nothing() {
-    let Some(guest) = pod().await else { return };
-    let guest = &guest;
+async fn streams_lose_nothing(guest: &Guest) {
     // Connected before the container exists; 10 MB each way, more than any buffer holds.
     guest.rootfs("pipe");
     let mut stdin = stream::open(guest, "pipe", "", Kind::STDIN).await;
@@ -143,10 +141,7 @@ async fn streams_lose_nothing() {
     assert_eq!((status, stdout.len()), (0, 3_001_000));
 }
 
-#[tokio::test]
-async fn execs_end_with_their_own_process() {
-    let Some(guest) = pod().await else { return };
-    let guest = &guest;
+async fn execs_end_with_their_own_process(guest: &Guest) {
     guest.run("host", &spec("sleep 1000"), output_only()).await;
     let started = Instant::now();
     let (status, stdout) = guest.exec_once("host", "e1", "id -u; cat /proc/self/cgroup; exit 7").await;
@@ -187,10 +182,7 @@ async fn execs_end_with_their_own_process() {
     assert_eq!(code(guest.agent.wait(soon(), &process("host", "e5")).await), Code::NOT_FOUND);
 }
 
-#[tokio::test]
-async fn terminals_work_for_init_and_exec() {
-    let Some(guest) = pod().await else { return };
-    let guest = &guest;
+async fn terminals_work_for_init_and_exec(guest: &Guest) {
     let tty =
         Stdio { terminal: true, stdin: true, stdout: true, width: 132, height: 43, ..Default::default() };
     guest.run("term", &spec("stty size; read line; echo got $line; stty size; exit 5"), tty.clone()).await;
@@ -216,10 +208,7 @@ async fn terminals_work_for_init_and_exec() {
     guest.delete("host", "").await;
 }
 
-#[tokio::test]
-async fn limits_pause_and_update_hold() {
-    let Some(guest) = pod().await else { return };
-    let guest = &guest;
+async fn limits_pause_and_update_hold(guest: &Guest) {
     guest
         .run("lim", &spec("trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done"), output_only())
         .await;
@@ -252,9 +241,7 @@ async fn limits_pause_and_update_hold() {
     guest.delete("lim", "").await;
 }
 
-#[tokio::test]
-async fn the_oom_killer_is_reported() {
-    let Some(guest) = pod().await else { return };
+async fn the_oom_killer_is_reported(guest: &Guest) {
     let mut small = spec("x=0123456789; while :; do x=$x$x; done");
     small["linux"]["resources"]["memory"] = json!({"limit": 16_777_216, "swap": 16_777_216});
     guest.run("oom", &small, output_only()).await;
@@ -273,10 +260,7 @@ async fn the_oom_killer_is_reported() {
     assert_eq!(code(waiting.await), Code::NOT_FOUND);
 }
 
-#[tokio::test]
-async fn refusals_name_the_fault_and_leave_nothing() {
-    let Some(guest) = pod().await else { return };
-    let guest = &guest;
+async fn refusals_name_the_fault_and_leave_nothing(guest: &Guest) {
     let refused = async |id: &str, change: &dyn Fn(&mut serde_json::Value)| {
         guest.rootfs(id);
         let mut spec = spec("exit 0");
