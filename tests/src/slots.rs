@@ -1,4 +1,5 @@
-//! VMs are expensive where there is no KVM: no more of them at once than half the cores.
+//! VMs are expensive where there is no KVM: no more tests with VMs at once than there are cores, because an emulated
+//! VM takes one for as long as it boots.
 
 use std::sync::OnceLock;
 
@@ -6,14 +7,13 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 static SLOTS: OnceLock<Semaphore> = OnceLock::new();
 
-/// How many tests may have VMs at a time: half the cores, at least one. `BULKHEAD_VM_SLOTS` overrides it.
+/// How many tests may have VMs at a time: as many as there are cores. `BULKHEAD_VM_SLOTS` overrides it.
 #[must_use]
 pub fn count() -> usize {
     if let Some(wanted) = std::env::var("BULKHEAD_VM_SLOTS").ok().and_then(|text| text.parse().ok()) {
         return wanted;
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (cores / 2).max(1)
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn slots() -> &'static Semaphore {
