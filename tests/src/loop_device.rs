@@ -12,6 +12,15 @@ pub struct LoopDevice {
     open: File,
 }
 
+impl Drop for LoopDevice {
+    /// Its file may be the last test's on a node that another one uses next.
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.file) {
+            eprintln!("cannot remove {}: {error}", self.file.display());
+        }
+    }
+}
+
 impl LoopDevice {
     /// Makes a file of `bytes` zeroes and a device of it, or says why this machine has none.
     pub fn make(file: &Path, bytes: u64, options: &[&str]) -> Result<Self, String> {
