@@ -1,7 +1,7 @@
 //! Standard input, terminals, attach: through containerd's streaming server.
 
 use bulkhead_tests::cri::Cri;
-use bulkhead_tests::node::{Node, Options};
+use bulkhead_tests::node::Node;
 use bulkhead_tests::remote_command::{Output, Session};
 use k8s_cri::v1 as api;
 
