@@ -35,6 +35,8 @@ pub(crate) fn init(level: LevelFilter) {
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_target(false)
+        // Else it prints to stderr that the console takes nothing, and panics where that fails.
+        .log_internal_errors(false)
         .with_timer(SinceBoot)
         .with_writer(Mutex::new(sink));
     tracing_subscriber::registry().with(lines).with(targets(level)).init();

@@ -12,7 +12,8 @@ use tracing_subscriber::{Layer, fmt, registry};
 pub(crate) fn start(settings: &Sandboxer) {
     // Checked with the other settings. Targets, not EnvFilter: no regular expressions for the life of the service.
     let filter: Targets = settings.log_level.parse().unwrap_or_default();
-    let log = fmt::layer().with_writer(io::stderr);
+    // Without its report of lines that stderr did not take: it would go to stderr as well, and panic where that fails.
+    let log = fmt::layer().with_writer(io::stderr).log_internal_errors(false);
     let log = match settings.log_format {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => log.json().boxed(),

@@ -8,7 +8,7 @@ use bulkhead_protocol::agent::{WaitOomRequest, WaitResponse};
 use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::topics;
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Pod;
 use super::process::At;
@@ -38,7 +38,7 @@ pub(super) async fn start(pod: Arc<Pod>, at: At) {
     while timeout(pause, at.process.until(settled)).await.is_err() {
         let waits = matches!(at.process.state(), State::Created { .. });
         if waits && at.process.stdio.is_abandoned(&pod.switchboard) {
-            info!(process = at.name(), "given up before its start");
+            debug!(process = at.name(), "given up before its start");
             pod.note(&at, Event::GivenUp);
         }
         pause = (pause * 2).min(LOOKS.1);
@@ -78,7 +78,12 @@ pub(super) async fn end(pod: Arc<Pod>, at: At) {
                 continue;
             }
         };
-        info!(process = at.name(), status = exit.status, "ended");
+        if at.is_init() {
+            info!(process = at.name(), status = exit.status, "ended");
+        } else {
+            // A probe may be one every second, for as long as the pod lives.
+            debug!(process = at.name(), status = exit.status, "ended");
+        }
         pod.note(&at, Event::Ended(exit));
         return;
     }

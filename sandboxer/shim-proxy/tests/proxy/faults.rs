@@ -229,3 +229,18 @@ async fn calls_before_attach_wait_for_it() {
     soon(creating).await.unwrap().unwrap();
     rig.attach().await.unwrap();
 }
+
+/// As when a guest has filled the pod's directory with what it prints.
+#[tokio::test]
+async fn a_log_that_takes_nothing_costs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/dev/full", dir.path().join("shim.stderr")).unwrap();
+    let mut rig = Rig::within(dir).await;
+    rig.attach().await.unwrap();
+    rig.running("c").await;
+    let wait = rig.wait("c", "");
+    rig.agent.end("c", "", 3, false);
+    assert_eq!(soon(wait).await.unwrap().unwrap().exit_status, 3);
+    rig.delete("c", "").await.unwrap();
+    assert!(rig.is_alive());
+}

@@ -86,7 +86,11 @@ impl Rig {
 
     /// A proxy that does not know its VM yet.
     pub(crate) async fn unattached() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::within(tempfile::tempdir().unwrap()).await
+    }
+
+    /// A proxy that does not know its VM yet, in a directory where something is already.
+    pub(crate) async fn within(dir: TempDir) -> Self {
         let at = |name: &str| dir.path().join(name);
         let agent = FakeAgent::listen(&at("vsock.sock")).await;
         let sandboxer = FakeSandboxer::new(&at("control.sock"));
@@ -210,7 +214,7 @@ impl Drop for Rig {
             drop(child.kill());
             drop(child.wait());
         }
-        if std::thread::panicking() {
+        if std::thread::panicking() && self.path("shim.stderr").metadata().unwrap().is_file() {
             eprintln!("--- shim.stderr\n{}", self.log());
         }
     }
@@ -220,7 +224,7 @@ fn spawn_proxy(dir: &Path) -> Child {
     let listener = |name| OwnedFd::from(UnixListener::bind(dir.join(name)).unwrap());
     let (task, shim) = (listener("task.sock"), listener("shim.sock"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_containerd-shim-bulkhead-v2"));
-    command.args(["serve", "--id", "sandbox", "--namespace", "k8s.io", "--log-level", "debug"]);
+    command.args(["serve", "--id", "sandbox", "--namespace", "k8s.io"]);
     for (flag, name) in [("--dir", ""), ("--control", "control.sock"), ("--containerd-events", "events.sock")]
     {
         command.arg(flag).arg(dir.join(name));
@@ -228,7 +232,8 @@ fn spawn_proxy(dir: &Path) -> Child {
     let mappings = [(task, 3), (shim, 4)];
     let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.into()).unwrap();
-    let stderr = File::create(dir.join("shim.stderr")).unwrap();
+    // As the sandboxer opens it.
+    let stderr = File::options().create(true).append(true).open(dir.join("shim.stderr")).unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap()
 }
 
