@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_tests::cri::{Cri, Pod};
 use bulkhead_tests::node::Options;
-use bulkhead_tests::{steps, wait};
+use bulkhead_tests::{processes, steps, wait};
 use futures::future::join_all;
 
 use crate::stage::{Stage, stage};
@@ -55,6 +55,31 @@ fn expect_dialled_once(stage: &Stage, pod: &Pod) {
     for log in [console, shim] {
         assert!(!log.contains("dialling again"), "{log}");
     }
+}
+
+/// Their number is bounded for each user, everything is root's, and the bound (128 as a rule) was the number of pods.
+/// It cannot be lowered for a test: it holds for the whole machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_take_no_inotify_instance() {
+    let stage = stage!(Stage::shared_vm());
+    let pod = stage.cri().run_pod("watched").await;
+    stage.cri().start(&pod, Cri::shell("main", "sleep 100000")).await;
+    let mut looked_at = Vec::new();
+    for process in processes::of_node(stage.node.init()) {
+        // What containerd watches does not grow with its pods; it does at its start.
+        if process.state == 'Z' || process.program() == "containerd" {
+            continue;
+        }
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten();
+        let links = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        let watches = links.filter(|link| link.to_string_lossy().contains("inotify")).count();
+        assert_eq!(watches, 0, "{}", process.describe());
+        looked_at.push(process.program().to_owned());
+    }
+    for program in ["bulkhead-sandboxer", "containerd-shim-bulkhead-v2"] {
+        assert!(looked_at.iter().any(|seen| seen == program), "{program} is not in {looked_at:?}");
+    }
+    stage.end(&pod).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

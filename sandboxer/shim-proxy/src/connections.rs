@@ -2,7 +2,6 @@
 
 use std::future::ready;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use containerd_shim_protos::shim_async::create_task;
@@ -14,6 +13,7 @@ use tracing::warn;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
+use crate::callers::Caller;
 use crate::pod::Pod;
 use crate::streaming_service;
 use crate::task_service::TaskService;
@@ -37,15 +37,16 @@ pub(crate) async fn accept(listener: &UnixListener) -> UnixStream {
 
 /// Serves the Task API and the streaming service to everyone who connects.
 pub(crate) async fn serve(listener: UnixListener, pod: Arc<Pod>) {
-    let tasks = Arc::new(TaskService(pod.clone()));
     loop {
         let socket = accept(&listener).await;
         let call = Call::default();
+        let caller = Arc::new(pod.callers.enter());
         let streams = streaming_service::create(pod.switchboard.clone(), call.clone());
-        let socket = Watched::new(socket, call.over.clone(), Connection::open(pod.clone(), &call));
+        let socket = Watched::new(socket, call.over.clone(), Connection::open(caller.clone(), &call));
+        let tasks = Arc::new(TaskService { pod: pod.clone(), caller });
         let only = stream::once(ready(Ok(socket))).chain(stream::pending());
         let server = Server::new().add_listener(Listener::new(only));
-        let mut server = server.register_service(create_task(tasks.clone())).register_service(streams);
+        let mut server = server.register_service(create_task(tasks)).register_service(streams);
         match server.start().await {
             Ok(()) => drop(tokio::spawn(keep(server, call))),
             Err(error) => warn!(%error, "cannot serve a connection"),
@@ -88,20 +89,18 @@ impl Call {
 
 /// One open connection, counted for as long as it lives.
 struct Connection {
-    pod: Arc<Pod>,
+    caller: Arc<Caller>,
     _lost: DropGuard,
 }
 
 impl Connection {
-    fn open(pod: Arc<Pod>, call: &Call) -> Self {
-        pod.connections.fetch_add(1, Ordering::Relaxed);
-        Self { pod, _lost: call.lost.clone().drop_guard() }
+    fn open(caller: Arc<Caller>, call: &Call) -> Self {
+        Self { caller, _lost: call.lost.clone().drop_guard() }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.pod.connections.fetch_sub(1, Ordering::Relaxed);
-        self.pod.disconnected.notify_one();
+        self.caller.leaves();
     }
 }

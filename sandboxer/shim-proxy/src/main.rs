@@ -10,11 +10,11 @@
 //! | [`forward`] | port-forward: localhost of the pod's network namespace, led into the guest |
 //! | [`sockets`] | unix sockets of the host, led to from the guest |
 //! | [`agent`], [`dial`], [`control`], [`events`] | links: guest agent, guest ports, sandboxer, containerd's events |
-//! | [`vmm`], [`bundles`] | what is watched: the VMM process, containerd's bundles |
+//! | [`vmm`], [`callers`] | what is watched: the VMM process, and who of containerd is connected |
 
 mod agent;
 mod argv;
-mod bundles;
+mod callers;
 mod clock;
 mod connections;
 mod control;

@@ -3,13 +3,12 @@
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bulkhead_protocol::shim_ttrpc::create_shim;
 use futures::stream;
 use tokio::net::UnixListener;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::info;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
@@ -90,8 +89,9 @@ async fn run(args: ServeArgs, task: StdListener, shim: StdListener) -> Result<()
 async fn farewell(pod: &Arc<Pod>, events: &Arc<Events>) {
     let until = Instant::now() + FAREWELL;
     info!("the pod is removed, ending");
-    while pod.connections.load(Ordering::Relaxed) > 0 && Instant::now() < until {
-        drop(timeout(until - Instant::now(), pod.disconnected.notified()).await);
+    let mut departures = pod.callers.departures();
+    while pod.callers.count() > 0 && Instant::now() < until {
+        drop(timeout_at(until, departures.changed()).await);
     }
     events.flush(Duration::from_millis(200)).await;
     // The answer to Shutdown itself.

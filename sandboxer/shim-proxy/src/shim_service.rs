@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bulkhead_protocol::pod::{Nothing, Version};
@@ -77,7 +76,7 @@ impl Shim for ShimService {
     async fn observe(&self, _: &TtrpcContext, _: Nothing) -> ttrpc::Result<ObserveResponse> {
         Ok(ObserveResponse {
             containers: self.0.containers().iter().map(view).collect(),
-            open_connections: self.0.connections.load(Ordering::Relaxed),
+            open_connections: u32::try_from(self.0.callers.count()).unwrap_or(u32::MAX),
             ..Default::default()
         })
     }

@@ -12,15 +12,21 @@ use futures::FutureExt;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::asynchronous::TtrpcContext;
 
+use crate::callers::Caller;
 use crate::clock::{deadline, timestamp};
 use crate::error::TaskError;
 use crate::lifecycle::State;
 use crate::pod::{NewContainer, NewExec, Pod};
 use crate::stdio;
 
-/// The service, over the pod.
+/// The service, over the pod, for one connection.
 #[derive(Debug)]
-pub(crate) struct TaskService(pub(crate) Arc<Pod>);
+pub(crate) struct TaskService {
+    /// The pod.
+    pub(crate) pod: Arc<Pod>,
+    /// Whose connection it is.
+    pub(crate) caller: Arc<Caller>,
+}
 
 /// The edge of an RPC: errors become statuses, and a panic becomes one too instead of a caller that waits for ever.
 pub(crate) async fn edge<T>(work: impl Future<Output = Result<T, TaskError>>) -> ttrpc::Result<T> {
@@ -44,7 +50,7 @@ fn status(state: State) -> EnumOrUnknown<api::Status> {
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, request: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
         edge(async {
-            let at = self.0.visible(&request.id, &request.exec_id)?;
+            let at = self.pod.visible(&request.id, &request.exec_id)?;
             let state = at.process.state();
             let stdio = &at.process.stdio;
             let mut answer = api::StateResponse {
@@ -84,8 +90,9 @@ impl Task for TaskService {
                 stdout: request.stdout,
                 stderr: request.stderr,
             };
+            self.caller.takes(&request.id);
             let new = NewContainer { id: request.id, bundle: request.bundle, rootfs: request.rootfs, stdio };
-            let pid = self.0.create(new, deadline(context.timeout_nano)).await?;
+            let pid = self.pod.create(new, deadline(context.timeout_nano)).await?;
             Ok(api::CreateTaskResponse { pid, ..Default::default() })
         })
         .await
@@ -97,8 +104,8 @@ impl Task for TaskService {
         request: api::StartRequest,
     ) -> ttrpc::Result<api::StartResponse> {
         edge(async {
-            let at = self.0.visible(&request.id, &request.exec_id)?;
-            let pid = self.0.start(&at, deadline(context.timeout_nano)).await?;
+            let at = self.pod.visible(&request.id, &request.exec_id)?;
+            let pid = self.pod.start(&at, deadline(context.timeout_nano)).await?;
             Ok(api::StartResponse { pid, ..Default::default() })
         })
         .await
@@ -110,8 +117,8 @@ impl Task for TaskService {
         request: api::DeleteRequest,
     ) -> ttrpc::Result<api::DeleteResponse> {
         edge(async {
-            let at = self.0.find(&request.id, &request.exec_id)?;
-            let (pid, exit) = self.0.delete(&at, deadline(context.timeout_nano)).await?;
+            let at = self.pod.find(&request.id, &request.exec_id)?;
+            let (pid, exit) = self.pod.delete(&at, deadline(context.timeout_nano)).await?;
             Ok(api::DeleteResponse {
                 pid,
                 exit_status: exit.status,
@@ -125,7 +132,7 @@ impl Task for TaskService {
     /// From memory: an empty answer makes containerd give the container up (fact 6.3).
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
         edge(async {
-            let at = self.0.visible(&request.id, "")?;
+            let at = self.pod.visible(&request.id, "")?;
             let pids = at.container.everything().into_iter().rev().filter(|each| each.is_alive());
             let process = |pid| api::ProcessInfo { pid, ..Default::default() };
             let mut processes: Vec<_> = pids.map(|each| process(each.process.state().pid())).collect();
@@ -139,8 +146,8 @@ impl Task for TaskService {
 
     async fn pause(&self, context: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<Empty> {
         edge(async {
-            let at = self.0.visible(&request.id, "")?;
-            self.0.freeze(&at, crate::pod::Freeze::Pause, deadline(context.timeout_nano)).await?;
+            let at = self.pod.visible(&request.id, "")?;
+            self.pod.freeze(&at, crate::pod::Freeze::Pause, deadline(context.timeout_nano)).await?;
             Ok(Empty::new())
         })
         .await
@@ -148,8 +155,8 @@ impl Task for TaskService {
 
     async fn resume(&self, context: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<Empty> {
         edge(async {
-            let at = self.0.visible(&request.id, "")?;
-            self.0.freeze(&at, crate::pod::Freeze::Resume, deadline(context.timeout_nano)).await?;
+            let at = self.pod.visible(&request.id, "")?;
+            self.pod.freeze(&at, crate::pod::Freeze::Resume, deadline(context.timeout_nano)).await?;
             Ok(Empty::new())
         })
         .await
@@ -161,9 +168,9 @@ impl Task for TaskService {
 
     async fn kill(&self, context: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<Empty> {
         edge(async {
-            let at = self.0.visible(&request.id, &request.exec_id)?;
+            let at = self.pod.visible(&request.id, &request.exec_id)?;
             let until = deadline(context.timeout_nano);
-            self.0.kill(&at, request.signal, request.all, until).await?;
+            self.pod.kill(&at, request.signal, request.all, until).await?;
             Ok(Empty::new())
         })
         .await
@@ -179,7 +186,7 @@ impl Task for TaskService {
             };
             let process = request.spec.into_option().unwrap_or_default().value;
             let new = NewExec { container: request.id, exec: request.exec_id, process, stdio };
-            self.0.exec(new, deadline(context.timeout_nano)).await?;
+            self.pod.exec(new, deadline(context.timeout_nano)).await?;
             Ok(Empty::new())
         })
         .await
@@ -191,9 +198,9 @@ impl Task for TaskService {
         request: api::ResizePtyRequest,
     ) -> ttrpc::Result<Empty> {
         edge(async {
-            let at = self.0.visible(&request.id, &request.exec_id)?;
+            let at = self.pod.visible(&request.id, &request.exec_id)?;
             let until = deadline(context.timeout_nano);
-            self.0.resize(&at, request.width, request.height, until).await?;
+            self.pod.resize(&at, request.width, request.height, until).await?;
             Ok(Empty::new())
         })
         .await
@@ -201,7 +208,7 @@ impl Task for TaskService {
 
     async fn close_io(&self, _: &TtrpcContext, request: api::CloseIORequest) -> ttrpc::Result<Empty> {
         edge(async {
-            let at = self.0.visible(&request.id, &request.exec_id)?;
+            let at = self.pod.visible(&request.id, &request.exec_id)?;
             if request.stdin {
                 at.process.close_stdin();
             }
@@ -212,9 +219,9 @@ impl Task for TaskService {
 
     async fn update(&self, context: &TtrpcContext, request: api::UpdateTaskRequest) -> ttrpc::Result<Empty> {
         edge(async {
-            let at = self.0.visible(&request.id, "")?;
+            let at = self.pod.visible(&request.id, "")?;
             let resources = request.resources.into_option().unwrap_or_default().value;
-            self.0.update(&at, resources, deadline(context.timeout_nano)).await?;
+            self.pod.update(&at, resources, deadline(context.timeout_nano)).await?;
             Ok(Empty::new())
         })
         .await
@@ -222,8 +229,8 @@ impl Task for TaskService {
 
     async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
         edge(async {
-            let at = self.0.visible(&request.id, &request.exec_id)?;
-            let exit = self.0.wait(&at).await?;
+            let at = self.pod.visible(&request.id, &request.exec_id)?;
+            let exit = self.pod.wait(&at).await?;
             Ok(api::WaitResponse {
                 exit_status: exit.status,
                 exited_at: Some(timestamp(exit.at_nanos)).into(),
@@ -235,8 +242,8 @@ impl Task for TaskService {
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
         edge(async {
-            let at = self.0.visible(&request.id, "")?;
-            let stats = self.0.stats(&at).await?;
+            let at = self.pod.visible(&request.id, "")?;
+            let stats = self.pod.stats(&at).await?;
             Ok(api::StatsResponse { stats: Some(stats).into(), ..Default::default() })
         })
         .await
@@ -248,7 +255,8 @@ impl Task for TaskService {
         request: api::ConnectRequest,
     ) -> ttrpc::Result<api::ConnectResponse> {
         edge(async {
-            let at = self.0.visible(&request.id, "")?;
+            let at = self.pod.visible(&request.id, "")?;
+            self.caller.takes(&request.id);
             Ok(api::ConnectResponse {
                 shim_pid: std::process::id(),
                 task_pid: at.process.state().pid(),
@@ -259,8 +267,10 @@ impl Task for TaskService {
         .await
     }
 
-    /// Names a container, not the pod: nothing ends by it (fact 3.9).
-    async fn shutdown(&self, _: &TtrpcContext, _: api::ShutdownRequest) -> ttrpc::Result<Empty> {
+    /// Names a container, not the pod: nothing ends by it (fact 3.9). containerd says it after every Delete (since 2.4),
+    /// and when it gives a container up; its bundle goes next.
+    async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<Empty> {
+        self.caller.gives_up(&request.id);
         Ok(Empty::new())
     }
 }

@@ -41,6 +41,7 @@ fn say(line: &str) -> Result<(), Error> {
 }
 
 fn watch(directory: &str) -> Result<(), Error> {
+    #[allow(clippy::disallowed_methods, reason = "it is what is to be tested")]
     let queue = inotify::init(inotify::CreateFlags::CLOEXEC)?;
     let changes = inotify::WatchFlags::CREATE
         | inotify::WatchFlags::MODIFY

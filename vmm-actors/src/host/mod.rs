@@ -16,4 +16,3 @@ pub mod process;
 pub mod socket;
 pub mod tap;
 pub mod tsc;
-pub mod watch_dir;

@@ -1,6 +1,5 @@
 //! Create: the sandboxer prepares the host's part, the agent makes the container, the streams are joined.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,12 +71,8 @@ impl Pod {
                 | State::Gone { .. } => Err(TaskError::AlreadyExists { what: init.name() }),
             };
         }
-        let ticket = self.bundles.as_ref().and_then(|bundles| {
-            let ticket = bundles.add(Path::new(&new.bundle));
-            ticket.inspect_err(|error| warn!(bundle = new.bundle, %error, "cannot watch the bundle")).ok()
-        });
         let rootfs = new.rootfs.clone();
-        let container = Container::new(new.id.clone(), new.bundle.clone(), rootfs, new.stdio.clone(), ticket);
+        let container = Container::new(new.id.clone(), new.bundle.clone(), rootfs, new.stdio.clone());
         containers.insert(new.id.clone(), container.clone());
         drop(containers);
         let at = container.at_init();

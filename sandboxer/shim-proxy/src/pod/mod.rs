@@ -3,6 +3,7 @@
 //! Owns the containers and their streams, in memory only. Every change of a process goes through [`Pod::feed`]: the
 //! state machine decides, [`Pod::perform`] acts. Questions are answered from memory.
 
+mod bundles;
 mod create;
 mod exec;
 mod host_only;
@@ -15,7 +16,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use containerd_shim_protos::events::task as events;
@@ -24,7 +25,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::agent::AgentLink;
-use crate::bundles::BundleWatch;
+use crate::callers::Callers;
 use crate::clock;
 use crate::control::Control;
 use crate::error::TaskError;
@@ -53,9 +54,7 @@ pub(crate) struct Pod {
     /// Events for containerd.
     pub(crate) events: Arc<Events>,
     /// Open connections to the Task API.
-    pub(crate) connections: AtomicU32,
-    /// Tells that a connection has closed.
-    pub(crate) disconnected: Notify,
+    pub(crate) callers: Arc<Callers>,
     /// Asks the process to end.
     pub(crate) shutdown: Notify,
     vsock: OnceLock<PathBuf>,
@@ -65,24 +64,17 @@ pub(crate) struct Pod {
     vmm_watched: AtomicBool,
     vmm: OnceLock<Arc<Vmm>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    bundles: Option<BundleWatch>,
 }
 
 impl Pod {
     /// A pod without containers, whose VM is not known yet.
     pub(crate) fn new(sandbox_id: String, control: PathBuf, events: Arc<Events>) -> Arc<Self> {
-        let bundles = BundleWatch::new();
-        if let Err(error) = &bundles {
-            // fs.inotify.max_user_instances: bundles are then looked at when a connection closes.
-            warn!(%error, "cannot watch bundles, raise fs.inotify.max_user_instances");
-        }
         Arc::new(Self {
             sandbox_id,
             agent: AgentLink::unattached(),
             control: Control { path: control },
             events,
-            connections: AtomicU32::new(0),
-            disconnected: Notify::new(),
+            callers: Arc::default(),
             shutdown: Notify::new(),
             vsock: OnceLock::new(),
             forward: tokio::sync::Mutex::default(),
@@ -90,7 +82,6 @@ impl Pod {
             vmm_watched: AtomicBool::new(false),
             vmm: OnceLock::new(),
             containers: Mutex::default(),
-            bundles: bundles.ok(),
         })
     }
 
@@ -227,9 +218,6 @@ impl Pod {
             return;
         }
         locked(&self.containers).remove(&at.container.id);
-        if let (Some(bundles), Some(ticket)) = (&self.bundles, at.container.ticket) {
-            bundles.remove(ticket);
-        }
         // What is left of its execs went with it: their waiters get an answer.
         let exit = Exit { status: crate::lifecycle::KILLED, at_nanos: clock::now_nanos() };
         for exec in at.container.everything().into_iter().filter(|each| !each.is_init()) {

@@ -10,7 +10,6 @@ use containerd_shim_protos::events::task as events;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::bundles::Ticket;
 use crate::clock;
 use crate::error::TaskError;
 use crate::flight::Flight;
@@ -26,8 +25,6 @@ pub(crate) struct Container {
     pub(crate) id: String,
     /// containerd's directory for it.
     pub(crate) bundle: String,
-    /// The watch on that directory.
-    pub(crate) ticket: Option<Ticket>,
     /// Whether subscribers have heard of an OOM kill in it.
     pub(crate) oom_told: AtomicBool,
     /// Whether containerd is known to have given it up.
@@ -51,17 +48,10 @@ pub(crate) struct At {
 
 impl Container {
     /// A container about to be created.
-    pub(crate) fn new(
-        id: String,
-        bundle: String,
-        rootfs: Vec<Mount>,
-        stdio: stdio::Request,
-        ticket: Option<Ticket>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(id: String, bundle: String, rootfs: Vec<Mount>, stdio: stdio::Request) -> Arc<Self> {
         Arc::new(Self {
             id,
             bundle,
-            ticket,
             oom_told: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
             init: Process::new(String::new(), stdio),

@@ -1,13 +1,11 @@
 //! How containers and execs go: Delete, a creation taken back, and what containerd gives up without a word.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bulkhead_protocol::pod::ContainerKey;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::Pod;
 use super::process::{At, Container};
@@ -49,18 +47,6 @@ impl Pod {
         Ok((at.process.last_pid(), exit))
     }
 
-    /// Looks which bundles are gone, and gives up their containers as containerd has.
-    pub(crate) fn check_bundles(self: &Arc<Self>) {
-        for container in self.containers() {
-            let seen = std::fs::symlink_metadata(Path::new(&container.bundle));
-            let gone = seen.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-            if gone && !container.given_up.swap(true, Ordering::Relaxed) {
-                info!(container = container.id, "its bundle is gone: containerd has given it up");
-                tokio::spawn(give_up(self.clone(), container));
-            }
-        }
-    }
-
     /// Ends an exec whose start is under way. containerd deletes such a one when it has given the start up, and kills
     /// nothing whose pid it was not told.
     async fn take_start_back(self: &Arc<Self>, at: &At, until: Instant) -> Result<(), TaskError> {
@@ -74,27 +60,6 @@ impl Pod {
             !matches!(state, State::Starting { .. } | State::Running { .. } | State::Paused { .. })
         });
         timeout_at(until, over).await.map(drop).map_err(|_elapsed| TaskError::AgentSilent { act: "kill" })
-    }
-
-    /// Calls [`Pod::check_bundles`] whenever a bundle may have gone.
-    pub(crate) async fn watch_bundles(self: Arc<Self>) {
-        loop {
-            let changed = async {
-                match &self.bundles {
-                    Some(bundles) => bundles.changed().await.is_ok(),
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                usable = changed => if !usable {
-                    warn!("cannot read bundle events any more");
-                    return;
-                },
-                // containerd closes the connection first and removes the bundle then.
-                () = self.disconnected.notified() => sleep(RETRY_PAUSE).await,
-            }
-            self.check_bundles();
-        }
     }
 }
 
@@ -181,7 +146,7 @@ pub(super) async fn undo_late(pod: Arc<Pod>, at: At) {
 }
 
 /// Kills and releases a container that nobody will ever delete.
-async fn give_up(pod: Arc<Pod>, container: Arc<Container>) {
+pub(super) async fn give_up(pod: Arc<Pod>, container: Arc<Container>) {
     let at = container.at_init();
     for _ in 0..RETRIES {
         match pod.feed(&at, Event::GivenUp) {

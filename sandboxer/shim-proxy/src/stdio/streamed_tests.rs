@@ -63,10 +63,10 @@ impl Bench {
         assert!(timeout(SOON, forget).await.is_ok(), "{:?}", self.pod.switchboard);
     }
 
-    async fn until_connections(&self, wanted: u32) {
-        let open = &self.pod.connections;
+    async fn until_connections(&self, wanted: usize) {
+        let open = &self.pod.callers;
         let settle = async {
-            while open.load(std::sync::atomic::Ordering::Relaxed) != wanted {
+            while open.count() != wanted {
                 sleep(Duration::from_millis(5)).await;
             }
         };

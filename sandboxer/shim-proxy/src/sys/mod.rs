@@ -37,7 +37,7 @@ pub(crate) fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Joins a descriptor that only says "readable" (a pidfd, an inotify instance) to the event loop.
+/// Joins a descriptor that only says "readable" (a pidfd) to the event loop.
 ///
 /// # Errors
 /// What epoll_ctl(2) says.

@@ -181,10 +181,11 @@ async fn closed_connections_kill_nothing() {
 #[tokio::test]
 async fn a_bundle_removed_without_delete_gives_the_container_up() {
     let rig = Rig::attached().await;
-    let request = rig.running("c").await;
     rig.running("other").await;
+    let (connection, request) = rig.running_on_its_own("c").await;
     let wait = rig.wait("c", "");
-    // As containerd does it.
+    // As containerd does it: the connection first.
+    drop(connection);
     let aside = rig.path(".bundle-c");
     std::fs::rename(&request.bundle, &aside).unwrap();
     std::fs::remove_dir_all(aside).unwrap();
@@ -200,14 +201,39 @@ async fn a_bundle_removed_during_create_undoes_it() {
     let rig = Rig::attached().await;
     let request = rig.prepare("c");
     rig.agent.hold("create");
-    let (task, create) = (rig.task.clone(), request.clone());
+    let (task, create) = (rig.connection().await, request.clone());
     let creating = tokio::spawn(async move { task.create(within(), &create).await });
     rig.agent.called("create c").await;
+    // containerd has been killed, and its successor finds nothing it knows.
+    creating.abort();
     std::fs::remove_dir_all(&request.bundle).unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually("it is given up", || rig.log().contains("containerd has given it up")).await;
     rig.agent.let_go("create");
-    assert_eq!(code(soon(creating).await.unwrap()), Code::NOT_FOUND);
-    assert!(rig.agent.holds().is_empty() && rig.sandboxer.prepared().is_empty());
+    eventually("it is undone", || rig.agent.holds().is_empty() && rig.sandboxer.prepared().is_empty()).await;
+    assert_eq!(code(rig.state("c", "").await), Code::NOT_FOUND);
+}
+
+/// containerd may take its time between the end of the connection and that of the bundle: a restart of it, say.
+#[tokio::test]
+async fn a_bundle_that_goes_long_after_its_connection_is_missed_too() {
+    let rig = Rig::attached().await;
+    let (connection, request) = rig.running_on_its_own("c").await;
+    let (successor, other) = rig.running_on_its_own("other").await;
+    drop(connection);
+    drop(successor);
+    let successor = rig.connection().await;
+    let connect = ConnectRequest { id: "other".into(), ..Default::default() };
+    soon(successor.connect(within(), &connect)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(rig.status("c").await, Status::RUNNING, "its bundle is there");
+    std::fs::remove_dir_all(&request.bundle).unwrap();
+    eventually("given up", || rig.agent.holds().len() == 1).await;
+    // What is not looked at any more is seen when containerd says that it will not come back to it.
+    std::fs::remove_dir_all(&other.bundle).unwrap();
+    assert_eq!(rig.status("other").await, Status::RUNNING);
+    let shutdown = ShutdownRequest { id: "other".into(), ..Default::default() };
+    soon(successor.shutdown(within(), &shutdown)).await.unwrap();
+    eventually("given up, too", || rig.agent.holds().is_empty()).await;
 }
 
 #[tokio::test]

@@ -159,6 +159,14 @@ impl Rig {
         request
     }
 
+    /// A running container with a connection of its own, as containerd has it, and its request.
+    pub(crate) async fn running_on_its_own(&self, id: &str) -> (TaskClient, CreateTaskRequest) {
+        let (connection, request) = (self.connection().await, self.prepare(id));
+        soon(connection.create(within(), &request)).await.unwrap();
+        self.start(id, "").await.unwrap();
+        (connection, request)
+    }
+
     pub(crate) async fn start(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
         let request = StartRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };
         soon(self.task.start(within(), &request)).await.map(|answer| answer.pid)

@@ -49,6 +49,18 @@ async fn an_idle_proxy_is_small() {
     }
 }
 
+/// The node has 128 instances of inotify(7) for each user as a rule, and everything here is root's: not one for a pod.
+#[tokio::test]
+async fn a_proxy_takes_no_inotify_instance() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", rig.proxy.id())).unwrap();
+    let links = descriptors.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    let names: Vec<_> = links.map(|link| link.display().to_string()).collect();
+    assert!(names.iter().any(|name| name.contains("eventpoll")), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("inotify")), "{names:?}");
+}
+
 /// Descriptors and tasks of a process.
 fn open_files(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()

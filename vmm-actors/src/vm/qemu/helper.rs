@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use super::super::{LaunchSpec, VmError};
 use crate::host::process::{Exit, OwnedProcess, Spawn, last_lines};
-use crate::host::watch_dir::DirWatch;
 
 /// Key of the helper's program in the settings.
 const SETTING: &str = "[qemu] vsock_path";
@@ -18,8 +17,9 @@ const SETTING: &str = "[qemu] vsock_path";
 const GUEST_CID: u32 = 3;
 /// How long the helper may take to listen. It takes 2 ms on an idle machine.
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
-/// Pause between two tries in the moment between bind(2) and listen(2) of the helper.
-const RETRY: Duration = Duration::from_micros(200);
+/// Pauses between two tries to connect, first and longest. Only inotify(7) tells when a socket appears, and its
+/// instances are too few for one at each launch (decision 17).
+const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
 
 /// What it writes into the pod's directory. Its back end warns of every connection that both sides close, and of whatever
 /// a guest sends to nobody: a few thousand execs would fill the directory.
@@ -38,7 +38,6 @@ pub(super) async fn start(program: &Path, spec: &LaunchSpec) -> Result<(OwnedPro
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the old")(error)),
         Ok(()) | Err(_) => {}
     }
-    let watch = DirWatch::new(dir.path()).map_err(failed("watch for"))?;
     let mut device = OsString::from(format!("guest-cid={GUEST_CID},uds-path="));
     device.push(dir.vsock());
     device.push(",socket=");
@@ -56,7 +55,7 @@ pub(super) async fn start(program: &Path, spec: &LaunchSpec) -> Result<(OwnedPro
     let last_words = || last_lines(&dir.vsock_output(), 8, 4096);
     let connected = tokio::select! {
         biased;
-        connected = connect(&socket, &watch) => connected.map_err(failed("connect to"))?,
+        connected = connect(&socket) => connected.map_err(failed("connect to"))?,
         exit = helper.wait() => return Err(ended(program, exit, last_words())),
         () = tokio::time::sleep(LISTENS_WITHIN) => {
             return Err(VmError::HelperSilent { socket, waited: LISTENS_WITHIN, last_words: last_words() });
@@ -69,14 +68,18 @@ fn ended(program: &Path, exit: Exit, last_words: String) -> VmError {
     VmError::HelperEnded { program: program.to_owned(), exit, last_words }
 }
 
-/// Connects as soon as the socket is there.
-async fn connect(socket: &Path, watch: &DirWatch) -> io::Result<OwnedFd> {
+/// Connects as soon as the socket is there, and listens.
+async fn connect(socket: &Path) -> io::Result<OwnedFd> {
+    let mut pause = PAUSES.0;
     loop {
-        match UnixStream::connect(socket) {
+        match UnixStream::connect(socket).map_err(|error| (error.kind(), error)) {
             Ok(stream) => return Ok(stream.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => watch.changed().await?,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => tokio::time::sleep(RETRY).await,
-            Err(error) => return Err(error),
+            // Refused: between bind(2) and listen(2) of the helper.
+            Err((io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused, _)) => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+            Err((_, error)) => return Err(error),
         }
     }
 }
