@@ -280,6 +280,33 @@ async fn shutdown_of_a_container_ends_nothing() {
     assert!(rig.is_alive());
 }
 
+/// containerd 2.4 calls it after the deletion of every task, the last one of a pod included.
+#[tokio::test]
+async fn shutdown_after_a_delete_ends_nothing() {
+    let mut rig = Rig::attached().await;
+    rig.running("other").await;
+    for id in ["c", "other"] {
+        let (connection, wait) = (rig.connection().await, rig.wait("other", ""));
+        if id == "c" {
+            soon(connection.create(within(), &rig.prepare(id))).await.unwrap();
+            rig.start(id, "").await.unwrap();
+        }
+        rig.kill(id, "", 9, true).await.unwrap();
+        soon(rig.wait(id, "")).await.unwrap().unwrap();
+        let delete = DeleteRequest { id: id.into(), ..Default::default() };
+        soon(connection.delete(within(), &delete)).await.unwrap();
+        for now in [false, true] {
+            let shutdown = ShutdownRequest { id: id.into(), now, ..Default::default() };
+            soon(connection.shutdown(within(), &shutdown)).await.unwrap();
+        }
+        assert_eq!(wait.is_finished(), id == "other", "containers of others live on");
+    }
+    // The pod is there without containers, too: kubelet starts the next one in it.
+    assert!(rig.is_alive());
+    rig.running("next").await;
+    assert_eq!(rig.status("next").await, Status::RUNNING);
+}
+
 #[tokio::test]
 async fn the_sandboxer_sees_what_the_proxy_holds_and_ends_it() {
     let mut rig = Rig::attached().await;
