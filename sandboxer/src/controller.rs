@@ -11,7 +11,7 @@ use containerd_sandbox::{
     Create, Exit, Failure, Metric, Platform, Sandboxer, Started, State, Status, Step, Update,
 };
 use serde_json::json;
-use vmm_actors::id::SandboxId;
+use vmm_actors::id::{ContainerdNamespace, SandboxId};
 use vmm_actors::registry::CreateSandbox;
 use vmm_actors::sandbox::Snapshot;
 use vmm_actors::{PodSpec, Sandboxes};
@@ -147,7 +147,17 @@ fn create_sandbox(id: SandboxId, request: Create) -> Result<CreateSandbox, Failu
     let pod: PodSpec = pod_spec(request.options, &host_resolv_conf).map_err(bad)?;
     let netns = request.netns_path.ok_or(PodConfigError::HostNetwork).map_err(bad)?;
     check_netns(&id, &netns)?;
-    Ok(CreateSandbox { id, netns, pod })
+    let containerd_namespace = containerd_namespace(request.namespace)?;
+    Ok(CreateSandbox { id, containerd_namespace, netns, pod })
+}
+
+/// containerd always names it; for who does not it is CRI's.
+fn containerd_namespace(named: String) -> Result<ContainerdNamespace, Failure> {
+    if named.is_empty() {
+        return Ok(ContainerdNamespace::default());
+    }
+    let bad = |error| invalid("create", format!("containerd's namespace: {error}"));
+    ContainerdNamespace::new(named).map_err(bad)
 }
 
 fn check_netns(id: &SandboxId, netns: &Path) -> Result<(), Failure> {

@@ -133,6 +133,11 @@ async fn bad_pods_are_refused_by_name_and_leave_nothing() {
             assert_eq!(refused(client.status(request).await).code(), Code::NotFound);
         }
     }
+    let mut elsewhere = tonic::Request::new(create("p", plain_pod(), here));
+    elsewhere.metadata_mut().insert("containerd-namespace", "a/b".parse().unwrap());
+    let status = refused(client.create(elsewhere).await);
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("containerd's namespace: \"a/b\""), "{status}");
     let records = std::fs::read_dir(service.dir.path().join("state/sandboxes")).unwrap().count();
     assert_eq!(records, 0, "a refused pod has no record");
 }

@@ -87,6 +87,28 @@ async fn a_second_create_of_one_id_is_refused_and_harms_nothing() {
     expect_usable(&stage, &id).await;
 }
 
+/// CRI has but one namespace; a client of containerd's own API may use any, and hears its events there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_belongs_to_the_namespace_that_its_create_named() {
+    let mut stage = stage!(Stage::vm(Options::default()));
+    warm_up(&mut stage).await;
+    let (id, controller) = (sandbox_id(7), controller(&stage));
+    let netns = stage.node.make_pod_netns("elsewhere", 7).await;
+    let request = Controller::create_request(&id, &netns, &pod_config(stage.cri()));
+    controller.create_in("elsewhere", request).await.unwrap();
+    controller.start(&id).await.unwrap();
+    let shims = stage.running("containerd-shim-bulkhead-v2");
+    let told = |line: &[String]| line.windows(2).any(|pair| pair == ["--namespace", "elsewhere"]);
+    assert!(shims.len() == 1 && told(&shims[0].args), "{shims:?}");
+    // Ids are one for all namespaces: the sandboxer's files and cgroups are.
+    let again = controller.create(Controller::create_request(&id, &netns, &pod_config(stage.cri()))).await;
+    assert_eq!(again.unwrap_err().code(), Code::AlreadyExists);
+    controller.stop(&id).await.unwrap();
+    controller.shutdown(&id).await.unwrap();
+    stage.node.remove_pod_netns("elsewhere").await;
+    stage.expect_clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_that_are_no_file_names_are_refused() {
     let stage = stage!(Stage::shared_vm());

@@ -21,6 +21,9 @@ pub const POD_CONFIG: &str = "runtime.v1.PodSandboxConfig";
 #[derive(Debug, Clone)]
 pub struct Controller(ControllerClient<Channel>);
 
+/// containerd's namespace of everything that CRI makes.
+const CRI_NAMESPACE: &str = "k8s.io";
+
 impl Controller {
     /// Connects on first use.
     #[must_use]
@@ -51,7 +54,16 @@ impl Controller {
 
     /// Create.
     pub async fn create(&self, request: api::ControllerCreateRequest) -> Result<(), Status> {
-        self.0.clone().create(within(request)).await.map(drop)
+        self.create_in(CRI_NAMESPACE, request).await
+    }
+
+    /// Create in another namespace of containerd.
+    pub async fn create_in(
+        &self,
+        namespace: &str,
+        request: api::ControllerCreateRequest,
+    ) -> Result<(), Status> {
+        self.0.clone().create(within_namespace(namespace, request)).await.map(drop)
     }
 
     /// Start.
@@ -129,9 +141,13 @@ impl Controller {
 }
 
 fn within<T>(message: T) -> Request<T> {
+    within_namespace(CRI_NAMESPACE, message)
+}
+
+fn within_namespace<T>(namespace: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(wait::patiently(Duration::from_secs(120)));
-    request.metadata_mut().insert("containerd-namespace", "k8s.io".parse().expect("a plain word"));
+    request.metadata_mut().insert("containerd-namespace", namespace.parse().expect("a plain word"));
     request
 }
 

@@ -17,6 +17,18 @@ pub struct SandboxId(String);
 #[serde(try_from = "String", into = "String")]
 pub struct ContainerId(String);
 
+/// containerd's namespace of a sandbox. containerd keeps what belongs to different ones apart; CRI has one for all of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ContainerdNamespace(String);
+
+impl Default for ContainerdNamespace {
+    /// That of CRI.
+    fn default() -> Self {
+        Self("k8s.io".to_owned())
+    }
+}
+
 /// A string is no id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -76,6 +88,7 @@ macro_rules! id_type {
 
 id_type!(SandboxId);
 id_type!(ContainerId);
+id_type!(ContainerdNamespace);
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use actix::{Addr, Message};
 
 use crate::ask::Reply;
-use crate::id::SandboxId;
+use crate::id::{ContainerdNamespace, SandboxId};
 use crate::pod_spec::PodSpec;
 use crate::sandbox::{Sandbox, SandboxError};
 
@@ -14,6 +14,8 @@ use crate::sandbox::{Sandbox, SandboxError};
 pub struct CreateSandbox {
     /// Its id.
     pub id: SandboxId,
+    /// containerd's namespace that it belongs to.
+    pub containerd_namespace: ContainerdNamespace,
     /// Its network namespace, as CNI left it.
     pub netns: PathBuf,
     /// What it asks for.

@@ -119,7 +119,8 @@ fn start_shim(
     let parent = || parent.clone().recipient();
     let adopted = record.shim.as_ref().map(|shim| Shim::adopt(shim, parent()));
     adopted_or(("the shim proxy", gone), adopted, || {
-        Shim::new(ShimSpec::new(record.id.clone(), record.dir.clone(), &host.settings), parent())
+        let (id, namespace) = (record.id.clone(), record.containerd_namespace.clone());
+        Shim::new(ShimSpec::new(id, namespace, record.dir.clone(), &host.settings), parent())
     })
     .start()
 }

@@ -16,7 +16,7 @@ use super::sizing::size_of;
 use super::state::Cause;
 use crate::cgroup::{self, CgroupError, CgroupRecord, Limits};
 use crate::host::process::boot_id;
-use crate::id::{ContainerId, SandboxId};
+use crate::id::{ContainerId, ContainerdNamespace, SandboxId};
 use crate::network::{self, NetworkRecord};
 use crate::pod_dir::PodDir;
 use crate::pod_spec::PodSpec;
@@ -30,6 +30,9 @@ use crate::vm::{Size, VmRecord};
 pub struct Record {
     /// The sandbox.
     pub id: SandboxId,
+    /// containerd's namespace that it belongs to; CRI's in records of releases that knew no other.
+    #[serde(default)]
+    pub containerd_namespace: ContainerdNamespace,
     /// How far it got.
     pub phase: Phase,
     /// `/proc/sys/kernel/random/boot_id` of the boot it was made in.
@@ -68,7 +71,7 @@ impl Record {
     /// # Errors
     /// [`CgroupError`] when the pod's cgroup parent cannot be one.
     pub fn intend(request: CreateSandbox, settings: &Settings) -> Result<Self, CgroupError> {
-        let CreateSandbox { id, netns, pod } = request;
+        let CreateSandbox { id, containerd_namespace, netns, pod } = request;
         Ok(Self {
             phase: Phase::Starting,
             // Without /proc nothing of a sandbox can be made; the bring-up says so better than this could.
@@ -85,6 +88,7 @@ impl Record {
             shim: None,
             disks: Disks::default(),
             containers: BTreeMap::new(),
+            containerd_namespace,
             id,
         })
     }

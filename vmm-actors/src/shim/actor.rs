@@ -186,7 +186,7 @@ fn args(spec: &ShimSpec) -> Vec<OsString> {
         ("--dir", spec.dir.path().into()),
         ("--control", spec.control.clone().into()),
         ("--containerd-events", spec.containerd_events.clone().into()),
-        ("--namespace", spec.namespace.clone().into()),
+        ("--namespace", spec.namespace.as_str().into()),
     ];
     let mut args = vec![OsString::from("serve")];
     args.extend(options.into_iter().flat_map(|(name, value)| [name.into(), value]));

@@ -10,11 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ask::Reply;
 use crate::host::process::{CgroupProcs, Exit, ProcessError, ProcessIdentity};
-use crate::id::SandboxId;
+use crate::id::{ContainerdNamespace, SandboxId};
 use crate::pod_dir::PodDir;
-
-/// containerd's namespace of everything that CRI makes.
-const CRI_NAMESPACE: &str = "k8s.io";
 
 /// What the shim proxy is told when it is started.
 #[derive(Debug, Clone)]
@@ -30,13 +27,13 @@ pub struct ShimSpec {
     /// Where containerd takes events.
     pub containerd_events: PathBuf,
     /// containerd's namespace of the pod.
-    pub namespace: String,
+    pub namespace: ContainerdNamespace,
 }
 
 impl ShimSpec {
-    /// The shim proxy of a CRI pod, as the settings describe it.
+    /// The shim proxy of a pod, as the settings describe it.
     #[must_use]
-    pub fn new(id: SandboxId, dir: PodDir, settings: &Settings) -> Self {
+    pub fn new(id: SandboxId, namespace: ContainerdNamespace, dir: PodDir, settings: &Settings) -> Self {
         let mut events = settings.sandboxer.containerd_address.clone().into_os_string();
         events.push(".ttrpc");
         Self {
@@ -45,7 +42,7 @@ impl ShimSpec {
             binary: settings.shim.binary.clone(),
             control: settings.sandboxer.run_dir.join("control.sock"),
             containerd_events: events.into(),
-            namespace: CRI_NAMESPACE.to_owned(),
+            namespace,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_config::Settings;
 use serde::{Deserialize, Serialize};
-use vmm_actors::id::SandboxId;
+use vmm_actors::id::{ContainerdNamespace, SandboxId};
 use vmm_actors::pod_dir::PodDir;
 use vmm_actors::registry::{CreateSandbox, RecoveryReport};
 use vmm_actors::sandbox::record::{Found, Record, Store};
@@ -50,7 +50,12 @@ impl Place {
             hostname: id.to_owned(),
             ..PodSpec::default()
         };
-        CreateSandbox { id: sandbox(id), netns: self.netns.clone(), pod }
+        CreateSandbox {
+            id: sandbox(id),
+            containerd_namespace: ContainerdNamespace::new("other").unwrap(),
+            netns: self.netns.clone(),
+            pod,
+        }
     }
 
     /// Begins to serve, with whatever a predecessor left.

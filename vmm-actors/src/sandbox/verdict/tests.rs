@@ -1,6 +1,6 @@
 use super::*;
 use crate::PodSpec;
-use crate::id::SandboxId;
+use crate::id::{ContainerdNamespace, SandboxId};
 use crate::registry::CreateSandbox;
 use crate::sandbox::record::Nanos;
 
@@ -9,7 +9,12 @@ const ALIVE: Reality =
 
 fn record(phase: Phase) -> Record {
     let id = SandboxId::new("pod").unwrap();
-    let request = CreateSandbox { id, netns: "/run/netns/none".into(), pod: PodSpec::default() };
+    let request = CreateSandbox {
+        id,
+        containerd_namespace: ContainerdNamespace::default(),
+        netns: "/run/netns/none".into(),
+        pod: PodSpec::default(),
+    };
     Record { phase, ..Record::intend(request, &bulkhead_config::Settings::default()).unwrap() }
 }
 

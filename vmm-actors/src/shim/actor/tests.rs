@@ -2,7 +2,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::*;
 use crate::ask::{AskError, ask, tell};
-use crate::id::SandboxId;
+use crate::id::{ContainerdNamespace, SandboxId};
 use crate::testing::{serve_as_shim_when_told_to, write_program};
 
 #[tokio::test]
@@ -43,7 +43,7 @@ impl Bench {
         let mut settings = bulkhead_config::Settings::default();
         settings.shim.binary = program(root.path()).unwrap();
         let (sender, exits) = unbounded_channel();
-        let spec = ShimSpec::new(id, dir, &settings);
+        let spec = ShimSpec::new(id, ContainerdNamespace::default(), dir, &settings);
         let bench = Self { spec, parent: Parent(sender).start(), exits, _root: root };
         let shim = Shim::new(bench.spec.clone(), bench.parent.clone().recipient()).start();
         (bench, shim)
@@ -58,12 +58,13 @@ impl Bench {
 fn the_command_line_is_the_one_that_the_proxy_expects() {
     let id = SandboxId::new("p").unwrap();
     let dir = PodDir::new(std::path::Path::new("/run/b"), &id);
-    let spec = ShimSpec::new(id, dir, &bulkhead_config::Settings::default());
+    let namespace = ContainerdNamespace::new("other").unwrap();
+    let spec = ShimSpec::new(id, namespace, dir, &bulkhead_config::Settings::default());
     let line = args(&spec).iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
     assert_eq!(
         line,
         "serve --id p --dir /run/b/s/p --control /run/bulkhead/control.sock \
-         --containerd-events /run/containerd/containerd.sock.ttrpc --namespace k8s.io"
+         --containerd-events /run/containerd/containerd.sock.ttrpc --namespace other"
     );
 }
 

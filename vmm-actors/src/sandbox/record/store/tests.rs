@@ -1,6 +1,7 @@
 use bulkhead_config::Settings;
 
 use super::*;
+use crate::id::ContainerdNamespace;
 use crate::pod_spec::PodSpec;
 use crate::registry::CreateSandbox;
 
@@ -9,7 +10,12 @@ fn id(text: &str) -> SandboxId {
 }
 
 pub(crate) fn record(name: &str) -> Record {
-    let request = CreateSandbox { id: id(name), netns: "/run/netns/none".into(), pod: PodSpec::default() };
+    let request = CreateSandbox {
+        id: id(name),
+        containerd_namespace: ContainerdNamespace::default(),
+        netns: "/run/netns/none".into(),
+        pod: PodSpec::default(),
+    };
     Record::intend(request, &Settings::default()).unwrap()
 }
 
@@ -99,4 +105,15 @@ fn a_directory_that_cannot_be_written_is_named() {
     assert!(error.to_string().contains("pod.json"), "{error}");
     let error = Store::open(dir.path()).unwrap_err();
     assert!(error.to_string().contains("sandboxes"), "{error}");
+}
+
+#[test]
+fn a_record_from_before_namespaces_were_kept_is_cris() {
+    let named = ContainerdNamespace::new("other").unwrap();
+    let record = Record { containerd_namespace: named.clone(), ..record("pod") };
+    let mut json = serde_json::to_value(&record).unwrap();
+    assert_eq!(serde_json::from_value::<Record>(json.clone()).unwrap().containerd_namespace, named);
+    json.as_object_mut().unwrap().remove("containerd_namespace").unwrap();
+    let old: Record = serde_json::from_value(json).unwrap();
+    assert_eq!(old.containerd_namespace.as_str(), "k8s.io");
 }
