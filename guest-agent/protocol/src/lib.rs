@@ -14,6 +14,7 @@ pub mod forward;
 pub mod frame;
 pub mod relay;
 pub mod stream;
+pub mod untrusted;
 pub mod version;
 
 mod generated;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocol::agent_ttrpc::AgentClient;
-use bulkhead_protocol::{AGENT_PORT, version};
+use bulkhead_protocol::{AGENT_PORT, untrusted, version};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use ttrpc::context;
 
 use crate::dial;
 use crate::error::{TaskError, chain};
+use crate::guest::Answer;
 use crate::lifecycle::Exit;
 use crate::watched::Watched;
 
@@ -146,25 +147,26 @@ impl AgentLink {
         }
     }
 
-    /// Makes one call. The agent gets no deadline: what it has begun it shall finish.
+    /// Makes one call, and keeps its answer within bounds. The agent gets no deadline: what it has begun it shall finish.
     ///
     /// # Errors
     /// [`TaskError::VmGone`], `Agent…` as named.
-    pub(crate) async fn call<T, F, Answer>(
+    pub(crate) async fn call<T, F, Call>(
         &self,
         act: &'static str,
         until: Instant,
         make: F,
     ) -> Result<T, TaskError>
     where
-        F: FnOnce(AgentClient) -> Answer,
-        Answer: Future<Output = ttrpc::Result<T>>,
+        T: Answer,
+        F: FnOnce(AgentClient) -> Call,
+        Call: Future<Output = ttrpc::Result<T>>,
     {
         let client = self.client(act, until).await?;
         tokio::select! {
             biased;
             answer = timeout_at(until, make(client)) => match answer {
-                Ok(Ok(answer)) => Ok(answer),
+                Ok(Ok(answer)) => answer.bounded().map_err(|fault| TaskError::AgentNonsense { act, fault }),
                 Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(TaskError::AgentFailed { act, status }),
                 Ok(Err(source)) => Err(TaskError::AgentLost { act, source }),
                 Err(_elapsed) => Err(TaskError::AgentSilent { act }),
@@ -181,8 +183,9 @@ enum DialError {
     Connect { path: PathBuf, source: std::io::Error },
     #[error("the agent did not answer Hello in time")]
     Silent,
-    #[error("the agent refused Hello")]
-    Refused { source: ttrpc::Error },
+    /// Its words are no source: they are the guest's.
+    #[error("the agent refused Hello: {0}")]
+    Refused(String),
     #[error("the agent speaks another protocol")]
     Version { source: version::NoCommonVersion },
 }
@@ -211,6 +214,14 @@ async fn dial_within(vsock: &Path, patience: Duration) -> Result<Session, Arc<st
     }
 }
 
+/// The guest's words, where it has said something.
+fn refusal(error: &ttrpc::Error) -> String {
+    if let ttrpc::Error::RpcStatus(status) = error {
+        return untrusted::text(status.message());
+    }
+    error.to_string()
+}
+
 async fn connect(vsock: &Path) -> Result<Session, DialError> {
     let stream = dial::guest_port(vsock, AGENT_PORT)
         .await
@@ -221,7 +232,7 @@ async fn connect(vsock: &Path) -> Result<Session, DialError> {
     let hello = version::agent_hello("shim");
     let answer = timeout(HELLO_PATIENCE, client.hello(context::with_timeout(0), &hello)).await;
     let answer = match answer {
-        Ok(answer) => answer.map_err(|source| DialError::Refused { source })?,
+        Ok(answer) => answer.map_err(|error| DialError::Refused(refusal(&error)))?,
         Err(_elapsed) => return Err(DialError::Silent),
     };
     let agreed =

@@ -5,12 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_protocol::untrusted;
 use ttrpc::{Code, Status};
 
 use crate::lifecycle::Refusal;
-
-/// Longest text of a guest that is passed on, in characters.
-const GUEST_TEXT: usize = 1024;
 
 /// A failed Task call. Clones share the causes: a repeated call gets the same answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -110,7 +108,7 @@ pub(crate) enum TaskError {
         source: ttrpc::Error,
     },
     /// The agent refused or failed.
-    #[error("the guest agent failed to {act}: {}", bounded(.status.message()))]
+    #[error("the guest agent failed to {act}: {}", untrusted::text(.status.message()))]
     AgentFailed {
         /// What was asked.
         act: &'static str,
@@ -237,11 +235,6 @@ fn passed_on(status: &Status) -> Code {
     }
 }
 
-/// A guest's text, as long and as plain as a log line may be.
-pub(crate) fn bounded(text: &str) -> String {
-    text.chars().take(GUEST_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
 /// Longest time that cleaning up after a failure may hold back the failure's report.
 pub(crate) const CLEANUP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -254,7 +247,7 @@ mod tests {
         let status = ttrpc::get_status(Code::INTERNAL, format!("a\nb{}", "x".repeat(5000)));
         let text = TaskError::AgentFailed { act: "start", status }.to_string();
         assert!(!text.contains('\n'));
-        assert!(text.len() < GUEST_TEXT + 100, "{}", text.len());
+        assert!(text.len() < untrusted::MAX_TEXT + 100, "{}", text.len());
     }
 
     #[test]

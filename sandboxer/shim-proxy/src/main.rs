@@ -9,6 +9,7 @@
 //! | [`stdio`] | containerd's FIFOs or streams, and the guest's |
 //! | [`forward`] | port-forward: localhost of the pod's network namespace, led into the guest |
 //! | [`sockets`] | unix sockets of the host, led to from the guest |
+//! | [`guest`] | what a guest's answers may hold when they go on |
 //! | [`agent`], [`dial`], [`control`], [`events`] | links: guest agent, guest ports, sandboxer, containerd's events |
 //! | [`vmm`], [`callers`] | what is watched: the VMM process, and who of containerd is connected |
 
@@ -24,6 +25,7 @@ mod error;
 mod events;
 mod flight;
 mod forward;
+mod guest;
 mod info;
 mod lifecycle;
 mod lock;

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, SpawnHandle, WrapFuture};
-use bulkhead_protocol::FEATURE_GROWTH;
 use bulkhead_protocol::agent::Announce;
 use bulkhead_protocol::version::negotiate;
+use bulkhead_protocol::{FEATURE_GROWTH, untrusted};
 
 use super::{
     AgentError, AgentSilent, AgentView, AnnounceSocket, AwaitGuest, Grow, Guest, Listen, Observe, Ping,
@@ -238,7 +238,10 @@ impl Agent {
 fn fits(announce: Announce) -> Result<Announce, AgentError> {
     match negotiate(announce.min_version, announce.max_version) {
         Ok(_) => Ok(announce),
-        Err(source) => Err(AgentError::Version { agent_build: announce.agent_build, source }),
+        Err(source) => {
+            let agent_build = untrusted::text(&announce.agent_build);
+            Err(AgentError::Version { agent_build, source })
+        }
     }
 }
 

@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use bulkhead_protocol::AGENT_PORT;
 use bulkhead_protocol::agent::{GrowRequest, PingRequest, SetupRequest, ShutdownRequest};
 use bulkhead_protocol::agent_ttrpc::AgentClient;
 use bulkhead_protocol::version::agent_hello;
+use bulkhead_protocol::{AGENT_PORT, untrusted};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use ttrpc::r#async::{Client, transport::Socket};
@@ -25,6 +25,9 @@ const GROW_WITHIN: Duration = Duration::from_secs(15);
 const GROW_MARGIN: Duration = Duration::from_secs(10);
 /// What the answer to Shutdown may take beyond the grace of the containers.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(2);
+
+/// Most features of an agent that are kept: there are a handful.
+const MAX_FEATURES: usize = 64;
 
 /// A session with Hello behind it. Clones share the connection.
 #[derive(Clone)]
@@ -62,9 +65,9 @@ impl Session {
         let hello = answered("Hello", HELLO_WITHIN, hello).await?;
         let guest = Guest {
             version: hello.version,
-            agent_build: hello.agent_build,
-            kernel_release: hello.kernel_release,
-            features: hello.features,
+            agent_build: untrusted::text(&hello.agent_build),
+            kernel_release: untrusted::text(&hello.kernel_release),
+            features: hello.features.iter().take(MAX_FEATURES).map(|each| untrusted::text(each)).collect(),
             booted_in: None,
         };
         Ok((Self { client }, guest))
@@ -95,8 +98,8 @@ impl Session {
         let has = Capacity { cpus: grown.cpus, memory_bytes: grown.memory_bytes };
         match to {
             Some(wanted) if has.cpus < wanted.cpus || has.memory_bytes < wanted.memory_bytes => {
-                let refused =
-                    if grown.refused.is_empty() { String::new() } else { format!(": {}", grown.refused) };
+                let refused = untrusted::text(&grown.refused);
+                let refused = if refused.is_empty() { refused } else { format!(": {refused}") };
                 Err(AgentError::NotTaken { wanted, has, refused })
             }
             Some(_) | None => Ok(has),
@@ -143,12 +146,21 @@ impl Session {
         let request = ShutdownRequest { grace_millis, ..ShutdownRequest::default() };
         let heard =
             self.client.shutdown(with_duration(grace.saturating_add(SHUTDOWN_MARGIN)), &request).await;
-        match heard.map_err(|source| AgentError::Call { call: "Shutdown", source }) {
+        match heard.map_err(|source| AgentError::Call { call: "Shutdown", source: bounded(source) }) {
             Err(error) if error.is_broken_connection() => Ok(()),
             Err(error) => Err(error),
             Ok(_) => Ok(()),
         }
     }
+}
+
+/// A refusal in the guest's words, as long as a log line may be.
+fn bounded(mut error: ttrpc::Error) -> ttrpc::Error {
+    if let ttrpc::Error::RpcStatus(status) = &mut error {
+        status.message = untrusted::text(&status.message);
+        status.details.clear();
+    }
+    error
 }
 
 /// The deadline that the guest is told: a little later than ours, which decides.
@@ -164,7 +176,7 @@ async fn answered<T>(
     answer: impl Future<Output = ttrpc::Result<T>>,
 ) -> Result<T, AgentError> {
     match tokio::time::timeout(within, answer).await {
-        Ok(answer) => answer.map_err(|source| AgentError::Call { call, source }),
+        Ok(answer) => answer.map_err(|source| AgentError::Call { call, source: bounded(source) }),
         Err(_elapsed) => Err(AgentError::CallTimedOut { call, after: within }),
     }
 }

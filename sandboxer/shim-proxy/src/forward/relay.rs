@@ -8,7 +8,7 @@ use std::time::Duration;
 use bulkhead_protocol::agent::stream_header::Kind;
 use bulkhead_protocol::agent::{ForwardAnswer, StreamHeader};
 use bulkhead_protocol::forward::{CopyError, from_stream, into_stream};
-use bulkhead_protocol::{STREAM_PORT, frame};
+use bulkhead_protocol::{STREAM_PORT, frame, untrusted};
 use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::{TcpStream, UnixStream};
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use crate::dial;
-use crate::error::{bounded, chain};
+use crate::error::chain;
 
 /// How long the guest may take to dial both of its loopback addresses.
 const ANSWER: Duration = Duration::from_secs(25);
@@ -32,7 +32,7 @@ enum Reset {
     Dial(#[source] io::Error),
     #[error("the guest did not answer")]
     Silent,
-    #[error("nothing in the guest takes connections: {}", bounded(.0))]
+    #[error("nothing in the guest takes connections: {}", untrusted::text(.0))]
     Refused(String),
     #[error(transparent)]
     Copy(#[from] CopyError),

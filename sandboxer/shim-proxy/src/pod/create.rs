@@ -139,9 +139,6 @@ async fn attempt(
     // Both run to their end: an answer that is not waited for could not be undone.
     let (made, guest) = tokio::join!(made, GuestEnds::connect(vsock, at.owner(), &new.stdio));
     let pid = made?.pid;
-    if pid == 0 {
-        return Err(TaskError::AgentNonsense { act, fault: "pid 0" });
-    }
     let streams = Streams::start(host, guest?);
     at.container.set_sockets(Sockets::serve(vsock, &new.id, sockets));
     Ok((pid, streams))

@@ -190,10 +190,7 @@ pub(super) async fn start(pod: Arc<Pod>, at: At) -> Result<u32, TaskError> {
     let until = Instant::now() + clock::DEFAULT_PATIENCE;
     let request = at.reference();
     let call = pod.agent.call("start", until, |agent| async move { agent.start(patient(), &request).await });
-    let started = call.await.and_then(|answer| match answer.pid {
-        0 => Err(TaskError::AgentNonsense { act: "start", fault: "pid 0" }),
-        pid => Ok(pid),
-    });
+    let started = call.await.map(|answer| answer.pid);
     match &started {
         Ok(pid) => {
             pod.note(&at, Event::Started { pid: *pid });

@@ -142,6 +142,7 @@ fn figure(figures: &HashMap<String, u64>, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::{MEMORY_EVENTS, MEMORY_KINDS};
 
     #[test]
     fn figures_land_in_the_fields_that_containerd_reads() {
@@ -159,6 +160,20 @@ mod tests {
         assert_eq!((metrics.memory.usage, metrics.memory.usage_limit), (100, u64::MAX));
         assert_eq!((metrics.memory.inactive_file, metrics.memory.anon), (30, 4));
         assert_eq!((metrics.memory_events.oom_kill, metrics.pids.current), (2, 3));
+    }
+
+    #[test]
+    fn every_figure_that_is_let_through_lands_somewhere() {
+        let nothing = metrics(&StatsResponse::default());
+        let only = |name: &str| HashMap::from([(name.to_owned(), 7)]);
+        for kind in MEMORY_KINDS {
+            let stats = StatsResponse { memory_stat: only(kind), ..Default::default() };
+            assert_ne!(metrics(&stats).memory, nothing.memory, "{kind}");
+        }
+        for event in MEMORY_EVENTS {
+            let stats = StatsResponse { memory_events: only(event), ..Default::default() };
+            assert_ne!(metrics(&stats).memory_events, nothing.memory_events, "{event}");
+        }
     }
 
     #[test]

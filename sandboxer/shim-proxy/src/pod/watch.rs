@@ -15,6 +15,7 @@ use super::process::At;
 use super::run::patient;
 use crate::clock;
 use crate::error::{TaskError, chain};
+use crate::guest::MAX_STATUS;
 use crate::lifecycle::{Event, Exit, State};
 
 /// Pauses before the agent is asked again, first and longest: the link dials meanwhile, and a guest that answers
@@ -24,8 +25,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 const LOOKS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// Least time between two OOM events of a container: a guest can make them up as fast as it likes.
 const OOM_PAUSE: Duration = Duration::from_secs(1);
-/// Exit status that containerd itself uses for "unknown".
-const UNKNOWN: u32 = 255;
 /// How long the end of a container waits for its OOM event to reach containerd (fact 5.2).
 const OOM_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -67,7 +66,7 @@ pub(super) async fn end(pod: Arc<Pod>, at: At) {
             }
             Err(error) if error.is_not_found() => {
                 warn!(process = at.name(), "the guest has forgotten it, its exit status is lost");
-                Exit { status: UNKNOWN, at_nanos: clock::now_nanos() }
+                Exit { status: MAX_STATUS, at_nanos: clock::now_nanos() }
             }
             Err(error) => {
                 if !matches!(error, TaskError::AgentLost { .. }) {
@@ -91,10 +90,7 @@ pub(super) async fn end(pod: Arc<Pod>, at: At) {
 
 /// The guest's word, made plausible. An OOM kill is told before anybody hears of the end.
 async fn settled(pod: &Arc<Pod>, at: &At, answer: &WaitResponse) -> Exit {
-    let exit = Exit {
-        status: answer.exit_status.min(UNKNOWN),
-        at_nanos: at.process.plausible(answer.exited_at_nanos),
-    };
+    let exit = Exit { status: answer.exit_status, at_nanos: at.process.plausible(answer.exited_at_nanos) };
     if answer.oom_killed && at.is_init() {
         if !at.container.oom_told.swap(true, Ordering::Relaxed) {
             tell_oom(pod, at);

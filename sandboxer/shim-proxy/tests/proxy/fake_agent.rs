@@ -33,6 +33,8 @@ struct World {
     next_pid: u32,
     zero_pid: bool,
     ooms: HashMap<String, u64>,
+    stats: Option<StatsResponse>,
+    hello_refusal: Option<String>,
     stdio: HashMap<Key, Stdio>,
     exec_specs: HashMap<Key, Vec<u8>>,
     sockets: Vec<HostSocket>,
@@ -194,6 +196,16 @@ impl FakeAgent {
         self.change(|world| world.zero_pid = true);
     }
 
+    /// From now on it answers these figures.
+    pub(crate) fn claim(&self, stats: StatsResponse) {
+        self.change(|world| world.stats = Some(stats));
+    }
+
+    /// From now on it refuses Hello in these words.
+    pub(crate) fn refuse_hello(&self, words: String) {
+        self.change(|world| world.hello_refusal = Some(words));
+    }
+
     /// The guest's end of a stream.
     pub(crate) async fn stream(&self, container: &str, exec: &str, kind: Kind) -> UnixStream {
         let key = (container.to_owned(), exec.to_owned(), kind);
@@ -271,7 +283,10 @@ pub(crate) async fn hear(stream: &mut UnixStream) -> Vec<u8> {
 #[async_trait]
 impl Agent for FakeAgent {
     async fn hello(&self, _: &TtrpcContext, _: HelloRequest) -> ttrpc::Result<HelloResponse> {
-        Ok(HelloResponse { version: version::MAX_VERSION, ..Default::default() })
+        match self.world.lock().unwrap().hello_refusal.clone() {
+            Some(words) => Err(ttrpc::Error::RpcStatus(get_status(Code::INTERNAL, words))),
+            None => Ok(HelloResponse { version: version::MAX_VERSION, ..Default::default() }),
+        }
     }
 
     async fn create_container(
@@ -376,7 +391,8 @@ impl Agent for FakeAgent {
 
     async fn stats(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<StatsResponse> {
         self.enter("stats", &[&request.container_id]).await?;
-        Ok(StatsResponse { memory_usage: 4096, memory_usage_limit: u64::MAX, ..Default::default() })
+        let plain = StatsResponse { memory_usage: 4096, memory_usage_limit: u64::MAX, ..Default::default() };
+        Ok(self.world.lock().unwrap().stats.clone().unwrap_or(plain))
     }
 
     async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> ttrpc::Result<WaitOomResponse> {

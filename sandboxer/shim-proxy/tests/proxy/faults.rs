@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use bulkhead_protocol::agent::{IoEntry, StatsResponse};
 use bulkhead_protocol::pod::Nothing;
 use bulkhead_protocol::shim::{AttachRequest, VmGoneRequest};
 use containerd_shim_protos::api::*;
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use protobuf::Message;
 use ttrpc::Code;
 
 use crate::fake_agent::{Kind, say, say_end};
@@ -243,6 +246,47 @@ async fn a_guest_that_lies_about_pids_is_not_believed() {
     let refused = rig.task.create(within(), &rig.prepare("c")).await;
     assert!(text(refused).contains("makes no sense"));
     assert!(rig.agent.holds().is_empty() && rig.sandboxer.prepared().is_empty());
+}
+
+/// containerd decodes what it gets, for every container of the node: how much, is not for a guest to say.
+#[tokio::test]
+async fn a_guest_that_claims_absurd_figures_is_cut_short() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let entry = IoEntry { rbytes: u64::MAX, ..Default::default() };
+    let claimed = StatsResponse {
+        cpu_usage_usec: u64::MAX,
+        memory_usage: u64::MAX,
+        memory_usage_limit: u64::MAX,
+        memory_stat: (0..10_000).map(|number| (format!("kind {number}"), u64::MAX)).collect(),
+        io: vec![entry; 100_000],
+        ..Default::default()
+    };
+    rig.agent.claim(claimed);
+    let request = StatsRequest { id: "c".into(), ..Default::default() };
+    let stats = soon(rig.task.stats(within(), &request)).await.unwrap().stats.unwrap();
+    assert!(stats.value.len() < 64 * 1024, "{} bytes", stats.value.len());
+    let metrics = Metrics::parse_from_bytes(&stats.value).unwrap();
+    let most = u64::MAX / 2 / 1000;
+    assert_eq!(
+        (metrics.cpu.usage_usec, metrics.memory.usage, metrics.memory.usage_limit),
+        (most, most, u64::MAX)
+    );
+    assert_eq!((metrics.io.usage.len(), metrics.io.usage[0].rbytes), (512, most));
+}
+
+#[tokio::test]
+async fn a_guest_that_refuses_hello_at_length_is_quoted_in_short() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let wait = rig.wait("c", "");
+    rig.agent.called("wait c").await;
+    rig.agent.refuse_hello(format!("no\n{}", "x".repeat(100_000)));
+    rig.agent.break_sessions().await;
+    assert_eq!(soon(wait).await.unwrap().unwrap().exit_status, 137);
+    let refused = text(rig.task.create(within(), &rig.prepare("late")).await);
+    assert!(refused.contains("refused Hello") && refused.contains("no xxx"), "{refused}");
+    assert!(refused.len() < 2000 && rig.log().len() < 20_000, "{} and {}", refused.len(), rig.log().len());
 }
 
 #[tokio::test]
