@@ -65,6 +65,10 @@ const SECOND: [Filesystem; 4] = [
     Filesystem { fs: "cgroup2", target: "/sys/fs/cgroup", flags: NO_PROGRAMS, data: "" },
 ];
 
+/// The kernel's bound of fs.nr_open (fs/file.c). No limit of open files that held on the node is above it; the default
+/// is far below what systemd lets containerd have.
+const MOST_OPEN_FILES: &str = "2147483584";
+
 /// Replaces the root and mounts what the agent itself needs.
 pub(crate) fn first() -> Result<(), BootError> {
     switch_root()?;
@@ -76,6 +80,9 @@ pub(crate) fn second() -> Result<(), BootError> {
     SECOND.iter().try_for_each(attach)?;
     for path in [RUN_DIR, SHARE_DIR] {
         std::fs::create_dir_all(path).map_err(|source| BootError::CreateDir { path, source })?;
+    }
+    if let Err(error) = std::fs::write("/proc/sys/fs/nr_open", MOST_OPEN_FILES) {
+        tracing::warn!(%error, "a container's limit of open files may be refused");
     }
     Ok(())
 }

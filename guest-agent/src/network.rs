@@ -84,9 +84,14 @@ async fn apply_with(handle: &Handle, request: &SetupRequest) -> Result<(), Netwo
     let found = devices(handle).await?;
     let mut named = Vec::new();
     for interface in &request.interfaces {
-        let device = find_by_mac(&found, interface)?;
-        bring_up(handle, &device, interface).await?;
-        named.push(device);
+        named.push(find_by_mac(&found, interface)?);
+    }
+    for (device, name) in out_of_the_way(&found, &named) {
+        let message = LinkUnspec::new_with_index(device.index).down().name(name).build();
+        set_link(handle, &device.name, message).await?;
+    }
+    for (device, interface) in named.iter().zip(&request.interfaces) {
+        bring_up(handle, device, interface).await?;
     }
     for route in in_order(&request.routes) {
         add_route(handle, &named, route).await?;
@@ -126,6 +131,15 @@ fn find_by_mac(found: &[Device], interface: &Interface) -> Result<Device, Networ
     Ok(Device { name: interface.name.clone(), ..device.clone() })
 }
 
+/// Devices that have another one's name-to-be now, each with a name that nobody wants: after them every device can be
+/// renamed, in any order.
+fn out_of_the_way<'a>(found: &'a [Device], named: &[Device]) -> Vec<(&'a Device, String)> {
+    let blocks =
+        |device: &&Device| named.iter().any(|other| other.name == device.name && other.index != device.index);
+    let blocking = found.iter().filter(blocks);
+    blocking.map(|device| (device, format!("bulkhead{}", device.index))).collect()
+}
+
 fn find_by_name<'a>(named: &'a [Device], name: &str) -> Result<&'a Device, NetworkError> {
     named.iter().find(|device| device.name == name).ok_or_else(|| NetworkError::NoDevice {
         device: name.to_owned(),
@@ -144,6 +158,9 @@ async fn bring_up(handle: &Handle, device: &Device, interface: &Interface) -> Re
         LinkUnspec::new_with_index(device.index).name(interface.name.clone());
     if interface.mtu != 0 {
         message = message.mtu(interface.mtu);
+    }
+    if !interface.new_mac.is_empty() {
+        message = message.address(mac(&interface.new_mac)?);
     }
     set_link(handle, &interface.name, message.build()).await?;
     let up = LinkUnspec::new_with_index(device.index).up().build();
@@ -310,6 +327,19 @@ mod tests {
     fn a_gateway_of_another_family_is_refused() {
         let route = Route { family: 6, gateway: "10.0.0.1".into(), ..Default::default() };
         assert!(route_message(2, &route).unwrap_err().is_callers_fault());
+    }
+
+    #[test]
+    fn no_order_of_names_and_devices_keeps_one_from_its_name() {
+        let device = |index, name: &str| Device { index, name: name.into(), mac: vec![index as u8; 6] };
+        let found = [device(1, "lo"), device(2, "eth0"), device(3, "eth1"), device(4, "eth2")];
+        let moved = |named: &[Device]| -> Vec<(u32, String)> {
+            out_of_the_way(&found, named).into_iter().map(|(device, name)| (device.index, name)).collect()
+        };
+        assert_eq!(moved(&[device(2, "eth0"), device(3, "eth1")]), []);
+        let swapped = moved(&[device(2, "eth1"), device(3, "eth0")]);
+        assert_eq!(swapped, [(2, "bulkhead2".into()), (3, "bulkhead3".into())]);
+        assert_eq!(moved(&[device(3, "eth0")]), [(2, "bulkhead2".into())], "one that nobody named");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::pty::OpenptFlags;
 use rustix::termios::{Winsize, tcsetwinsize};
 
 /// Directory of the console sockets. Their names must fit into a socket address with any container id, so they
@@ -80,6 +81,13 @@ impl Drop for ConsoleSocket {
     }
 }
 
+/// Makes user `uid` the owner of the process's end of a terminal, which has its group from the mount of devpts.
+pub(crate) fn give_to(terminal: &OwnedFd, uid: u32) -> io::Result<()> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let theirs = rustix::pty::ioctl_tiocgptpeer(terminal, flags)?;
+    Ok(rustix::fs::fchown(theirs, Some(rustix::fs::Uid::from_raw(uid)), None)?)
+}
+
 /// Sets a terminal's size in cells. A size of 0 is unknown and changes nothing.
 pub(crate) fn resize(terminal: &OwnedFd, width: u32, height: u32) -> Result<(), PtyError> {
     if width == 0 || height == 0 {
@@ -104,6 +112,17 @@ mod tests {
         assert_eq!(rustix::termios::tcgetwinsize(&pty.slave).unwrap().ws_row, 43);
         resize(&pty.master, 1 << 20, 1).unwrap();
         assert_eq!(rustix::termios::tcgetwinsize(&pty.slave).unwrap().ws_col, u16::MAX);
+    }
+
+    #[test]
+    fn a_terminal_becomes_its_users() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let uid =
+            if rustix::process::geteuid().is_root() { 1234 } else { rustix::process::geteuid().as_raw() };
+        let before = rustix::fs::fstat(&pty.slave).unwrap();
+        give_to(&pty.master, uid).unwrap();
+        let after = rustix::fs::fstat(&pty.slave).unwrap();
+        assert_eq!((after.st_uid, after.st_gid), (uid, before.st_gid));
     }
 
     #[test]

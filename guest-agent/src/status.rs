@@ -79,6 +79,7 @@ fn container_code(error: &ContainerError) -> Code {
         | ContainerError::ParseSpec { .. }
         | ContainerError::IncompleteSpec { .. }
         | ContainerError::ParseProcess { .. }
+        | ContainerError::BadVariable { .. }
         | ContainerError::ParseResources { .. }
         | ContainerError::Signal(SignalError::BadSignal { .. }) => Code::INVALID_ARGUMENT,
         ContainerError::Create { source, .. } | ContainerError::StartExec { source, .. } => {

@@ -16,6 +16,7 @@ use vmm_actors::registry::CreateSandbox;
 use vmm_actors::sandbox::Snapshot;
 use vmm_actors::{PodSpec, Sandboxes};
 
+use crate::caller_limits;
 use crate::pod_config::{PodConfigError, pod_spec};
 use crate::status::{bad_pod, bad_update, failure, invalid};
 use crate::{metrics, update};
@@ -144,7 +145,8 @@ fn create_sandbox(id: SandboxId, request: Create) -> Result<CreateSandbox, Failu
     let bad = |error: PodConfigError| bad_pod(id.as_str(), &error);
     // Without the file a pod that wants the host's DNS has none, as everything else on this host.
     let host_resolv_conf = fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default();
-    let pod: PodSpec = pod_spec(request.options, &host_resolv_conf).map_err(bad)?;
+    let mut pod: PodSpec = pod_spec(request.options, &host_resolv_conf).map_err(bad)?;
+    pod.inherited_limits = caller_limits::read(request.caller_pid);
     let netns = request.netns_path.ok_or(PodConfigError::HostNetwork).map_err(bad)?;
     check_netns(&id, &netns)?;
     let containerd_namespace = containerd_namespace(request.namespace)?;

@@ -3,6 +3,7 @@
 //! This file only puts the parts together: arguments, settings, log, runtime, service.
 
 mod args;
+mod caller_limits;
 mod controller;
 mod logging;
 mod metrics;

@@ -103,6 +103,8 @@ fn from_config(config: PodSandboxConfig, host_resolv_conf: &str) -> Result<PodSp
         annotations: config.annotations.into_iter().collect(),
         log_directory: PathBuf::from(config.log_directory),
         shared_pid_namespace,
+        // Not of the pod: whoever heard the request knows who made it.
+        inherited_limits: std::collections::BTreeMap::new(),
         port_mappings: config.port_mappings.into_iter().map(port_mapping).collect::<Result<_, _>>()?,
     })
 }

@@ -35,7 +35,7 @@ async fn host_devices_are_refused_by_name() {
     let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("devices").await;
     let node = stage.node.dir().join("disk");
-    stage.node.run(&["mknod", &node.display().to_string(), "b", "7", "200"]).await;
+    stage.node.run(&["mknod", &node.display().to_string(), "b", "240", "200"]).await;
     let mut config = Cri::shell("disk", "true");
     config.devices = vec![api::Device {
         container_path: "/dev/disk0".into(),

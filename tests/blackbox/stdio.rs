@@ -13,7 +13,7 @@ async fn attach(node: &Node, id: &str, tty: bool) -> String {
     node.cri().runtime().attach(request).await.unwrap().into_inner().url
 }
 
-async fn exec(node: &Node, id: &str, command: &[&str], tty: bool) -> String {
+pub(crate) async fn exec(node: &Node, id: &str, command: &[&str], tty: bool) -> String {
     let request = api::ExecRequest {
         container_id: id.into(),
         cmd: command.iter().map(|&part| part.into()).collect(),
@@ -26,7 +26,7 @@ async fn exec(node: &Node, id: &str, command: &[&str], tty: bool) -> String {
 }
 
 /// The session is plain blocking I/O: the runtime is told so.
-fn talk(node: &Node, url: &str, conversation: impl FnOnce(Session) -> Output) -> Output {
+pub(crate) fn talk(node: &Node, url: &str, conversation: impl FnOnce(Session) -> Output) -> Output {
     tokio::task::block_in_place(|| conversation(Session::open(node, url)))
 }
 

@@ -75,7 +75,8 @@ pub async fn import_archive(node: &Node, archive: &Path, names: &[&str]) {
     }
 }
 
-fn fill_root(root: &Path, busybox: &Path) {
+/// Fills `root` with a busybox, its applets, users and a page to serve.
+pub fn fill_root(root: &Path, busybox: &Path) {
     for path in ["bin", "etc", "tmp", "proc", "sys", "dev", "www", "root"] {
         std::fs::create_dir_all(root.join(path)).expect("make the image's root");
     }

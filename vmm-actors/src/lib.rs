@@ -34,5 +34,5 @@ pub mod testing;
 pub mod virtiofsd;
 pub mod vm;
 
-pub use pod_spec::{PodSpec, PortMapping, Resources};
+pub use pod_spec::{PodSpec, PortMapping, ResourceLimit, Resources};
 pub use sandboxes::Sandboxes;

@@ -39,8 +39,20 @@ pub struct PodSpec {
     pub log_directory: PathBuf,
     /// Containers of the pod see each other's processes.
     pub shared_pid_namespace: bool,
+    /// Resource limits of the process that made the pod (containerd), by their OCI names (`RLIMIT_NOFILE`): what a
+    /// container has where its spec says nothing, as it would without a VM.
+    pub inherited_limits: BTreeMap<String, ResourceLimit>,
     /// Host ports of the pod. CNI's portmap serves them; here for people who look.
     pub port_mappings: Vec<PortMapping>,
+}
+
+/// One resource limit, getrlimit(2); `u64::MAX` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimit {
+    /// What holds.
+    pub soft: u64,
+    /// Up to where the process itself may raise it.
+    pub hard: u64,
 }
 
 /// CPU and memory bounds, `0` or empty meaning "not set", units as in the CRI.

@@ -63,9 +63,34 @@ impl Cgroup {
     pub(crate) fn pids(&self) -> Result<Vec<u32>, CgroupError> {
         let mut pids = Vec::new();
         for cgroup in self.tree() {
-            pids.extend(numbers(&cgroup.read("cgroup.procs")?));
+            match cgroup.read("cgroup.procs") {
+                Ok(text) => pids.extend(numbers(&text)),
+                // What the container makes below its own it may remove at any time.
+                Err(_) if cgroup != *self && !cgroup.exists() => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(pids)
+    }
+
+    /// Where a process that joins the container must go, relative to this cgroup; `None`: into it. A cgroup that hands
+    /// controllers down takes no process itself (cgroups(7), "no internal processes"), so once the container has made
+    /// cgroups of its own and done that, as systemd and dockerd do, its execs go where its init process is.
+    pub(crate) fn below_for_exec(&self, init: u32) -> Option<String> {
+        let control = self.read("cgroup.subtree_control").ok()?;
+        if control.trim().is_empty() {
+            return None;
+        }
+        let of_init = std::fs::read_to_string(format!("/proc/{init}/cgroup")).ok()?;
+        self.relative(&of_init)
+    }
+
+    /// The cgroup of a `/proc/<pid>/cgroup` (version 2: one line, `0::/path`) relative to this one, if it is below.
+    fn relative(&self, of_process: &str) -> Option<String> {
+        let path = of_process.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let own = self.dir.strip_prefix(ROOT).unwrap_or(&self.dir);
+        let below = Path::new(path).strip_prefix(own).ok()?.to_str()?;
+        (!below.is_empty()).then(|| below.to_owned())
     }
 
     /// Kills every process in it and below. Nothing to do for one that does not exist.
@@ -211,6 +236,21 @@ mod tests {
             std::fs::write(cgroup.dir.join(sub).join("cgroup.procs"), text).unwrap();
         }
         assert_eq!(cgroup.pids().unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn an_exec_goes_where_the_init_process_is_once_controllers_are_handed_down() {
+        let (_dir, cgroup) = fake();
+        let init = std::process::id();
+        assert_eq!(cgroup.below_for_exec(init), None, "nothing is known of the cgroup");
+        std::fs::write(cgroup.path("cgroup.subtree_control"), "\n").unwrap();
+        assert_eq!(cgroup.below_for_exec(init), None);
+
+        let real = Cgroup::of("c1");
+        assert_eq!(real.relative("0::/bulkhead/c1/init.scope\n"), Some("init.scope".to_owned()));
+        assert_eq!(real.relative("0::/bulkhead/c1\n"), None);
+        assert_eq!(real.relative("0::/bulkhead/c11/x\n"), None);
+        assert_eq!(real.relative("1:cpu:/bulkhead/c1/x\n"), None);
     }
 
     #[test]

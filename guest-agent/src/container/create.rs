@@ -12,7 +12,7 @@ use super::error::ContainerError;
 use super::process::Process;
 use super::spec::{self, PodView, Target};
 use super::state::Event;
-use super::{Attached, Container, Containers, Entry, bundle, check_id, devices, mounts, workdir};
+use super::{Attached, Container, Containers, Entry, bundle, check_id, devices, mounts, targets, workdir};
 use crate::cgroup::Cgroup;
 use crate::helper::{Job, Launched, launch};
 use crate::stdio::{self, Owner};
@@ -94,7 +94,13 @@ impl Containers {
             self.remove_remains(id, &Cgroup::of(id), &attached).await;
             return Err(error.into());
         }
-        let workdir = workdir(id, &rootfs, &spec).await;
+        let (spec, workdir) = match settle(id, &rootfs, spec).await {
+            Ok(settled) => settled,
+            Err(error) => {
+                self.remove_remains(id, &Cgroup::of(id), &attached).await;
+                return Err(error);
+            }
+        };
         match self.make(request, &spec, attached.clone()).await {
             Ok(made) => Ok(made),
             Err(error) => {
@@ -130,7 +136,7 @@ impl Containers {
         let id = &request.container_id;
         let dir = bundle(id);
         write_bundle(&dir, spec)?;
-        let (stdio, prepared) = stdio::prepare(&request.stdio)?;
+        let (stdio, prepared) = stdio::prepare(&request.stdio, spec::uid(spec))?;
         let job = Job::CreateContainer { id: id.clone(), bundle: dir, console: prepared.console() };
         let made = launch(&self.reaper, &job, stdio)
             .await
@@ -146,7 +152,7 @@ impl Containers {
             execs: Mutex::new(HashMap::new()),
             turn: tokio::sync::Mutex::new(()),
             attached,
-            score: spec.process().as_ref().and_then(|process| process.oom_score_adj()).unwrap_or(0),
+            inherited: spec::Inherited::of(spec),
             gone: watch::Sender::new(false),
         });
         self.follow_init(&container, made);
@@ -197,10 +203,20 @@ fn write_bundle(dir: &Path, spec: &Spec) -> Result<(), ContainerError> {
     write().map_err(|source| ContainerError::WriteFile { path: path.clone(), source })
 }
 
-/// Where it cannot be made, it may yet be there once the container has its mounts.
-async fn workdir(id: &str, rootfs: &Path, spec: &Spec) -> Result<(), ContainerError> {
-    let (id, rootfs, spec) = (id.to_owned(), rootfs.to_owned(), spec.clone());
-    blocking(move || workdir::make(&id, &rootfs, &spec)).await
+/// The spec with its mounts' targets settled, and whether its working directory could be made. Where it could not, it may
+/// yet be there once the container has its mounts.
+async fn settle(
+    id: &str,
+    rootfs: &Path,
+    mut spec: Spec,
+) -> Result<(Spec, Result<(), ContainerError>), ContainerError> {
+    let (id, rootfs) = (id.to_owned(), rootfs.to_owned());
+    blocking(move || {
+        let tree = targets::settle(&rootfs, &mut spec);
+        let workdir = workdir::make(&id, &tree, &spec);
+        Ok((spec, workdir))
+    })
+    .await
 }
 
 /// libcontainer does not say which mount's source it did not find, nor into which directory it could not change.

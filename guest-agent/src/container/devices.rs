@@ -10,6 +10,11 @@ const DEV: &str = "/dev";
 /// A container has these of its own: terminals, shared memory, message queues, its console.
 const OWN: [&str; 4] = ["pts", "shm", "mqueue", "console"];
 
+/// Character devices of drivers that are loaded when somebody opens their node, and have none before: path, major and
+/// minor number (Documentation/admin-guide/devices.txt).
+const UNLOADED: [(&str, i64, i64); 3] =
+    [("/dev/net/tun", 10, 200), ("/dev/fuse", 10, 229), ("/dev/loop-control", 10, 237)];
+
 /// Gives the guest's devices to a container to which every device is allowed: a privileged one.
 pub(super) fn add(spec: &mut Spec, found: impl FnOnce() -> Vec<LinuxDevice>) {
     let Some(linux) = spec.linux_mut().as_mut().filter(|linux| allows_all(linux)) else { return };
@@ -36,6 +41,13 @@ fn allows_everything(rule: &LinuxDeviceCgroup) -> bool {
 pub(super) fn of_guest() -> Vec<LinuxDevice> {
     let mut devices = Vec::new();
     collect(Path::new(DEV), &mut devices);
+    for (path, major, minor) in UNLOADED {
+        if devices.iter().all(|device| device.path() != Path::new(path)) {
+            let device = LinuxDeviceBuilder::default().path(path).typ(LinuxDeviceType::C);
+            let device = device.major(major).minor(minor).file_mode(0o666_u32).uid(0_u32).gid(0_u32);
+            devices.extend(device.build());
+        }
+    }
     devices
 }
 
@@ -118,5 +130,10 @@ mod tests {
         let null = found.iter().find(|device| device.path() == Path::new("/dev/null")).unwrap();
         assert_eq!((null.typ(), null.major(), null.minor()), (LinuxDeviceType::C, 1, 3));
         assert!(found.iter().all(|device| !device.path().starts_with("/dev/pts")));
+        for (path, major, minor) in UNLOADED {
+            let here: Vec<_> = found.iter().filter(|device| device.path() == Path::new(path)).collect();
+            assert_eq!(here.len(), 1, "{path}");
+            assert_eq!((here[0].major(), here[0].minor()), (major, minor), "{path}");
+        }
     }
 }

@@ -39,6 +39,8 @@ pub(crate) enum ContainerError {
     IncompleteSpec { id: String, part: &'static str },
     #[error("the process of exec {exec} in container {id} is no OCI process")]
     ParseProcess { id: String, exec: String, source: serde_json::Error },
+    #[error("{entry:?} in the environment of {process} is no variable: it needs a name, = and a value")]
+    BadVariable { process: String, entry: String },
     #[error("the resources for container {id} are no OCI resources")]
     ParseResources { id: String, source: serde_json::Error },
     #[error("the root file system {path} of container {id} is not there")]

@@ -16,6 +16,7 @@ mod scsi;
 mod session;
 mod spec;
 mod state;
+mod targets;
 mod workdir;
 
 use std::collections::HashMap;
@@ -77,8 +78,8 @@ struct Container {
     /// Whoever starts, adds to or deletes the container holds it.
     turn: tokio::sync::Mutex<()>,
     attached: Attached,
-    /// oom_score_adj of its init process.
-    score: i32,
+    /// What its execs have from it.
+    inherited: spec::Inherited,
     /// Becomes true when it is deleted.
     gone: watch::Sender<bool>,
 }

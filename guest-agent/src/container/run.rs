@@ -26,8 +26,10 @@ impl Containers {
         let container = self.find(&id)?;
         let _turn = container.turn.lock().await;
         container.must_run()?;
-        let spec = spec::fit_exec(&request.process, request.stdio.terminal, container.score)
+        let spec = spec::fit_exec(&request.process, request.stdio.terminal, &container.inherited)
             .map_err(|source| ContainerError::ParseProcess { id: id.clone(), exec: exec.clone(), source })?;
+        spec::check_environment(&spec)
+            .map_err(|entry| ContainerError::BadVariable { process: format!("{id}/{exec}"), entry })?;
         let mut execs = container.execs();
         if execs.contains_key(&exec) {
             return Err(ContainerError::ExecExists { id, exec });
@@ -56,7 +58,7 @@ impl Containers {
         let exec = container.exec(name)?;
         let (id, process) = (&container.id, &exec.process);
         let kills = container.cgroup.oom_kills();
-        let (stdio, prepared) = stdio::prepare(&exec.stdio)?;
+        let (stdio, prepared) = stdio::prepare(&exec.stdio, exec.spec.user().uid())?;
         let dir = bundle(id);
         write_process(&dir.join(PROCESS_FILE), &exec.spec)?;
         let job = Job::Exec { id: id.clone(), bundle: dir, console: prepared.console() };

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, Process, Root, Spec,
+    Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, PosixRlimit, Process, Root, Spec,
 };
 
 use super::error::ContainerError;
@@ -21,6 +21,9 @@ const SHM: &str = "/dev/shm";
 /// The OOM killer must reach whatever runs in a container before the agent, which has -1000 (proc(5)).
 const MIN_OOM_SCORE_ADJ: i32 = -999;
 
+/// How many characters of a bad variable are shown.
+const SHOWN: usize = 64;
+
 /// What there is of the pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PodView {
@@ -30,6 +33,29 @@ pub(crate) struct PodView {
     pub(crate) shm: bool,
     /// The pod has a pid namespace for all its containers.
     pub(crate) pid_namespace: bool,
+}
+
+/// What an exec gets from its container where its own process object says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Inherited {
+    score: i32,
+    limits: Vec<PosixRlimit>,
+}
+
+impl Inherited {
+    /// From a container with this spec.
+    pub(crate) fn of(spec: &Spec) -> Self {
+        let process = spec.process().as_ref();
+        Self {
+            score: process.and_then(|process| process.oom_score_adj()).unwrap_or(0),
+            limits: process.and_then(|process| process.rlimits().clone()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Whose process the container's first one is.
+pub(crate) fn uid(spec: &Spec) -> u32 {
+    spec.process().as_ref().map_or(0, |process| process.user().uid())
 }
 
 /// A container to be.
@@ -49,6 +75,8 @@ pub(crate) fn fit(json: &[u8], target: Target<'_>, pod: &PodView) -> Result<Spec
     let mut process = spec.process().clone().ok_or_else(|| missing("process"))?;
     let mut linux = spec.linux().clone().ok_or_else(|| missing("linux"))?;
     let mut root = spec.root().clone().unwrap_or_default();
+    check_environment(&process)
+        .map_err(|entry| ContainerError::BadVariable { process: id.clone(), entry })?;
     fit_process(&mut process, target.terminal, 0);
     fit_linux(&mut linux, target.id, pod)?;
     root.set_path(target.rootfs.to_path_buf());
@@ -62,12 +90,28 @@ pub(crate) fn fit(json: &[u8], target: Target<'_>, pod: &PodView) -> Result<Spec
     Ok(spec)
 }
 
-/// Parses the process of an exec and makes it this guest's. It is as likely to be chosen when memory runs out as
-/// its container, unless it says otherwise: what a helper makes inherits the agent's own score.
-pub(crate) fn fit_exec(json: &[u8], terminal: bool, score: i32) -> Result<Process, serde_json::Error> {
+/// Parses the process of an exec and makes it this guest's. What a helper makes inherits the agent's own oom_score_adj
+/// and limits, so those of the container are set where the exec has none.
+pub(crate) fn fit_exec(
+    json: &[u8],
+    terminal: bool,
+    container: &Inherited,
+) -> Result<Process, serde_json::Error> {
     let mut process: Process = serde_json::from_slice(json)?;
-    fit_process(&mut process, terminal, score);
+    fit_process(&mut process, terminal, container.score);
+    let mut limits = process.rlimits().clone().unwrap_or_default();
+    let missing = |limit: &&PosixRlimit| !limits.iter().any(|own| own.typ() == limit.typ());
+    let more: Vec<PosixRlimit> = container.limits.iter().filter(missing).cloned().collect();
+    limits.extend(more);
+    process.set_rlimits(Some(limits));
     Ok(process)
+}
+
+/// The first entry of the environment that cannot be a variable, shortened: it has no name, no value, or a zero byte.
+pub(crate) fn check_environment(process: &Process) -> Result<(), String> {
+    let is_variable = |entry: &str| entry.find('=').is_some_and(|at| at > 0) && !entry.contains('\0');
+    let bad = process.env().iter().flatten().find(|entry| !is_variable(entry));
+    bad.map_or(Ok(()), |entry| Err(entry.chars().take(SHOWN).collect()))
 }
 
 fn fit_process(process: &mut Process, terminal: bool, score: i32) {
@@ -161,7 +205,7 @@ pub(crate) fn binds(spec: &Spec) -> impl Iterator<Item = (&Path, &Path)> {
     mounts.filter_map(|mount| Some((mount.source().as_deref()?, mount.destination().as_path())))
 }
 
-fn is_bind(mount: &Mount) -> bool {
+pub(super) fn is_bind(mount: &Mount) -> bool {
     let options = mount.options().iter().flatten();
     mount.typ().as_deref() == Some("bind")
         || options.into_iter().any(|option| option == "bind" || option == "rbind")
@@ -279,15 +323,51 @@ mod tests {
     #[test]
     fn an_exec_is_as_killable_as_its_container() {
         let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "terminal": true}"#;
-        let process = fit_exec(json, false, 500).unwrap();
+        let container = Inherited { score: 500, limits: Vec::new() };
+        let process = fit_exec(json, false, &container).unwrap();
         assert_eq!((process.oom_score_adj(), process.terminal()), (Some(500), Some(false)));
         let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "oomScoreAdj": 7}"#;
-        assert_eq!(fit_exec(json, true, 500).unwrap().oom_score_adj(), Some(7));
+        assert_eq!(fit_exec(json, true, &container).unwrap().oom_score_adj(), Some(7));
         let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "oomScoreAdj": -1000}"#;
         assert_eq!(
-            fit_exec(json, true, 500).unwrap().oom_score_adj(),
+            fit_exec(json, true, &container).unwrap().oom_score_adj(),
             Some(-999),
             "only the agent is spared"
         );
+    }
+
+    #[test]
+    fn an_exec_has_its_containers_limits_but_for_those_it_names() {
+        let limits = r#"[{"type": "RLIMIT_NOFILE", "soft": 7, "hard": 8}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]"#;
+        let with = |limits: &str| {
+            format!(r#"{{"cwd": "/", "args": ["sh"], "user": {{"uid": 0, "gid": 0}}, "rlimits": {limits}}}"#)
+        };
+        let spec =
+            SPEC.replace(r#""apparmorProfile""#, &format!(r#""rlimits": {limits}, "apparmorProfile""#));
+        let container = Inherited::of(&fit(spec.as_bytes(), target(), &whole_pod()).unwrap());
+        let own = with(r#"[{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}]"#);
+        let process = fit_exec(own.as_bytes(), false, &container).unwrap();
+        let seen: Vec<_> =
+            process.rlimits().iter().flatten().map(|limit| (limit.soft(), limit.hard())).collect();
+        assert_eq!(seen, [(1, 2), (0, 0)]);
+        let none = fit_exec(with("[]").as_bytes(), false, &container).unwrap();
+        assert_eq!(none.rlimits().as_ref().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_no_variable_is_named() {
+        let with = |entry: &str| {
+            let mut process = Process::default();
+            process.set_env(Some(vec!["A=b".to_owned(), entry.to_owned()]));
+            process
+        };
+        for good in ["A=", "A=b=c", "a b=c"] {
+            assert_eq!(check_environment(&with(good)), Ok(()), "{good}");
+        }
+        for bad in ["=x", "", "x", "a=\0"] {
+            assert_eq!(check_environment(&with(bad)), Err(bad.to_owned()));
+        }
+        let long = format!("={}", "x".repeat(1000));
+        assert_eq!(check_environment(&with(&long)).unwrap_err().len(), SHOWN);
     }
 }

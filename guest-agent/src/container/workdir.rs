@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 use super::error::ContainerError;
-use super::spec;
+use super::targets::Tree;
 
 /// Where the directory lies, as the agent reaches it before the container has a mount namespace.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,9 +20,9 @@ struct Place {
 }
 
 /// Makes the working directory of a container, and those above it, unless it is there.
-pub(super) fn make(id: &str, rootfs: &Path, spec: &Spec) -> Result<(), ContainerError> {
-    let Some(place) = place(rootfs, spec) else { return Ok(()) };
+pub(super) fn make(id: &str, tree: &Tree, spec: &Spec) -> Result<(), ContainerError> {
     let path = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
+    let Some(place) = place(tree, &path) else { return Ok(()) };
     place.make().map_err(|errno| ContainerError::MakeWorkDir {
         id: id.to_owned(),
         path,
@@ -31,19 +31,10 @@ pub(super) fn make(id: &str, rootfs: &Path, spec: &Spec) -> Result<(), Container
 }
 
 /// None for the root itself, and for what only the container's own mounts will have.
-fn place(rootfs: &Path, spec: &Spec) -> Option<Place> {
-    let cwd = spec.process().as_ref()?.cwd();
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let covering = mounts.iter().map(oci_spec::runtime::Mount::destination).filter(|at| cwd.starts_with(at));
-    let covering = covering.max_by_key(|at| at.components().count()).map_or(Path::new("/"), PathBuf::as_path);
-    let root = if covering == Path::new("/") {
-        rootfs
-    } else {
-        // The last one there covers those before it.
-        spec::binds(spec).filter(|(_, at)| *at == covering).last()?.0
-    };
-    let path = cwd.strip_prefix(covering).ok()?;
-    (path != Path::new("")).then(|| Place { root: root.to_owned(), path: path.to_owned() })
+fn place(tree: &Tree, cwd: &Path) -> Option<Place> {
+    let cwd = tree.resolve(cwd);
+    let (root, path) = tree.split(&cwd)?;
+    (path != Path::new("")).then_some(Place { root, path })
 }
 
 impl Place {
@@ -82,28 +73,26 @@ mod tests {
 
     use super::*;
 
-    fn spec(cwd: &str, mounts: &str) -> Spec {
-        let json = format!(
-            r#"{{"ociVersion": "1.1.0", "process": {{"cwd": "{cwd}", "args": ["a"], "user": {{"uid": 0, "gid": 0}}}},
-                "root": {{"path": "rootfs"}}, "mounts": [{mounts}]}}"#
-        );
-        serde_json::from_str(&json).unwrap()
-    }
-
     #[test]
     fn it_lies_in_the_root_or_in_the_volume_that_covers_it() {
-        let found = |cwd: &str| {
-            let mounts = r#"{"destination": "/data", "type": "bind", "source": "/volume", "options": ["rbind"]},
+        let mut spec: Spec = serde_json::from_str(
+            r#"{"ociVersion": "1.1.0", "mounts": [
+                {"destination": "/data", "type": "bind", "source": "/volume", "options": ["rbind"]},
                 {"destination": "/data/deep", "type": "bind", "source": "/other", "options": ["rbind"]},
-                {"destination": "/run", "type": "tmpfs", "source": "tmpfs"}"#;
-            place(Path::new("/r"), &spec(cwd, mounts)).map(|place| (place.root, place.path))
-        };
-        let at = |root: &str, path: &str| Some((PathBuf::from(root), PathBuf::from(path)));
-        assert_eq!(found("/a/b"), at("/r", "a/b"));
-        assert_eq!(found("/database"), at("/r", "database"));
-        assert_eq!(found("/data/x"), at("/volume", "x"));
-        assert_eq!(found("/data/deep/y/z"), at("/other", "y/z"));
-        for there in ["/", "/data", "/run/x", "/data/deep"] {
+                {"destination": "/run", "type": "tmpfs", "source": "tmpfs"}]}"#,
+        )
+        .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        symlink("/data", dir.path().join("link")).unwrap();
+        let tree = super::super::targets::settle(dir.path(), &mut spec);
+        let found = |cwd: &str| place(&tree, Path::new(cwd)).map(|place| (place.root, place.path));
+        let at = |root: &Path, path: &str| Some((root.to_owned(), PathBuf::from(path)));
+        assert_eq!(found("/a/b"), at(dir.path(), "a/b"));
+        assert_eq!(found("/database"), at(dir.path(), "database"));
+        assert_eq!(found("/data/x"), at(Path::new("/volume"), "x"));
+        assert_eq!(found("/link/x"), at(Path::new("/volume"), "x"));
+        assert_eq!(found("/data/deep/y/z"), at(Path::new("/other"), "y/z"));
+        for there in ["/", "/data", "/link", "/run/x", "/data/deep"] {
             assert_eq!(found(there), None, "{there}");
         }
     }

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 
 use super::workload::Workload;
 use super::{Job, PROCESS_FILE, Report, SPEC_FILE, STATE_DIR, encode};
+use crate::cgroup::Cgroup;
 use crate::status;
 
 /// File descriptor of the report pipe, beside stdin, stdout and stderr. Given as the first argument.
@@ -86,7 +88,10 @@ fn exec(id: &str, bundle: &Path, console: Option<&Path>) -> Result<u32, ExecErro
     text.and_then(|text| std::fs::write(&process_file, text))
         .map_err(|source| ExecError::Write { path: process_file.clone(), source })?;
     let builder = builder(id, console).map_err(ExecError::Build)?.with_executor(workload);
-    let made = builder.as_tenant().with_process(Some(process_file)).with_detach(true).build();
+    let init = Container::load(Path::new(STATE_DIR).join(id)).map_err(ExecError::Build)?.pid();
+    let below = init.and_then(|init| Cgroup::of(id).below_for_exec(init.as_raw().unsigned_abs()));
+    let tenant = builder.as_tenant().with_process(Some(process_file)).with_sub_cgroup(below);
+    let made = tenant.with_detach(true).build();
     Ok(made.map_err(ExecError::Build)?.as_raw().unsigned_abs())
 }
 

@@ -110,11 +110,29 @@ async fn read(reader: &mut pipe::Receiver, bytes: &mut Vec<u8>) -> Result<Report
     }
 }
 
-/// What a helper that has ended left in the pipe.
+/// What a helper that has ended left in the pipe. Asked of the kernel, not of the runtime: that the pipe is readable may
+/// be news that the runtime has yet to hear, and until then it says that nothing is there.
 fn late(reader: &pipe::Receiver, bytes: &mut Vec<u8>) -> Option<Report> {
     let mut chunk = [0; 4096];
-    while let Ok(count @ 1..) = reader.try_read(&mut chunk) {
+    while let Ok(count @ 1..) = rustix::io::read(reader, &mut chunk) {
         bytes.extend_from_slice(chunk.get(..count)?);
     }
     decode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::helper::encode;
+
+    #[tokio::test]
+    async fn a_report_that_the_runtime_has_not_heard_of_is_not_lost() {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let reader = pipe::Receiver::from_owned_fd(reader).unwrap();
+        rustix::io::write(&writer, &encode(&Ok(77))).unwrap();
+        // The runtime has not looked at the pipe since.
+        assert!(reader.try_read(&mut [0; 8]).is_err(), "it has looked: the test shows nothing");
+        assert_eq!(late(&reader, &mut Vec::new()), Some(Ok(77)));
+        assert_eq!(late(&reader, &mut Vec::new()), None, "and an empty pipe is no report");
+    }
 }

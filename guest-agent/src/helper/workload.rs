@@ -1,11 +1,13 @@
 //! The last steps of a new process, taken in the process itself: what libcontainer leaves out.
 //!
-//! libcontainer gives no seccomp filter to an exec, and takes only programs that everybody may execute. Loading a
-//! filter takes CAP_SYS_ADMIN unless no_new_privs is set (seccomp(2)), so an exec without it keeps its capabilities
-//! until the filter is there, and drops them here.
+//! libcontainer gives no seccomp filter to an exec, leaves its terminal to root, and takes only programs that everybody
+//! may execute. Giving the terminal away takes CAP_CHOWN, and loading a filter CAP_SYS_ADMIN unless no_new_privs is set
+//! (seccomp(2)), so an exec keeps its capabilities until both are done, and drops them here.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::ffi::CString;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use libcontainer::syscall::syscall::SyscallType;
@@ -19,12 +21,17 @@ use crate::status;
 /// Where programs are looked for when the environment does not say.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How much of a script's first line the kernel reads (BINPRM_BUF_SIZE of linux/binfmts.h).
+const LONGEST_INTERPRETER: usize = 256;
+
 /// What runs in the new process before its program does.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Workload {
+    /// Whose the terminal becomes, if there is one. A container's own is given away from outside.
+    terminal_of: Option<u32>,
     /// Filter to load. A container's own is libcontainer's affair.
     filter: Option<LinuxSeccomp>,
-    /// Capabilities to go down to once the filter is loaded, where libcontainer was kept from it.
+    /// Capabilities to go down to in the end: libcontainer was kept from it.
     capabilities: Option<LinuxCapabilities>,
 }
 
@@ -37,20 +44,47 @@ enum ProgramError {
     NotInPath(String),
     #[error("executable '{path}' cannot be executed: {reason}")]
     NotExecutable { path: PathBuf, reason: rustix::io::Errno },
+    #[error("exec {path}: {}{}", in_words(*reason), missing_interpreter(path, *reason))]
+    NotExecuted { path: PathBuf, reason: rustix::io::Errno },
+}
+
+/// As other runtimes say it: "exec format error".
+fn in_words(reason: rustix::io::Errno) -> String {
+    nix::errno::Errno::from_raw(reason.raw_os_error()).desc().to_lowercase()
+}
+
+/// A file that is there and "not found" names an interpreter that is not. Most often its line ends are those of Windows.
+fn missing_interpreter(path: &Path, reason: rustix::io::Errno) -> String {
+    if reason != rustix::io::Errno::NOENT {
+        return String::new();
+    }
+    let mut start = [0; LONGEST_INTERPRETER];
+    let read = std::fs::File::open(path).and_then(|mut file| std::io::Read::read(&mut file, &mut start));
+    let text = start.get(..read.unwrap_or(0)).unwrap_or_default();
+    let line = text.strip_prefix(b"#!").and_then(|line| line.split(|byte| *byte == b'\n').next());
+    let name = line.map(|line| String::from_utf8_lossy(line).trim_start_matches([' ', '\t']).to_owned());
+    let name = name.and_then(|line| line.split([' ', '\t']).next().map(str::to_owned));
+    name.map(|name| format!(" (its interpreter {name:?} is not there)")).unwrap_or_default()
 }
 
 impl Workload {
     /// Of an exec in a container with this spec. Takes out of `process` what is done here instead.
     pub(super) fn of_exec(container: &Spec, process: &mut Process) -> Self {
-        let Some(filter) = container.linux().as_ref().and_then(|linux| linux.seccomp().clone()) else {
-            return Self::default();
-        };
-        let keeps = process.no_new_privileges() != Some(true);
-        let capabilities = if keeps { process.capabilities().clone() } else { None };
-        if keeps {
-            process.set_capabilities(None);
+        let capabilities = process.capabilities().clone();
+        process.set_capabilities(None);
+        Self {
+            terminal_of: (process.terminal() == Some(true)).then(|| process.user().uid()),
+            filter: container.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
+            capabilities,
         }
-        Self { filter: Some(filter), capabilities }
+    }
+
+    /// The three streams are one terminal.
+    fn give_terminal(&self) -> Result<(), ExecutorValidationError> {
+        let stdin = std::io::stdin();
+        let Some(uid) = self.terminal_of.filter(|_| stdin.is_terminal()) else { return Ok(()) };
+        rustix::fs::fchown(&stdin, Some(rustix::fs::Uid::from_raw(uid)), None)
+            .map_err(|errno| refused("give the terminal to its user", &errno))
     }
 
     fn confine(&self) -> Result<(), ExecutorValidationError> {
@@ -74,26 +108,78 @@ fn refused(act: &str, error: &dyn std::error::Error) -> ExecutorValidationError 
 impl Executor for Workload {
     /// The last chance to say why nothing will run.
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        self.give_terminal()?;
         self.confine()?;
         let found = arguments(spec).and_then(|args| program(args, &search_path(spec)));
         found.map(drop).map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
     }
 
-    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        libcontainer::workload::default::DefaultExecutor {}.setup_envs(envs)
+    /// The program gets its environment with [`Executor::exec`], and nothing before it looks at one.
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
     }
 
+    /// Says on the process's stderr, too, why it did not work: once a container has been created, that is the one place
+    /// where its user looks.
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| ExecutorError::Execution(error);
-        let args = arguments(spec).map_err(|error| failed(error.into()))?;
-        let program = program(args, &search_path(spec)).map_err(|error| failed(error.into()))?;
-        let text = |bytes: &[u8]| CString::new(bytes).map_err(|error| failed(error.into()));
-        let path = text(program.as_os_str().as_encoded_bytes())?;
-        let args: Vec<CString> = args.iter().map(|arg| text(arg.as_bytes())).collect::<Result<_, _>>()?;
-        // Returns only on failure.
-        let Err(errno) = nix::unistd::execv(&path, &args);
-        Err(failed(ProgramError::NotExecutable { path: program, reason: as_rustix(errno) }.into()))
+        let text = match execute(spec) {
+            Ok(never) => match never {},
+            Err(error) => status::chain(&error),
+        };
+        if writeln!(std::io::stderr(), "{text}").is_err() {
+            tracing::debug!(text, "the process has no stderr");
+        }
+        Err(ExecutorError::Other(text))
     }
+}
+
+/// Returns only on failure.
+fn execute(spec: &Spec) -> Result<Infallible, ProgramError> {
+    let args = arguments(spec)?;
+    let path = program(args, &search_path(spec))?;
+    let reason = match c_strings([path.as_os_str().as_encoded_bytes()]).as_deref() {
+        Some([name]) => match (c_strings(args), c_strings(environment(spec))) {
+            (Some(args), Some(env)) => {
+                let Err(errno) = nix::unistd::execve(name, &args, &env);
+                as_rustix(errno)
+            }
+            _zero_byte => rustix::io::Errno::INVAL,
+        },
+        _zero_byte => rustix::io::Errno::INVAL,
+    };
+    Err(ProgramError::NotExecuted { path, reason })
+}
+
+/// `None` when one of them has a zero byte.
+fn c_strings<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Option<Vec<CString>> {
+    texts.into_iter().map(|text| CString::new(text.as_ref()).ok()).collect()
+}
+
+/// The spec's variables, of those of one name the last. `HOME` has a value in any case.
+fn environment(spec: &Spec) -> Vec<String> {
+    let process = spec.process().as_ref();
+    let entries = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let last: HashMap<String, usize> =
+        entries.iter().enumerate().map(|(at, entry)| (name(entry), at)).collect();
+    let wanted = entries.iter().enumerate().filter(|(at, entry)| last.get(&name(entry)) == Some(at));
+    let mut kept: Vec<String> =
+        wanted.map(|(_, entry)| entry.clone()).filter(|entry| entry != "HOME=").collect();
+    if !kept.iter().any(|entry| entry.starts_with("HOME=")) {
+        let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let uid = process.map_or(0, |process| process.user().uid());
+        kept.push(format!("HOME={}", home(&users, uid)));
+    }
+    kept
+}
+
+/// The home directory of a user by passwd(5), or `/`.
+fn home(users: &str, uid: u32) -> &str {
+    let of_user = users.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        (fields.next()?.parse() == Ok(uid)).then(|| fields.nth(2)).flatten()
+    });
+    of_user.filter(|home| !home.is_empty()).unwrap_or("/")
 }
 
 fn as_rustix(errno: nix::errno::Errno) -> rustix::io::Errno {
@@ -167,16 +253,51 @@ mod tests {
         assert!(workload.filter.is_some() && workload.capabilities.is_some());
         assert!(plain.capabilities().is_none());
 
-        let mut strict = process(PLAIN);
-        strict.set_no_new_privileges(Some(true));
-        let workload = Workload::of_exec(&spec(FILTERED), &mut strict);
-        assert!(workload.filter.is_some() && workload.capabilities.is_none());
-        assert!(strict.capabilities().is_some(), "libcontainer drops them");
-
         let mut free = process(PLAIN);
         let workload = Workload::of_exec(&spec(r#"{"ociVersion": "1.2.0", "linux": {}}"#), &mut free);
-        assert!(workload.filter.is_none() && workload.capabilities.is_none());
-        assert!(free.capabilities().is_some());
+        assert!(workload.filter.is_none() && workload.capabilities.is_some());
+        assert!(free.capabilities().is_none());
+    }
+
+    #[test]
+    fn the_terminal_of_an_exec_becomes_its_users() {
+        let of = |terminal: &str| {
+            let text = PLAIN.replace(r#""uid": 0"#, r#""uid": 7"#).replacen('{', &format!("{{{terminal}"), 1);
+            Workload::of_exec(&spec(FILTERED), &mut process(&text)).terminal_of
+        };
+        assert_eq!(of(r#""terminal": true, "#), Some(7));
+        assert_eq!((of(""), of(r#""terminal": false, "#)), (None, None));
+    }
+
+    #[test]
+    fn the_environment_has_each_variable_once_and_a_home() {
+        let of = |env: &str| {
+            let text = format!(
+                r#"{{"ociVersion": "1", "process": {{"cwd": "/", "user": {{"uid": 4242, "gid": 0}}, "env": {env}}}}}"#
+            );
+            environment(&spec(&text))
+        };
+        assert_eq!(of(r#"["A=1", "B=2", "A=3", "HOME=/x"]"#), ["B=2", "A=3", "HOME=/x"]);
+        assert_eq!(of(r#"["HOME="]"#), ["HOME=/"]);
+        assert_eq!(of("[]"), ["HOME=/"]);
+        let users = "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/srv:/bin/sh\nbad\nnone:x:7:7:::\n";
+        let homes = [0, 1000, 7, 8].map(|uid| home(users, uid));
+        assert_eq!(homes, ["/root", "/srv", "/", "/"]);
+    }
+
+    #[test]
+    fn why_a_program_was_not_executed_is_said_as_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("script");
+        std::fs::write(&script, "#! /bin/none\r\necho\n").unwrap();
+        let said = |reason| ProgramError::NotExecuted { path: script.clone(), reason }.to_string();
+        let path = script.display();
+        assert_eq!(said(rustix::io::Errno::NOEXEC), format!("exec {path}: exec format error"));
+        assert_eq!(said(rustix::io::Errno::TOOBIG), format!("exec {path}: argument list too long"));
+        assert_eq!(
+            said(rustix::io::Errno::NOENT),
+            format!("exec {path}: no such file or directory (its interpreter \"/bin/none\\r\" is not there)")
+        );
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(crate) type Streams = Hub<VsockStream>;
 pub(crate) enum StdioError {
     #[error("make the process's pipes")]
     MakePipes(#[source] io::Error),
+    #[error("give the process's streams to user {uid}")]
+    GiveToUser { uid: u32, source: io::Error },
     #[error("watch the process's streams")]
     Watch(#[source] io::Error),
     #[error(transparent)]
@@ -80,18 +82,22 @@ pub(crate) enum Prepared {
     /// Pipes, where a stream is wanted.
     Pipes { stdin: Option<OwnedFd>, stdout: Option<OwnedFd>, stderr: Option<OwnedFd> },
     /// A terminal that libcontainer makes and hands over.
-    Terminal { socket: ConsoleSocket, stdin: bool, stdout: bool, size: (u32, u32) },
+    Terminal { socket: ConsoleSocket, stdin: bool, stdout: bool, size: (u32, u32), uid: u32 },
 }
 
-/// Makes what the process gets, and what we keep.
-pub(crate) fn prepare(wanted: &Wanted) -> Result<(Stdio, Prepared), StdioError> {
+/// Makes what a process of user `uid` gets, and what we keep. The streams belong to that user, who may open them again
+/// by /dev/stdout and the like.
+pub(crate) fn prepare(wanted: &Wanted, uid: u32) -> Result<(Stdio, Prepared), StdioError> {
     if wanted.terminal {
         let socket = ConsoleSocket::new()?;
         let stdio = Stdio::null().map_err(StdioError::MakePipes)?;
         let size = (wanted.width, wanted.height);
-        return Ok((stdio, Prepared::Terminal { socket, stdin: wanted.stdin, stdout: wanted.stdout, size }));
+        let (stdin, stdout) = (wanted.stdin, wanted.stdout);
+        return Ok((stdio, Prepared::Terminal { socket, stdin, stdout, size, uid }));
     }
-    pipes(wanted).map_err(StdioError::MakePipes)
+    let (stdio, prepared) = pipes(wanted).map_err(StdioError::MakePipes)?;
+    prepared.give_to(uid).map_err(|source| StdioError::GiveToUser { uid, source })?;
+    Ok((stdio, prepared))
 }
 
 fn pipes(wanted: &Wanted) -> io::Result<(Stdio, Prepared)> {
@@ -143,6 +149,14 @@ impl Owner {
 }
 
 impl Prepared {
+    /// Both ends of a pipe are one inode, so ours does. /dev/null is everybody's as it is, and stays.
+    fn give_to(&self, uid: u32) -> io::Result<()> {
+        let Prepared::Pipes { stdin, stdout, stderr } = self else { return Ok(()) };
+        let owner = Some(rustix::fs::Uid::from_raw(uid));
+        let mut ends = [stdin, stdout, stderr].into_iter().flatten();
+        ends.try_for_each(|end| rustix::fs::fchown(end, owner, None)).map_err(io::Error::from)
+    }
+
     /// Where libcontainer hands over the terminal, if there is to be one.
     pub(crate) fn console(&self) -> Option<std::path::PathBuf> {
         match self {
@@ -167,8 +181,9 @@ impl Prepared {
                     }
                 }
             }
-            Prepared::Terminal { socket, stdin, stdout, size: (width, height) } => {
+            Prepared::Terminal { socket, stdin, stdout, size: (width, height), uid } => {
                 let terminal = socket.receive()?;
+                pty::give_to(&terminal, uid).map_err(|source| StdioError::GiveToUser { uid, source })?;
                 pty::resize(&terminal, width, height)?;
                 let both = Interest::READABLE.add(Interest::WRITABLE);
                 let end = Arc::new(crate::sys::watch(terminal, both).map_err(StdioError::Watch)?);

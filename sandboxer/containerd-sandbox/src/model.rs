@@ -13,6 +13,8 @@ pub struct Create {
     pub id: String,
     /// containerd's namespace of the caller (`k8s.io` for CRI); empty: none named.
     pub namespace: String,
+    /// Process at the other end of the connection (`SO_PEERCRED`), that is containerd; `None` when the kernel does not say.
+    pub caller_pid: Option<i32>,
     /// From CRI a `runtime.v1.PodSandboxConfig`. Its type is not checked here.
     pub options: Option<Any>,
     /// The pod's network namespace with CNI's links in it. `None`: the host's is meant.

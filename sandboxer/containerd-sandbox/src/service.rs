@@ -14,6 +14,8 @@ use containerd_client::types;
 use tokio::sync::watch;
 use tonic::{Request, Response};
 
+use tonic::transport::server::UdsConnectInfo;
+
 use crate::detached::{contained, detached, undone_if_unheard};
 use crate::generated::controller_server::Controller;
 use crate::time::{from_wire, to_wire};
@@ -171,11 +173,13 @@ fn create_from_wire(request: Request<ControllerCreateRequest>) -> Create {
     let namespace =
         request.metadata().get(NAMESPACE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let namespace = namespace.to_owned();
+    let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     let request = request.into_inner();
     let sandbox = request.sandbox.unwrap_or_default();
     Create {
         id: request.sandbox_id,
         namespace,
+        caller_pid: caller.and_then(|caller| caller.pid()),
         options: request.options,
         netns_path: (!request.netns_path.is_empty()).then(|| request.netns_path.into()),
         runtime: sandbox.runtime.map(|runtime| runtime.name).unwrap_or_default(),

@@ -245,6 +245,7 @@ async fn create_hands_over_what_containerd_says() {
     let answer = harness.client().await.create(request).await.unwrap().into_inner();
     assert_eq!(answer.sandbox_id, "s1");
     let expected = Create {
+        caller_pid: i32::try_from(std::process::id()).ok(),
         id: "s1".to_owned(),
         namespace: "k8s.io".to_owned(),
         options: Some(options.clone()),

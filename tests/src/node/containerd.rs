@@ -76,6 +76,7 @@ state = "{dir}/state"
         }
         std::fs::write(self.dir.join("containerd.toml"), text).expect("write containerd's configuration");
         std::fs::write(self.dir.join("cni/10-bridge.conflist"), self.cni_config()).expect("write CNI's");
+        self.write_cni_commands();
     }
 
     /// 2.1 knows one directory, 2.2 and later want the list.
@@ -90,11 +91,34 @@ state = "{dir}/state"
         let path = self.base.cni.display();
         match self.options.line {
             crate::peers::Line::V21 => format!("\"{path}\""),
-            crate::peers::Line::V24 | crate::peers::Line::V23 => format!("[\"{path}\"]"),
+            crate::peers::Line::V24 | crate::peers::Line::V23 => {
+                format!("[\"{path}\", \"{}\"]", self.dir.join("cni-bin").display())
+            }
         }
     }
 
+    /// The plugin of the test: it brings nothing that CNI knows of.
+    fn write_cni_commands(&self) {
+        if self.options.cni_commands.is_empty() {
+            return;
+        }
+        let (folder, commands) = (self.dir.join("cni-bin"), self.dir.join("cni-bin/commands"));
+        std::fs::create_dir_all(&folder).expect("make the plugin's folder");
+        std::fs::write(&commands, &self.options.cni_commands).expect("write the plugin's commands");
+        let program = format!(
+            "#!/bin/sh\ncat >/dev/null\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\n\
+             nsenter --net=\"$CNI_NETNS\" sh -e {} >&2 || exit 1\necho '{{\"cniVersion\": \"1.0.0\"}}'\n",
+            commands.display()
+        );
+        let path = folder.join("test-commands");
+        std::fs::write(&path, program).expect("write the plugin");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("make the plugin executable");
+    }
+
     fn cni_config(&self) -> String {
+        let first =
+            if self.options.cni_commands.is_empty() { "" } else { "{\"type\": \"test-commands\"},\n    " };
         let more = if self.options.host_ports {
             r#",
     {
@@ -109,7 +133,7 @@ state = "{dir}/state"
   "cniVersion": "1.0.0",
   "name": "bulkhead-test",
   "plugins": [
-    {{
+    {first}{{
       "type": "bridge",
       "bridge": "bh0",
       "isGateway": true,

@@ -42,6 +42,9 @@ pub struct Options {
     pub sandboxer_later: bool,
     /// Whether CNI maps host ports (plugin `portmap`, which needs iptables).
     pub host_ports: bool,
+    /// Shell commands that a CNI plugin of the test runs in each new pod's network namespace, before any other plugin;
+    /// empty: there is no such plugin.
+    pub cni_commands: String,
     /// Which boot id the node sees.
     pub boot_id: BootId,
 }
@@ -55,6 +58,7 @@ impl Default for Options {
             settings: Settings::default(),
             sandboxer_later: false,
             host_ports: false,
+            cni_commands: String::new(),
             boot_id: BootId::Own,
         }
     }

@@ -12,6 +12,10 @@ use crate::host::block::Number;
 /// reaches hardware: null, zero, full, random, urandom; tty, console, ptmx.
 const FIXED: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
 
+/// Classes of a kernel that are no hardware of the node either (same list): /dev/net/tun, /dev/fuse and
+/// /dev/loop-control. The guest's kernel has its own.
+const CLASSES: [(i64, i64); 3] = [(10, 200), (10, 229), (10, 237)];
+
 /// Unix98 pseudo terminals (same list).
 const PTS_MAJOR: i64 = 136;
 
@@ -86,7 +90,7 @@ pub(super) fn plan(devices: Vec<LinuxDevice>, rules: &[LinuxDeviceCgroup]) -> Re
     let mut plan = Plan::default();
     let asked = Asked::of(&devices, rules);
     for device in devices {
-        if is_fixed(&device) {
+        if is_fixed(&device) || is_class(&device) {
             plan.nodes.push(device);
             continue;
         }
@@ -158,6 +162,10 @@ fn is_fixed(device: &LinuxDevice) -> bool {
     }
 }
 
+fn is_class(device: &LinuxDevice) -> bool {
+    device.typ() == LinuxDeviceType::C && CLASSES.contains(&(device.major(), device.minor()))
+}
+
 fn means_the_same(rule: &LinuxDeviceCgroup) -> bool {
     if !rule.allow() {
         return true;
@@ -167,7 +175,10 @@ fn means_the_same(rule: &LinuxDeviceCgroup) -> bool {
     match (major, minor) {
         (None, None) => true,
         (Some(PTS_MAJOR), _) => true,
-        (Some(major), Some(minor)) => FIXED.contains(&(major, minor)),
+        (Some(major), Some(minor)) => {
+            FIXED.contains(&(major, minor))
+                || (rule.typ() == Some(LinuxDeviceType::C) && CLASSES.contains(&(major, minor)))
+        }
         (None, Some(_)) | (Some(_), None) => false,
     }
 }

@@ -10,13 +10,17 @@ mod mounts;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::{SHARE_DIR, SOCKET_DIR};
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
+    Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, PosixRlimitBuilder,
+    PosixRlimitType, Process, Root, Spec,
 };
+
+use crate::pod_spec::ResourceLimit;
 
 pub use devices::HostDisk;
 pub use error::SpecError;
@@ -79,6 +83,8 @@ pub struct Target<'a> {
     pub container_id: &'a str,
     /// [`crate::PodSpec::shared_pid_namespace`].
     pub shared_pid_namespace: bool,
+    /// [`crate::PodSpec::inherited_limits`].
+    pub inherited_limits: &'a BTreeMap<String, ResourceLimit>,
 }
 
 /// Rewrites the bundle's `config.json` for the guest.
@@ -94,6 +100,7 @@ pub fn for_guest(config: &[u8], target: Target<'_>) -> Result<GuestSpec, SpecErr
     refuse_hooks(spec.hooks().as_ref())?;
     let mut process = spec.process().clone().ok_or(SpecError::NoProcess)?;
     rewrite_process(&mut process, &mut notes);
+    inherit_limits(&mut process, target.inherited_limits);
     let mut root = spec.root().clone().ok_or(SpecError::NoRoot)?;
     rewrite_root(&mut root, &rootfs);
     let mut linux = spec.linux().clone().ok_or(SpecError::NotLinux)?;
@@ -166,6 +173,23 @@ fn refuse_hooks(hooks: Option<&Hooks>) -> Result<(), SpecError> {
     match first.next() {
         Some((kind, hook)) => Err(SpecError::Hook { kind, path: hook.path().clone() }),
         None => Ok(()),
+    }
+}
+
+/// Limits that the spec does not set are those that the container would have had as a descendant of containerd; the
+/// guest's own kernel has others. Kinds that the OCI spec does not know are left out.
+fn inherit_limits(process: &mut Process, inherited: &BTreeMap<String, ResourceLimit>) {
+    let mut limits = process.rlimits().clone().unwrap_or_default();
+    for (name, ResourceLimit { soft, hard }) in inherited {
+        let known = name.parse::<PosixRlimitType>().ok();
+        let Some(kind) = known.filter(|kind| limits.iter().all(|limit| limit.typ() != *kind)) else {
+            continue;
+        };
+        let limit = PosixRlimitBuilder::default().typ(kind).soft(*soft).hard(*hard).build();
+        limits.extend(limit);
+    }
+    if !limits.is_empty() {
+        process.set_rlimits(Some(limits));
     }
 }
 

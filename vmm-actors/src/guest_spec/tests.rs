@@ -2,7 +2,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const TARGET: Target<'_> = Target { container_id: "c1", shared_pid_namespace: false };
+static NO_LIMITS: BTreeMap<String, ResourceLimit> = BTreeMap::new();
+const TARGET: Target<'_> =
+    Target { container_id: "c1", shared_pid_namespace: false, inherited_limits: &NO_LIMITS };
 
 /// In the shape in which containerd's CRI plugin writes it for a sandboxed container.
 fn containerd_spec() -> Value {
@@ -231,8 +233,11 @@ const REFUSALS: [Refusal; 19] = [
     ("cgroup ns", |s| s["linux"]["namespaces"][5]["path"] = json!("/proc/1/ns/cgroup"), "joined from a VM"),
     (
         "device",
-        |s| s["linux"]["devices"] = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]),
-        "/dev/fuse (c 10:229) cannot be given to a VM",
+        |s| {
+            s["linux"]["devices"] =
+                json!([{"path": "/dev/snd/timer", "type": "c", "major": 116, "minor": 33}])
+        },
+        "/dev/snd/timer (c 116:33) cannot be given to a VM",
     ),
     (
         "every device",
@@ -277,4 +282,39 @@ fn what_is_no_spec_is_refused() {
         let error = for_guest(text.as_bytes(), TARGET).unwrap_err();
         assert!(matches!(error, SpecError::Parse { .. }), "{text}: {error}");
     }
+}
+
+#[test]
+fn limits_that_the_spec_does_not_set_are_those_of_containerd() {
+    let limit = |soft, hard| ResourceLimit { soft, hard };
+    let inherited = BTreeMap::from([
+        ("RLIMIT_NOFILE".to_owned(), limit(1, 2)),
+        ("RLIMIT_CORE".to_owned(), limit(3, u64::MAX)),
+        ("RLIMIT_UNHEARD_OF".to_owned(), limit(5, 6)),
+    ]);
+    let mut spec: Value = containerd_spec();
+    spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096}]);
+    let (rewritten, _) = rewrite(&spec, Target { inherited_limits: &inherited, ..TARGET }).unwrap();
+    let expected = json!([
+        {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096},
+        {"type": "RLIMIT_CORE", "soft": 3, "hard": u64::MAX},
+    ]);
+    assert_eq!(rewritten["process"]["rlimits"], expected);
+}
+
+#[test]
+fn classes_of_a_kernel_are_the_guests_own() {
+    let mut spec = containerd_spec();
+    let tun = json!({"path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200, "fileMode": 438, "uid": 0, "gid": 0});
+    let fuse = json!({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229});
+    spec["linux"]["devices"] = json!([tun, fuse]);
+    let rules = spec["linux"]["resources"]["devices"].as_array_mut().unwrap();
+    for minor in [200, 229] {
+        rules.push(json!({"allow": true, "type": "c", "major": 10, "minor": minor, "access": "rwm"}));
+    }
+    let (after, guest) = rewrite(&spec, TARGET).unwrap();
+    assert_eq!(after["linux"]["devices"].as_array().unwrap().len(), 2);
+    assert!(guest.disks.is_empty());
+    let rules = after["linux"]["resources"]["devices"].to_string();
+    assert!(rules.contains("200") && rules.contains("229"), "{rules}");
 }

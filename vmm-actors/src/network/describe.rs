@@ -45,6 +45,9 @@ pub(super) struct CniLink {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) mac: [u8; 6],
+    /// The address of the guest's device until the guest gives it the link's: links may share one, as ipvlan's do, and
+    /// the guest tells its devices by theirs.
+    pub(super) found_by: [u8; 6],
     pub(super) mtu: u32,
 }
 
@@ -53,7 +56,27 @@ pub(super) struct CniLink {
 pub(super) fn cni_links(links: &[LinkMessage]) -> Vec<CniLink> {
     let mut found: Vec<CniLink> = links.iter().filter_map(cni_link).collect();
     found.sort_by_key(|link| link.index);
+    tell_apart(&mut found);
     found
+}
+
+/// Gives every link after the first with one MAC address another to be found by, locally administered (IEEE 802).
+pub(super) fn tell_apart(links: &mut [CniLink]) {
+    let mut taken: Vec<[u8; 6]> = links.iter().map(|link| link.mac).collect();
+    let mut seen: Vec<[u8; 6]> = Vec::new();
+    for link in links {
+        if seen.contains(&link.mac) {
+            let free = (link.index..=u32::MAX).map(own_mac).find(|mac| !taken.contains(mac));
+            link.found_by = free.unwrap_or(link.mac);
+            taken.push(link.found_by);
+        }
+        seen.push(link.mac);
+    }
+}
+
+fn own_mac(number: u32) -> [u8; 6] {
+    let [_, a, b, c] = number.to_be_bytes();
+    [0x02, b'b', b'h', a, b, c]
 }
 
 fn cni_link(link: &LinkMessage) -> Option<CniLink> {
@@ -71,7 +94,7 @@ fn cni_link(link: &LinkMessage) -> Option<CniLink> {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     })?;
-    Some(CniLink { index: header.index, name: name.to_owned(), mac, mtu })
+    Some(CniLink { index: header.index, name: name.to_owned(), mac, found_by: mac, mtu })
 }
 
 /// Our taps that are there: index and name.
@@ -112,7 +135,8 @@ pub(super) fn link_stats(links: &[LinkMessage]) -> Vec<LinkStats> {
 pub(super) fn interface(link: &CniLink, addresses: &[AddressMessage]) -> Interface {
     let own = addresses.iter().filter(|address| address.header.index == link.index);
     Interface {
-        mac: mac_text(&link.mac),
+        mac: mac_text(&link.found_by),
+        new_mac: if link.found_by == link.mac { String::new() } else { mac_text(&link.mac) },
         name: link.name.clone(),
         mtu: link.mtu,
         addresses: own.filter_map(cidr).collect(),

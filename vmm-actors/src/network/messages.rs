@@ -55,7 +55,8 @@ pub struct Prepared {
 pub struct PreparedLink {
     /// For the VMM: one queue, frames behind a `virtio_net_hdr`. The tap goes with its last copy.
     pub tap: OwnedFd,
-    /// MAC address of the guest's device: the same as that of the link.
+    /// MAC address of the VM's device: that of the link, or of links with one and the same another that the guest
+    /// replaces.
     pub mac: [u8; 6],
     /// Bytes.
     pub mtu: u32,

@@ -75,7 +75,7 @@ async fn prepare_in(namespace: &Netns, session: &Session) -> Result<Prepared, Ne
     let mut prepared = Vec::with_capacity(links.len());
     for (link, tap) in links.into_iter().zip(taps) {
         join(session, &link, &tap).await?;
-        let CniLink { name: guest_name, mac, mtu, .. } = link;
+        let CniLink { name: guest_name, found_by: mac, mtu, .. } = link;
         prepared.push(PreparedLink { tap: tap.into_fd(), mac, mtu, guest_name });
     }
     Ok(Prepared { links: prepared, description, record })

@@ -322,3 +322,21 @@ async fn the_actor_answers_and_lets_the_namespace_go() {
     drop(pod);
     wait_for("the namespace's end", || !host.run("ip -o link").contains("veth0")).await;
 }
+
+#[test]
+fn links_with_one_address_are_told_apart() {
+    let link =
+        |index, mac| describe::CniLink { index, name: format!("eth{index}"), mac, found_by: mac, mtu: 1500 };
+    let (one, other) = ([2, 0, 0, 0, 0, 1], [0x02, b'b', b'h', 0, 0, 3]);
+    let mut links = [link(2, one), link(3, one), link(4, other), link(5, one)];
+    describe::tell_apart(&mut links);
+    let found: Vec<[u8; 6]> = links.iter().map(|link| link.found_by).collect();
+    assert_eq!(found[0], one);
+    assert_eq!(found[2], other, "a link of its own address keeps it");
+    let unique: std::collections::BTreeSet<_> = found.iter().collect();
+    assert_eq!(unique.len(), 4, "{found:?}");
+    let interface = describe::interface(&links[1], &[]);
+    assert_eq!(interface.new_mac, "02:00:00:00:00:01");
+    assert_ne!(interface.mac, interface.new_mac);
+    assert_eq!(describe::interface(&links[0], &[]).new_mac, "");
+}

@@ -20,6 +20,7 @@ use crate::ask::{Reply, ask};
 use crate::guest_spec::{Bind, GuestSpec, Propagation, ReadOnly, Target, for_guest};
 use crate::id::ContainerId;
 use crate::mounts;
+use crate::pod_spec::PodSpec;
 
 /// Containers by id.
 #[derive(Debug, Default)]
@@ -103,9 +104,9 @@ impl Sandbox {
         let record =
             ContainerRecord { bundle: request.bundle.clone(), stdio: request.stdio.clone(), guest_pid: None };
         self.record.containers.insert(id.clone(), record);
-        let shared_pid_namespace = self.record.pod.shared_pid_namespace;
+        let pod = self.record.pod.clone();
         let read = async move {
-            let mut spec = read_spec(&request, shared_pid_namespace).await?;
+            let mut spec = read_spec(&request, &pod).await?;
             for note in &spec.notes {
                 info!(container = %request.id, %note, "spec made fit for the guest");
             }
@@ -223,10 +224,7 @@ impl Sandbox {
     }
 }
 
-async fn read_spec(
-    request: &ContainerRequest,
-    shared_pid_namespace: bool,
-) -> Result<GuestSpec, SandboxError> {
+async fn read_spec(request: &ContainerRequest, pod: &PodSpec) -> Result<GuestSpec, SandboxError> {
     let path: PathBuf = request.bundle.join("config.json");
     let container = request.id.clone();
     let config = tokio::fs::read(&path).await.map_err(|source| SandboxError::ReadBundle {
@@ -234,7 +232,11 @@ async fn read_spec(
         path,
         source,
     })?;
-    let target = Target { container_id: request.id.as_str(), shared_pid_namespace };
+    let target = Target {
+        container_id: request.id.as_str(),
+        shared_pid_namespace: pod.shared_pid_namespace,
+        inherited_limits: &pod.inherited_limits,
+    };
     for_guest(&config, target).map_err(|source| SandboxError::Spec { container, source })
 }
 

@@ -1,0 +1,188 @@
+//! Where a container's mounts go: symbolic links on the way are followed inside the container's root, and one that leads
+//! to nothing names what is to be made. libcontainer makes what is missing on a way without links.
+//!
+//! Images have such links: `/etc/resolv.conf` to systemd's file, `/var/run` to a `/run` that is not there yet.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{Mount, Spec};
+
+use super::spec;
+
+/// As many links as the kernel follows (MAXSYMLINKS); behind the last one the way is taken as it is.
+const MOST_LINKS: usize = 40;
+
+/// A mount of the container: where it is, and what of the guest is there, if it is a bind mount.
+#[derive(Debug, Clone)]
+struct Covered {
+    at: PathBuf,
+    source: Option<PathBuf>,
+}
+
+/// The container's file tree as far as the agent can look at it before the container has its mounts.
+#[derive(Debug)]
+pub(super) struct Tree {
+    rootfs: PathBuf,
+    mounts: Vec<Covered>,
+}
+
+/// Gives every mount of the spec a target without links. Looks at the root and at the volumes, so it may block.
+pub(super) fn settle(rootfs: &Path, spec: &mut Spec) -> Tree {
+    let mut tree = Tree { rootfs: rootfs.to_owned(), mounts: Vec::new() };
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        let at = tree.resolve(mount.destination());
+        mount.set_destination(at.clone());
+        tree.mounts.push(Covered { at, source: source(mount) });
+    }
+    spec.set_mounts(Some(mounts));
+    tree
+}
+
+fn source(mount: &Mount) -> Option<PathBuf> {
+    mount.source().clone().filter(|_| spec::is_bind(mount))
+}
+
+impl Tree {
+    /// The way to `path` in the container without any link: what is not there, or cannot be looked at, is no link.
+    pub(super) fn resolve(&self, path: &Path) -> PathBuf {
+        let mut found = PathBuf::from("/");
+        let mut rest: VecDeque<OsString> = names(path);
+        let mut links = 0;
+        while let Some(name) = rest.pop_front() {
+            if name == ".." {
+                found.pop();
+                continue;
+            }
+            let next = found.join(&name);
+            match self.link(&next) {
+                Some(target) if links < MOST_LINKS => {
+                    links += 1;
+                    if target.is_absolute() {
+                        found = PathBuf::from("/");
+                    }
+                    for name in names(&target).into_iter().rev() {
+                        rest.push_front(name);
+                    }
+                }
+                Some(_) | None => found = next,
+            }
+        }
+        found
+    }
+
+    /// What the link at a path (without links above it) says.
+    fn link(&self, path: &Path) -> Option<PathBuf> {
+        std::fs::read_link(self.in_guest(path)?).ok()
+    }
+
+    /// Where the agent finds a path of the container; `None` for what is on a mount that is yet to be made.
+    fn in_guest(&self, path: &Path) -> Option<PathBuf> {
+        let (base, rest) = self.split(path)?;
+        Some(if rest == Path::new("") { base } else { base.join(rest) })
+    }
+
+    /// The same in two parts: the container's root, or the source of the mount that covers the path, and the way from
+    /// there.
+    pub(super) fn split(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
+        // The deepest one, and of two at one place the later one, which covers the other.
+        let covering = self.mounts.iter().rev().filter(|mount| path.starts_with(&mount.at));
+        let covering = covering.reduce(|deepest, mount| if deeper(mount, deepest) { mount } else { deepest });
+        let (base, rest) = match covering {
+            Some(mount) => (mount.source.as_deref()?, path.strip_prefix(&mount.at).ok()?),
+            None => (self.rootfs.as_path(), path.strip_prefix("/").ok()?),
+        };
+        Some((base.to_owned(), rest.to_owned()))
+    }
+}
+
+fn deeper(one: &Covered, other: &Covered) -> bool {
+    one.at.components().count() > other.at.components().count()
+}
+
+fn names(path: &Path) -> VecDeque<OsString> {
+    let parts = path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    });
+    parts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A root with links, and a volume with a link of its own, mounted at `/data`.
+    fn tree() -> (tempfile::TempDir, Tree) {
+        let dir = tempfile::tempdir().unwrap();
+        let (rootfs, volume) = (dir.path().join("root"), dir.path().join("volume"));
+        for path in [rootfs.join("etc"), rootfs.join("var"), rootfs.join("data"), volume.join("real")] {
+            std::fs::create_dir_all(path).unwrap();
+        }
+        for (target, at) in [
+            ("/run/systemd/resolve/stub-resolv.conf", "etc/resolv.conf"),
+            ("../run2", "var/run2"),
+            ("/var/run2", "twice"),
+            ("../../../../etc", "up"),
+            ("loop", "loop"),
+            ("/data/inner", "into"),
+        ] {
+            symlink(target, rootfs.join(at)).unwrap();
+        }
+        symlink("real", volume.join("inner")).unwrap();
+        let mounts = vec![Covered { at: "/data".into(), source: Some(volume) }];
+        (dir, Tree { rootfs, mounts })
+    }
+
+    #[test]
+    fn links_are_followed_inside_the_root_even_where_they_lead_to_nothing() {
+        let (_dir, tree) = tree();
+        for (path, resolved) in [
+            ("/etc/hosts", "/etc/hosts"),
+            ("/etc/resolv.conf", "/run/systemd/resolve/stub-resolv.conf"),
+            ("/var/run2/x/y", "/run2/x/y"),
+            ("/twice/x", "/run2/x"),
+            ("/up/passwd", "/etc/passwd"),
+            ("/a/../../b", "/b"),
+            ("/data/inner/x", "/data/real/x"),
+            ("/into/x", "/data/real/x"),
+        ] {
+            assert_eq!(tree.resolve(Path::new(path)), Path::new(resolved), "{path}");
+        }
+        assert_eq!(
+            tree.resolve(Path::new("/loop/x")),
+            Path::new("/loop/x"),
+            "it ends, and fails where it is used"
+        );
+    }
+
+    #[test]
+    fn a_later_mount_covers_what_is_below_it() {
+        let (dir, mut tree) = tree();
+        assert_eq!(tree.in_guest(Path::new("/data/x")), Some(dir.path().join("volume/x")));
+        assert_eq!(tree.in_guest(Path::new("/x")), Some(dir.path().join("root/x")));
+        tree.mounts.push(Covered { at: "/data".into(), source: None });
+        assert_eq!(tree.in_guest(Path::new("/data/x")), None, "a file system that is yet to be mounted");
+        assert_eq!(tree.resolve(Path::new("/data/inner")), Path::new("/data/inner"));
+    }
+
+    #[test]
+    fn every_mount_gets_a_way_without_links() {
+        let (_dir, tree) = tree();
+        let mut spec: Spec = serde_json::from_str(
+            r#"{"ociVersion": "1.2.0", "mounts": [
+                {"destination": "/etc/resolv.conf", "type": "bind", "source": "/x", "options": ["rbind"]},
+                {"destination": "/proc", "type": "proc", "source": "proc"}]}"#,
+        )
+        .unwrap();
+        let settled = settle(&tree.rootfs, &mut spec);
+        let at: Vec<_> = spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect();
+        assert_eq!(at, [Path::new("/run/systemd/resolve/stub-resolv.conf"), Path::new("/proc")]);
+        assert_eq!(settled.in_guest(Path::new("/proc/x")), None);
+    }
+}
