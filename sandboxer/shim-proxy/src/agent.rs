@@ -190,15 +190,31 @@ enum DialError {
     Version { source: version::NoCommonVersion },
 }
 
+impl DialError {
+    /// Whether this process, or the host, lacks something, which says nothing of the guest: it is not lost by that.
+    fn is_our_own(&self) -> bool {
+        let lacks = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
+        match self {
+            Self::Connect { source, .. } => source.raw_os_error().is_some_and(|code| lacks.contains(&code)),
+            Self::Silent | Self::Refused(_) | Self::Version { .. } => false,
+        }
+    }
+}
+
 /// A session, and what ends when its connection does.
 type Session = (AgentClient, oneshot::Receiver<()>);
 
 async fn dial_within(vsock: &Path, patience: Duration) -> Result<Session, Arc<str>> {
-    let give_up = Instant::now() + patience;
+    let mut give_up = Instant::now() + patience;
     let mut pause = PAUSES.0;
     loop {
         match connect(vsock).await {
             Ok(session) => return Ok(session),
+            Err(error) if error.is_our_own() => {
+                warn!(error = chain(&error), "cannot dial the guest agent");
+                give_up = Instant::now() + patience;
+                sleep(PAUSES.1).await;
+            }
             Err(error) if Instant::now() + pause >= give_up => {
                 let error = chain(&error);
                 return Err(format!("the guest agent is out of reach: {error}").into());
@@ -239,4 +255,22 @@ async fn connect(vsock: &Path) -> Result<Session, DialError> {
         version::negotiate(answer.version, answer.version).map_err(|source| DialError::Version { source })?;
     info!(version = agreed, "session with the guest agent");
     Ok((client, closed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_descriptors_is_not_the_guests() {
+        let failed =
+            |code| DialError::Connect { path: "/v".into(), source: std::io::Error::from_raw_os_error(code) };
+        for code in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS] {
+            assert!(failed(code).is_our_own(), "{code}");
+        }
+        for code in [libc::ECONNREFUSED, libc::ENOENT, libc::EAGAIN, libc::ECONNRESET] {
+            assert!(!failed(code).is_our_own(), "{code}");
+        }
+        assert!(!DialError::Silent.is_our_own());
+    }
 }

@@ -24,11 +24,14 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The next connection of a socket.
 pub(crate) async fn accept(listener: &UnixListener) -> UnixStream {
+    let mut told = false;
     loop {
         match listener.accept().await {
             Ok((socket, _)) => return socket,
             Err(error) => {
-                warn!(%error, "cannot accept a connection");
+                if !std::mem::replace(&mut told, true) {
+                    warn!(%error, "cannot accept a connection, trying again");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -157,12 +157,15 @@ async fn serve(
 
 /// The next connection on any of them.
 async fn accept(listeners: &[TcpListener]) -> TcpStream {
+    let mut told = false;
     loop {
         let next = listeners.iter().map(|listener| Box::pin(listener.accept()));
         match futures::future::select_all(next).await.0 {
             Ok((client, _)) => return client,
             Err(error) => {
-                warn!(%error, "cannot accept a forwarded connection");
+                if !std::mem::replace(&mut told, true) {
+                    warn!(%error, "cannot accept a forwarded connection, trying again");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }
