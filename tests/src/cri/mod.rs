@@ -4,7 +4,6 @@ mod containers;
 mod pods;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -28,7 +27,6 @@ pub struct Cri {
     pods: PathBuf,
     handler: String,
     cgroup_parent: String,
-    counter: AtomicU32,
 }
 
 /// A pod that was asked for.
@@ -93,7 +91,6 @@ impl Cri {
             pods: dir.join("pods"),
             handler: handler.to_owned(),
             cgroup_parent: cgroup_parent.to_owned(),
-            counter: AtomicU32::new(0),
         }
     }
 

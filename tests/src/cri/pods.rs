@@ -1,7 +1,7 @@
 //! Pods: run, look at, stop, remove.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use k8s_cri::v1::{self as api};
@@ -11,11 +11,14 @@ use super::{Cri, DEADLINE, Pod, within};
 use crate::node::cgroups;
 use crate::wait;
 
+/// Of the next pod. Tests share nodes, one after the other, and a pod's logs outlive it.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
 impl Cri {
     /// A pod's configuration as kubelet would write it, with a name of its own.
     #[must_use]
     pub fn pod_config(&self, name: &str) -> api::PodSandboxConfig {
-        let number = self.counter.fetch_add(1, Ordering::Relaxed);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let uid = format!("00000000-0000-4000-8000-{number:012}");
         let log_directory = self.pods.join(format!("{name}-{number}"));
         std::fs::create_dir_all(&log_directory).expect("make the pod's log directory");
