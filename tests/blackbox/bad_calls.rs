@@ -87,7 +87,8 @@ async fn a_second_create_of_one_id_is_refused_and_harms_nothing() {
     expect_usable(&stage, &id).await;
 }
 
-/// CRI has but one namespace; a client of containerd's own API may use any, and hears its events there.
+/// CRI has but one namespace; a client of containerd's own API may use any, and hears its events there. The Controller
+/// called here is Bulkhead's alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_belongs_to_the_namespace_that_its_create_named() {
     let mut stage = stage!(Stage::vm(Options::default()));

@@ -58,7 +58,7 @@ fn expect_dialled_once(stage: &Stage, pod: &Pod) {
 }
 
 /// Their number is bounded for each user, everything is root's, and the bound (128 as a rule) was the number of pods.
-/// It cannot be lowered for a test: it holds for the whole machine.
+/// It cannot be lowered for a test: it holds for the whole machine. The processes looked at are Bulkhead's alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_take_no_inotify_instance() {
     let stage = stage!(Stage::shared_vm());
