@@ -3,7 +3,7 @@
 use containerd_sandbox::{Code, Failure};
 
 use vmm_actors::sandbox::state::{Cause, Class};
-use vmm_actors::sandbox::{SandboxError, chain};
+use vmm_actors::sandbox::{Blame, SandboxError, chain};
 
 use crate::pod_config::PodConfigError;
 use crate::update::UpdateError;
@@ -66,11 +66,15 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Busy(_) => Code::ResourceExhausted,
         // containerd leaves a pod out of its statistics on Unavailable, and fails all of them on Internal.
         SandboxError::Gone(_) | SandboxError::Resources { .. } => Code::Unavailable,
-        SandboxError::ReadBundle { .. } | SandboxError::Spec { .. } => Code::InvalidArgument,
+        SandboxError::ReadBundle { .. }
+        | SandboxError::Spec { .. }
+        | SandboxError::Mount { blame: Blame::Caller, .. } => Code::InvalidArgument,
+        // What the pod's VM has not is no fault of the request itself.
+        SandboxError::Plug { blame: Blame::Caller, .. } => Code::FailedPrecondition,
         SandboxError::Leftover { .. }
         | SandboxError::Record { .. }
-        | SandboxError::Mount { .. }
-        | SandboxError::Plug { .. }
+        | SandboxError::Mount { blame: Blame::Host, .. }
+        | SandboxError::Plug { blame: Blame::Host, .. }
         | SandboxError::Unplug { .. } => Code::Internal,
     }
 }
@@ -92,5 +96,105 @@ fn log(call: &'static str, failure: &Failure) {
         tracing::debug!(call, ?code, "{message}");
     } else {
         tracing::warn!(call, ?code, "{message}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use vmm_actors::guest_spec::SpecError;
+    use vmm_actors::host::block::{BlockError, Number};
+    use vmm_actors::id::{ContainerId, SandboxId};
+    use vmm_actors::sandbox::record::RecordError;
+    use vmm_actors::sandbox::state::Refused;
+
+    fn id() -> SandboxId {
+        SandboxId::new("p").unwrap()
+    }
+
+    fn container() -> ContainerId {
+        ContainerId::new("c").unwrap()
+    }
+
+    fn ended(class: Class) -> SandboxError {
+        SandboxError::Ended { id: id(), cause: Cause { class, reason: String::new() } }
+    }
+
+    /// Every error, and what its caller hears.
+    fn table() -> Vec<(SandboxError, Code)> {
+        let (reason, source) = (String::new, || io::Error::from(io::ErrorKind::NotFound));
+        let unwritten = RecordError::Write { path: "/x".into(), source: source() };
+        let unknown = BlockError::Unknown { number: Number { major: 7, minor: 0 }, source: source() };
+        let mount = |blame| SandboxError::Mount { container: container(), blame, reason: reason() };
+        let plug = |blame| SandboxError::Plug { container: container(), blame, reason: reason() };
+        vec![
+            (SandboxError::AlreadyExists(id()), Code::AlreadyExists),
+            (SandboxError::NotFound(id()), Code::NotFound),
+            (SandboxError::Refused { id: id(), source: Refused { state: "x" } }, Code::FailedPrecondition),
+            (ended(Class::Asked), Code::FailedPrecondition),
+            (ended(Class::Invalid), Code::InvalidArgument),
+            (ended(Class::Exhausted), Code::ResourceExhausted),
+            (ended(Class::TimedOut), Code::DeadlineExceeded),
+            (ended(Class::Lost), Code::Unavailable),
+            (SandboxError::Leftover { id: id(), left: Vec::new() }, Code::Internal),
+            (SandboxError::Record { id: id(), source: unwritten }, Code::Internal),
+            (SandboxError::Busy(id()), Code::ResourceExhausted),
+            (SandboxError::Gone(id()), Code::Unavailable),
+            (SandboxError::NotRunning { id: id(), state: "x" }, Code::FailedPrecondition),
+            (
+                SandboxError::ReadBundle { container: container(), path: "/x".into(), source: source() },
+                Code::InvalidArgument,
+            ),
+            (
+                SandboxError::Spec { container: container(), source: SpecError::NoProcess },
+                Code::InvalidArgument,
+            ),
+            (
+                SandboxError::HostDisk { container: container(), path: "/x".into(), source: unknown },
+                Code::FailedPrecondition,
+            ),
+            (plug(Blame::Caller), Code::FailedPrecondition),
+            (plug(Blame::Host), Code::Internal),
+            (SandboxError::Unplug { container: container(), reason: reason() }, Code::Internal),
+            (mount(Blame::Caller), Code::InvalidArgument),
+            (mount(Blame::Host), Code::Internal),
+            (SandboxError::Unchangeable { id: id(), reason: reason() }, Code::FailedPrecondition),
+            (SandboxError::Resources { id: id(), reason: reason() }, Code::Unavailable),
+        ]
+    }
+
+    /// Place of a variant among all: a new one does not compile before it is here, and fails before it is in the table.
+    fn place(error: &SandboxError) -> usize {
+        match error {
+            SandboxError::AlreadyExists(_) => 0,
+            SandboxError::NotFound(_) => 1,
+            SandboxError::Refused { .. } => 2,
+            SandboxError::Ended { .. } => 3,
+            SandboxError::Leftover { .. } => 4,
+            SandboxError::Record { .. } => 5,
+            SandboxError::Busy(_) => 6,
+            SandboxError::Gone(_) => 7,
+            SandboxError::NotRunning { .. } => 8,
+            SandboxError::ReadBundle { .. } => 9,
+            SandboxError::Spec { .. } => 10,
+            SandboxError::HostDisk { .. } => 11,
+            SandboxError::Plug { .. } => 12,
+            SandboxError::Unplug { .. } => 13,
+            SandboxError::Mount { .. } => 14,
+            SandboxError::Unchangeable { .. } => 15,
+            SandboxError::Resources { .. } => 16,
+        }
+    }
+
+    #[test]
+    fn a_caller_hears_whose_fault_it_is() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (error, wanted) in table() {
+            assert_eq!(code(&error), wanted, "{error:?}");
+            seen.insert(place(&error));
+        }
+        assert!(seen.into_iter().eq(0..17), "an error is missing in the table");
     }
 }

@@ -240,6 +240,7 @@ async fn nobody_reaches_an_agent_that_is_not_theirs() {
     let container = cri.create(&pod, config).await;
     let refused = cri.try_start(&container.id).await.unwrap_err();
     assert!(refused.message().contains("datagram unix socket of the host"), "{refused:?}");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "the pod asks for what cannot be: {refused:?}");
     cri.remove(&container.id).await;
     cri.end_pod(&other_pod).await;
     drop(agent);

@@ -139,11 +139,32 @@ pub enum MountError {
 }
 
 impl MountError {
+    /// What should be mounted is not there, or the kernel takes no mount of this kind with these options: it is so
+    /// however often it is tried. Whatever else the kernel says is about the host.
+    #[must_use]
+    pub fn is_callers(&self) -> bool {
+        match self {
+            Self::OpenSource { source, .. } => is_no_such_file(source),
+            Self::Attach { source, .. } => {
+                let refused = [Errno::INVAL, Errno::NODEV, Errno::NOTBLK];
+                let errno = Errno::from_io_error(source);
+                is_no_such_file(source) || errno.is_some_and(|errno| refused.contains(&errno))
+            }
+            Self::SetFlags { .. } | Self::Share { .. } | Self::Unmount { .. } => false,
+        }
+    }
+
     /// Somebody still uses it: worth another try.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Unmount { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
     }
+}
+
+/// Whether a path leads to nothing: a file is missing, or the path itself cannot be one.
+pub fn is_no_such_file(error: &io::Error) -> bool {
+    let nowhere = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::NAMETOOLONG];
+    Errno::from_io_error(error).is_some_and(|errno| nowhere.contains(&errno))
 }
 
 impl Mount {

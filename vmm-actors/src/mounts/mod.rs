@@ -35,7 +35,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::host::dir::DirError;
-use crate::host::mount::MountError;
+use crate::host::mount::{MountError, is_no_such_file};
 use crate::host::process::ProcessError;
 use crate::id::ContainerId;
 
@@ -149,6 +149,31 @@ pub enum MountsError {
     /// The work was cut off by a panic or the end of the runtime.
     #[error("the work on the mounts was cut off")]
     CutOff,
+}
+
+impl MountsError {
+    /// The request is at fault: what it asks for is not there, or cannot be, on any host. A repeat cannot help.
+    #[must_use]
+    pub fn is_callers(&self) -> bool {
+        match self {
+            Self::NoRootfs { .. } | Self::Options { .. } | Self::HostSocket { .. } => true,
+            Self::Mount(error) => error.is_callers(),
+            Self::FindSource { source, .. } => is_no_such_file(source),
+            // EXDEV: it leads out of the image.
+            Self::ResolveTarget { source, .. } => {
+                is_no_such_file(source) || source.kind() == io::ErrorKind::CrossesDevices
+            }
+            Self::ListMounts { .. }
+            | Self::Directory(_)
+            | Self::AlreadyPrepared { .. }
+            | Self::FindServer { .. }
+            | Self::NotOpen { .. }
+            | Self::MakeMountPoint { .. }
+            | Self::ReadVolumes { .. }
+            | Self::RemoveMountPoint { .. }
+            | Self::CutOff => false,
+        }
+    }
 }
 
 #[cfg(test)]

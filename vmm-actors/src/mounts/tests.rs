@@ -13,6 +13,7 @@ use actix::Actor;
 use rustix::mount::{MountFlags, mount, unmount};
 
 use crate::ask::ask;
+use crate::host::mount::MountError;
 use crate::host::mountinfo::below;
 use crate::host::process::ProcessIdentity;
 
@@ -268,4 +269,82 @@ fn the_actor_answers_and_a_command_outlives_its_caller() {
         ask(&mounts, |reply| Close { reply }).await.unwrap();
         assert!(!share.exists());
     });
+}
+
+#[test]
+fn what_the_caller_named_wrongly_is_told_from_what_the_host_could_not() {
+    let os = io::Error::from_raw_os_error;
+    let (path, target) = (PathBuf::from("/x"), PathBuf::from("/y"));
+    let container = || ContainerId::new("c").unwrap();
+    let find = |errno| MountsError::FindSource {
+        source_path: path.clone(),
+        number: 0,
+        container: container(),
+        source: os(errno),
+    };
+    let open = |errno| {
+        MountsError::Mount(MountError::OpenSource {
+            source_path: path.clone(),
+            target: target.clone(),
+            source: os(errno),
+        })
+    };
+    let attach = |errno| {
+        MountsError::Mount(MountError::Attach {
+            kind: "overlay".to_owned(),
+            source_path: path.clone(),
+            target: target.clone(),
+            source: os(errno),
+        })
+    };
+    let resolve = |errno| MountsError::ResolveTarget {
+        target: target.clone(),
+        container: container(),
+        source: os(errno),
+    };
+    let set = MountError::SetFlags { source_path: path.clone(), target: target.clone(), source: os(22) };
+    let socket =
+        MountsError::HostSocket { path: path.clone(), kind: SocketKind::Datagram, container: container() };
+    let options = MountsError::Options {
+        source_path: path.clone(),
+        source: OptionError::Unsupported("loop".to_owned()),
+    };
+    // ENOENT 2, EIO 5, ENOMEM 12, EXDEV 18, ENODEV 19, ENOTDIR 20, EINVAL 22, ENOSPC 28, ELOOP 40 (errno(3)).
+    let callers = [
+        MountsError::NoRootfs { container: container() },
+        options,
+        socket,
+        find(2),
+        find(20),
+        find(40),
+        open(2),
+        attach(2),
+        attach(19),
+        attach(22),
+        resolve(2),
+        resolve(18),
+    ];
+    for error in callers {
+        assert!(error.is_callers(), "{error:?}");
+    }
+    let hosts = [
+        find(5),
+        open(12),
+        attach(28),
+        resolve(5),
+        MountsError::Mount(set),
+        MountsError::Mount(MountError::Share { target: target.clone(), source: os(22) }),
+        MountsError::Mount(MountError::Unmount { target: target.clone(), source: os(22) }),
+        MountsError::ListMounts { source: os(2) },
+        MountsError::AlreadyPrepared { container: container() },
+        MountsError::FindServer { source: ProcessError::Watch { pid: 1, source: os(2) } },
+        MountsError::NotOpen { share: path.clone() },
+        MountsError::MakeMountPoint { path: path.clone(), source: os(2) },
+        MountsError::ReadVolumes { path: path.clone(), source: os(2) },
+        MountsError::RemoveMountPoint { path: path.clone(), source: os(2) },
+        MountsError::CutOff,
+    ];
+    for error in hosts {
+        assert!(!error.is_callers(), "{error:?}");
+    }
 }

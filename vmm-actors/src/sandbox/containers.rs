@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::actor::Sandbox;
 use super::children::Children;
-use super::error::{SandboxError, chain};
+use super::error::{Blame, SandboxError, chain};
 use super::messages::{
     ContainerRequest, ContainerStarted, PrepareContainer, PreparedContainer, ReleaseContainer,
 };
@@ -16,7 +16,7 @@ use super::plug::{self, Wanted};
 use super::record::{ContainerRecord, Record};
 use super::state::State;
 use super::waiters::Waiters;
-use crate::ask::{Reply, ask};
+use crate::ask::{AskError, Reply, ask};
 use crate::guest_spec::{Bind, GuestSpec, Propagation, ReadOnly, Target, for_guest};
 use crate::id::ContainerId;
 use crate::mounts;
@@ -249,9 +249,7 @@ async fn make_mounts(
     let container = id.clone();
     let binds = spec.binds.iter().map(bind_mount).collect();
     let asked = ask(mounts, |reply| mounts::Prepare { container: id, rootfs, binds, server, reply });
-    let made = asked
-        .await
-        .map_err(|failed| SandboxError::Mount { container: container.clone(), reason: chain(&failed) })?;
+    let made = asked.await.map_err(|failed| not_mounted(container.clone(), &failed))?;
     let numbers: Vec<u32> = made.sockets.iter().map(|socket| socket.number).collect();
     if let Err(source) = spec.settle(container.as_str(), &numbers, &made.read_only_in_guest) {
         if let Err(left) = release_mounts(mounts, &container).await {
@@ -280,5 +278,13 @@ fn bind_mount(bind: &Bind) -> mounts::BindMount {
 async fn release_mounts(mounts: &actix::Addr<mounts::Mounts>, id: &ContainerId) -> Result<(), SandboxError> {
     let (container, owned) = (id.clone(), id.clone());
     let asked = ask(mounts, |reply| mounts::Release { container: owned, reply });
-    asked.await.map_err(|failed| SandboxError::Mount { container, reason: chain(&failed) })
+    asked.await.map_err(|failed| not_mounted(container, &failed))
+}
+
+fn not_mounted(container: ContainerId, failed: &AskError<mounts::MountsError>) -> SandboxError {
+    let blame = match failed {
+        AskError::Failed(error) if error.is_callers() => Blame::Caller,
+        AskError::Failed(_) | AskError::Busy(_) | AskError::Gone(_) => Blame::Host,
+    };
+    SandboxError::Mount { container, blame, reason: chain(failed) }
 }

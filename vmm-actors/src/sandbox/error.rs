@@ -94,6 +94,8 @@ pub enum SandboxError {
     Plug {
         /// The container.
         container: ContainerId,
+        /// Whose fault it is.
+        blame: Blame,
         /// What failed, causes included.
         reason: String,
     },
@@ -110,6 +112,8 @@ pub enum SandboxError {
     Mount {
         /// The container.
         container: ContainerId,
+        /// Whose fault it is.
+        blame: Blame,
         /// What failed, causes included.
         reason: String,
     },
@@ -129,6 +133,15 @@ pub enum SandboxError {
         /// What failed, causes included.
         reason: String,
     },
+}
+
+/// Whose fault a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The request asks for what cannot be had, however often it is repeated.
+    Caller,
+    /// The host or one of its processes failed.
+    Host,
 }
 
 /// An error with all its causes, in one line.

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::actor::Sandbox;
 use super::disks::{Disk, Key, id};
-use super::error::{SandboxError, chain};
+use super::error::{Blame, SandboxError, chain};
 use crate::agent::{self, Agent};
 use crate::ask::{AskError, ask};
 use crate::guest_spec::HostDisk;
@@ -22,7 +22,14 @@ use crate::id::ContainerId;
 use crate::vm::{self, Access, Device, Vm, VmError};
 
 /// What became, or will become, of plugging a disk in. Whoever wants the disk waits for the same outcome.
-type Plug = Shared<LocalBoxFuture<'static, Result<(), String>>>;
+type Plug = Shared<LocalBoxFuture<'static, Result<(), NotPlugged>>>;
+
+/// Why a disk is not plugged in. Can be told to more than one.
+#[derive(Debug, Clone)]
+struct NotPlugged {
+    blame: Blame,
+    reason: String,
+}
 
 /// The plugs of this process, by the disk's number. A disk that a previous process recorded has none: plugging in what
 /// is there already is harmless.
@@ -106,14 +113,17 @@ impl Plugging {
     pub(super) async fn run(self, agent: &Addr<Agent>) -> Result<Vec<GuestDisk>, SandboxError> {
         let Self { container, steps } = self;
         if !steps.is_empty() {
-            expect_feature(agent)
-                .await
-                .map_err(|reason| SandboxError::Plug { container: container.clone(), reason })?;
+            expect_feature(agent).await.map_err(|reason| SandboxError::Plug {
+                container: container.clone(),
+                blame: Blame::Caller,
+                reason,
+            })?;
         }
         let mut plugged = Vec::new();
         for (wanted, disk, plug) in steps {
-            plug.await.map_err(|reason| SandboxError::Plug {
+            plug.await.map_err(|NotPlugged { blame, reason }| SandboxError::Plug {
                 container: container.clone(),
+                blame,
                 reason: format!(
                     "{} for {}: {reason}",
                     wanted.device.path.display(),
@@ -153,6 +163,7 @@ impl Sandbox {
         let keys: Vec<Key> = wanted.iter().map(Wanted::key).collect();
         let disks = self.record.disks.want(container, &keys).map_err(|refusal| SandboxError::Plug {
             container: container.clone(),
+            blame: Blame::Caller,
             reason: refusal.to_string(),
         })?;
         let step = |(wanted, disk): (Wanted, Disk)| {
@@ -212,9 +223,18 @@ impl Sandbox {
 fn plug_in(vm: Addr<Vm>, disk: vm::Disk) -> Plug {
     let plugged = async move {
         let device = Device::Disk(disk);
-        ask(&vm, |reply| vm::AddDevice { device, reply }).await.map_err(|failed| chain(&failed))
+        let added = ask(&vm, |reply| vm::AddDevice { device, reply }).await;
+        added.map_err(|failed| NotPlugged { blame: blame(&failed), reason: chain(&failed) })
     };
     plugged.boxed_local().shared()
+}
+
+/// A VM that was made without block devices takes none, however often it is asked.
+fn blame(failed: &AskError<VmError>) -> Blame {
+    match failed {
+        AskError::Failed(VmError::Unsupported { .. }) => Blame::Caller,
+        AskError::Failed(_) | AskError::Busy(_) | AskError::Gone(_) => Blame::Host,
+    }
 }
 
 async fn unplug(vm: &Addr<Vm>, number: u32) -> (u32, Result<(), String>) {
