@@ -1,12 +1,14 @@
 //! The life of the service: directories, records, sockets, "ready", serve, drain.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_config::Settings;
 use containerd_sandbox::ServeError;
 use sd_notify::NotifyState;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vmm_actors::Sandboxes;
 use vmm_actors::registry::RecoveryReport;
@@ -24,6 +26,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Directory of the pods' directories, below `run_dir` (see [`vmm_actors::pod_dir`]).
 const PODS: &str = "s";
+
+/// The socket for shim proxies, in `run_dir`.
+const CONTROL: &str = "control.sock";
 
 /// Why the service could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -76,10 +81,14 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     report(&recovered);
 
     // containerd takes the first answer about a sandbox for final: no socket before the records are read.
-    let control = listen(&sandboxer.run_dir.join("control.sock"))?;
+    let mut controls = vec![listen(&sandboxer.run_dir.join(CONTROL))?];
+    controls.extend(old_controls(&recovered, &sandboxer.run_dir));
     let controller = listen(&sandboxer.listen)?;
-    let mut shim_proxies =
-        pods::serve(sandboxes.clone(), control).await.map_err(|source| ServiceError::ServePods { source })?;
+    let mut shim_proxies = Vec::new();
+    for control in controls {
+        let server = pods::serve(sandboxes.clone(), control).await;
+        shim_proxies.push(server.map_err(|source| ServiceError::ServePods { source })?);
+    }
     tell_systemd(NotifyState::Ready);
     tracing::info!(listen = %sandboxer.listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
 
@@ -93,11 +102,30 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
         served = containerd_sandbox::serve(service, controller, DRAIN, end) => served,
         never = orphans::watch(sandboxes, &sandboxer.containerd_address, grace) => match never {},
     };
-    if let Err(error) = shim_proxies.shutdown().await {
-        tracing::debug!(%error, "shim proxies were still being answered at the end");
+    for mut server in shim_proxies {
+        if let Err(error) = server.shutdown().await {
+            tracing::debug!(%error, "shim proxies were still being answered at the end");
+        }
     }
     tracing::info!("ended; pods go on");
     served.map_err(|source| ServiceError::Serve { source })
+}
+
+/// Sockets for the shim proxies of pods that were made with another `run_dir`: they know no other place. One that cannot
+/// be had costs only these pods, and only their new containers.
+fn old_controls(recovered: &RecoveryReport, run_dir: &Path) -> Vec<UnixListener> {
+    let old = recovered.run_dirs.iter().filter(|dir| *dir != run_dir);
+    let listen = |dir: &PathBuf| match listen(&dir.join(CONTROL)) {
+        Ok(listener) => {
+            tracing::info!(run_dir = %dir.display(), "running pods lie in another run_dir; serving them there");
+            Some(listener)
+        }
+        Err(error) => {
+            tracing::error!(run_dir = %dir.display(), error = chain(&error), "running pods get no new containers");
+            None
+        }
+    };
+    old.filter_map(listen).collect()
 }
 
 /// Finds out early how guests will run, so that the first pod need not wait for it.
@@ -131,7 +159,7 @@ impl EndSignals {
 }
 
 fn report(recovered: &RecoveryReport) {
-    let RecoveryReport { adopted, undone, lost, stopped, quarantined } = recovered;
+    let RecoveryReport { adopted, undone, lost, stopped, quarantined, run_dirs: _ } = recovered;
     tracing::info!(
         adopted = adopted.len(),
         undone = undone.len(),

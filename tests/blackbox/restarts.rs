@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_tests::cri::{Container, Cri, Pod};
 use bulkhead_tests::node::Options;
+use bulkhead_tests::processes::Process;
 use bulkhead_tests::wait;
 use k8s_cri::v1 as api;
 use nix::sys::signal::Signal;
@@ -100,6 +101,45 @@ async fn field_24_sandboxer_restart_adopts_running_pods() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sandboxer_kill_9_costs_no_container_and_no_log_line() {
     sandboxer_ends_by(Signal::SIGKILL).await;
+}
+
+/// Another machine type, larger VMs, another runtime directory: they are for pods that are made from now on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_pod_stays_what_it_is_when_the_settings_change() {
+    let mut stage = stage!(Stage::vm(Options::default()));
+    let counting = Counting::start(&stage).await;
+    let old = stage.the_one(VMM);
+    stage.node.stop_sandboxer(Signal::SIGTERM).await;
+    let run_dir = stage.node.dir().join("r2");
+    stage.node.set("sandboxer", "run_dir", format!("\"{}\"", run_dir.display()));
+    stage.node.set("qemu", "machine", "\"q35\"");
+    stage.node.set("vm", "memory_mib", "384");
+    stage.node.set("vm", "vcpus", "2");
+    stage.node.start_sandboxer().await;
+    assert_eq!(stage.the_one(VMM).pid, old.pid);
+    // Its second container asks the sandboxer at the place that its shim proxy knows.
+    counting.expect_well(&stage).await;
+    let cri = stage.cri();
+    let vmm = |pod: &Pod| {
+        let id = pod.id.clone();
+        stage.running(VMM).into_iter().find(|process| process.args.contains(&id)).expect("a VMM of its own")
+    };
+
+    let limits =
+        |mib: i64| api::LinuxContainerResources { memory_limit_in_bytes: mib << 20, ..Default::default() };
+    let refused = cri.try_resize_pod(&counting.pod.id, limits(64)).await.unwrap_err();
+    let grow = "memory from 256 to 320 MiB: qemu/microvm cannot";
+    assert!(refused.message().contains(grow), "{}", refused.message());
+
+    let new = cri.run_pod("new").await;
+    let machine = |process: &Process| process.args.iter().any(|arg| arg.starts_with("q35,"));
+    assert!(machine(&vmm(&new)) && !machine(&vmm(&counting.pod)));
+    assert!(run_dir.join("s").join(&new.id).exists(), "a new pod lies where the settings say");
+
+    cri.end_pod(&new).await;
+    counting.end(&stage).await;
+    let left: Vec<_> = std::fs::read_dir(run_dir.join("s")).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 async fn containerd_ends_by(signal: Signal) {

@@ -1,9 +1,11 @@
 //! Where everything of one pod lies below the runtime directory.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::mountinfo;
 use crate::id::SandboxId;
 
 /// Most that the files of one pod's directory may take, in bytes: the guest's console and what the helpers print, which
@@ -37,6 +39,23 @@ impl PodDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// The directory of `id`, wherever a runtime directory that was once set may be. That it is a mount tells; where
+    /// nothing is mounted for `id`, it is the one below `run_dir`.
+    ///
+    /// # Errors
+    /// What reading the kernel's list of mounts says.
+    pub fn find(run_dir: &Path, id: &SandboxId) -> io::Result<Self> {
+        let end = Path::new("s").join(id.as_str());
+        let found = mountinfo::below(Path::new("/"))?.into_iter().rfind(|point| point.ends_with(&end));
+        Ok(found.map_or_else(|| Self::new(run_dir, id), Self))
+    }
+
+    /// The runtime directory that it is in.
+    #[must_use]
+    pub fn run_dir(&self) -> Option<&Path> {
+        self.0.parent().and_then(Path::parent)
     }
 
     entries! {

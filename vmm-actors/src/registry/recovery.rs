@@ -1,5 +1,6 @@
 //! What a service that has just started finds of its predecessor: read before any socket is bound, local and fast.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
@@ -27,6 +28,8 @@ pub struct RecoveryReport {
     pub stopped: Vec<SandboxId>,
     /// Records that could not be read, and where they lie now.
     pub quarantined: Vec<PathBuf>,
+    /// The runtime directories in which adopted sandboxes lie: their shim proxies dial us there.
+    pub run_dirs: BTreeSet<PathBuf>,
 }
 
 /// Reads every record and decides what becomes of its sandbox. Must be called on an actix system.
@@ -43,8 +46,8 @@ pub(crate) fn recover(
         match found {
             Found::Record(record) => {
                 let (id, begin) = begin_of(record);
-                if let Begin::Recovered { verdict, .. } = &begin {
-                    report.note(&id, verdict);
+                if let Begin::Recovered { record, verdict } = &begin {
+                    report.note(record, verdict);
                 }
                 begins.push((id, begin));
             }
@@ -53,7 +56,7 @@ pub(crate) fn recover(
                 report.quarantined.push(path);
                 if let Some(id) = id {
                     // Slow where the cgroup tree is large, and nobody waits for it.
-                    actix::spawn(end_unrecorded(PodDir::new(run_dir, &id), id));
+                    actix::spawn(end_unrecorded(run_dir.to_owned(), id));
                 }
             }
         }
@@ -69,14 +72,17 @@ pub(crate) fn begin_of(record: Box<Record>) -> (SandboxId, Begin) {
 }
 
 impl RecoveryReport {
-    fn note(&mut self, id: &SandboxId, verdict: &Verdict) {
+    fn note(&mut self, record: &Record, verdict: &Verdict) {
+        if *verdict == Verdict::Adopt {
+            self.run_dirs.extend(record.dir.run_dir().map(Path::to_owned));
+        }
         let list = match verdict {
             Verdict::Adopt => &mut self.adopted,
             Verdict::Undo(_) => &mut self.undone,
             Verdict::Lost(_) => &mut self.lost,
             Verdict::KeepStopped(_) => &mut self.stopped,
         };
-        list.push(id.clone());
+        list.push(record.id.clone());
     }
 }
 
@@ -111,10 +117,14 @@ fn lives(identity: &ProcessIdentity) -> bool {
 
 /// A record that does not read says nothing of its sandbox; the cgroup named after it has its processes, and the
 /// directory named after it its mounts and sockets. What is in the pod's network namespace goes with that.
-async fn end_unrecorded(dir: PodDir, id: SandboxId) {
+async fn end_unrecorded(run_dir: PathBuf, id: SandboxId) {
     if let Err(failed) = end_processes(&id).await {
         warn!(sandbox = %id, error = chain(&failed), "cannot end the processes of a sandbox without a record");
     }
+    let dir = PodDir::find(&run_dir, &id).unwrap_or_else(|error| {
+        warn!(sandbox = %id, %error, "cannot look for the directory of a sandbox without a record");
+        PodDir::new(&run_dir, &id)
+    });
     if let Err(failed) = mounts::close(&dir.shared()).await {
         return warn!(sandbox = %id, error = chain(&failed), "cannot unmount a sandbox without a record");
     }

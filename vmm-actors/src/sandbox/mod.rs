@@ -44,4 +44,6 @@ pub use messages::{
     Stop, Update, Wait,
 };
 
+pub use sizing::Basis;
+
 pub(crate) use begin::Place;

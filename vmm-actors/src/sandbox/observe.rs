@@ -25,7 +25,7 @@ impl Sandbox {
     fn snapshot(&self) -> Snapshot {
         let alive = self.state.cause().is_none();
         let vmm =
-            self.record.vm.as_ref().map(|vm| format!("{}, {}", self.host.driver.name(), vm.acceleration));
+            self.record.vm.as_ref().map(|vm| format!("{}, {}", self.host.driver.name(vm), vm.acceleration));
         Snapshot {
             id: self.record.id.to_string(),
             ready: self.state == State::Running,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use store::{Broken, Found, RecordError, Store};
 
 use super::disks::Disks;
-use super::sizing::size_of;
+use super::sizing::{Basis, size_of};
 use super::state::Cause;
 use crate::cgroup::{self, CgroupError, CgroupRecord, Limits};
 use crate::host::process::boot_id;
@@ -54,6 +54,9 @@ pub struct Record {
     /// The size that the VM was given; none in records of releases that did not write it.
     #[serde(default)]
     pub size: Option<Size>,
+    /// What the settings said of sizes when it was made; none in records of releases that did not write it.
+    #[serde(default)]
+    pub basis: Option<Basis>,
     /// The file server, once started.
     pub virtiofsd: Option<VirtiofsdRecord>,
     /// The shim proxy, once started.
@@ -81,7 +84,8 @@ impl Record {
             cgroup: cgroup::plan(&pod.cgroup_parent, &settings.cgroup.default_parent, &id)?,
             network: network::plan(&netns),
             netns,
-            size: Some(size_of(&pod.resources, &settings.vm)),
+            size: Some(size_of(&pod.resources, Basis::from(&settings.vm))),
+            basis: Some(Basis::from(&settings.vm)),
             pod,
             vm: None,
             virtiofsd: None,
@@ -95,7 +99,14 @@ impl Record {
 
     /// The size of the pod's VM.
     pub(super) fn size(&self, settings: &Settings) -> Size {
-        self.size.unwrap_or_else(|| size_of(&self.pod.resources, &settings.vm))
+        self.size.unwrap_or_else(|| size_of(&self.pod.resources, self.basis(settings)))
+    }
+
+    /// What the sizes of its VM are reckoned from, now and after any update.
+    pub(super) fn basis(&self, settings: &Settings) -> Basis {
+        let now = Basis::from(&settings.vm);
+        let guess = || self.size.map_or(now, |size| now.within(size, &self.pod.resources));
+        self.basis.unwrap_or_else(guess)
     }
 
     /// What the host must give the pod's VM, in bytes.

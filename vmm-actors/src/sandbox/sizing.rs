@@ -8,6 +8,7 @@
 use std::num::NonZeroU32;
 
 use bulkhead_config::Vm;
+use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Limits;
 use crate::pod_spec::{PodSpec, Resources};
@@ -15,15 +16,47 @@ use crate::vm::Size;
 
 const MIB: i64 = 1024 * 1024;
 
+/// What the settings say of sizes. It is recorded with a pod: settings that have changed since are not its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Basis {
+    /// Processors of a pod without a limit, and the fewest of any.
+    pub vcpus: NonZeroU32,
+    /// Memory of the guest itself, in MiB.
+    pub memory_mib: NonZeroU32,
+    /// Memory comes in huge pages.
+    pub hugepages: bool,
+}
+
+impl From<&Vm> for Basis {
+    fn from(settings: &Vm) -> Self {
+        Self { vcpus: settings.vcpus, memory_mib: settings.memory_mib, hugepages: settings.hugepages }
+    }
+}
+
+impl Basis {
+    /// The most of this that a pod with these limits and a VM of this size can have been made by.
+    pub(super) fn within(self, size: Size, pod: &Resources) -> Self {
+        let memory_mib = NonZeroU32::new(size.memory_mib.get().saturating_sub(self.limit_mib(pod)));
+        Self {
+            vcpus: self.vcpus.min(size.vcpus),
+            memory_mib: memory_mib.map_or(NonZeroU32::MIN, |most| self.memory_mib.min(most)),
+            ..self
+        }
+    }
+
+    fn limit_mib(self, pod: &Resources) -> u32 {
+        let limit = if pod.memory_limit_bytes > 0 { whole(pod.memory_limit_bytes, MIB) } else { 0 };
+        // A huge page is two.
+        if self.hugepages { limit.saturating_add(limit % 2) } else { limit }
+    }
+}
+
 /// The size of the VM of a pod with these limits.
-pub(super) fn size_of(pod: &Resources, settings: &Vm) -> Size {
+pub(super) fn size_of(pod: &Resources, basis: Basis) -> Size {
     let cpus = if pod.cpu_quota > 0 && pod.cpu_period > 0 { whole(pod.cpu_quota, pod.cpu_period) } else { 0 };
-    let limit_mib = if pod.memory_limit_bytes > 0 { whole(pod.memory_limit_bytes, MIB) } else { 0 };
-    // A huge page is two.
-    let limit_mib = if settings.hugepages { limit_mib.saturating_add(limit_mib % 2) } else { limit_mib };
     Size {
-        vcpus: NonZeroU32::new(cpus).map_or(settings.vcpus, |cpus| cpus.max(settings.vcpus)),
-        memory_mib: settings.memory_mib.saturating_add(limit_mib),
+        vcpus: NonZeroU32::new(cpus).map_or(basis.vcpus, |cpus| cpus.max(basis.vcpus)),
+        memory_mib: basis.memory_mib.saturating_add(basis.limit_mib(pod)),
     }
 }
 
@@ -54,7 +87,7 @@ mod tests {
 
     fn size(cpu_quota: i64, memory_limit_bytes: i64) -> Size {
         let pod = Resources { cpu_period: 100_000, cpu_quota, memory_limit_bytes, ..Resources::default() };
-        size_of(&pod, &Vm::default())
+        size_of(&pod, Basis::from(&Vm::default()))
     }
 
     #[test]
@@ -69,14 +102,17 @@ mod tests {
         let limited = |overhead_mib: i64| {
             let resources = Resources { memory_limit_bytes: 64 * MIB, ..Resources::default() };
             let overhead = Resources { memory_limit_bytes: overhead_mib * MIB, ..Resources::default() };
-            let size = size_of(&resources, &Vm::default());
+            let size = size_of(&resources, Basis::from(&Vm::default()));
             raised(&PodSpec { resources, overhead, ..PodSpec::default() }, size)
         };
         let needed = Vm::default().memory_mib.get() + 64 + 192;
         let text = limited(32).unwrap();
         assert!(text.contains(&format!("{needed} MiB")) && text.contains("96 MiB"), "{text}");
         assert_eq!(limited(i64::from(needed) - 64), None);
-        assert_eq!(raised(&PodSpec::default(), size_of(&Resources::default(), &Vm::default())), None);
+        assert_eq!(
+            raised(&PodSpec::default(), size_of(&Resources::default(), Basis::from(&Vm::default()))),
+            None
+        );
     }
 
     #[test]
@@ -88,7 +124,29 @@ mod tests {
         assert_eq!(size(50_000, 1).vcpus.get(), 1);
         let settings = Vm { hugepages: true, ..Vm::default() };
         let odd = Resources { memory_limit_bytes: 101 * MIB, ..Resources::default() };
-        assert_eq!(size_of(&odd, &settings).memory_mib.get(), base.get() + 102, "whole huge pages");
+        assert_eq!(
+            size_of(&odd, Basis::from(&settings)).memory_mib.get(),
+            base.get() + 102,
+            "whole huge pages"
+        );
         assert_eq!(size(i64::MAX, i64::MAX).memory_mib, NonZeroU32::MAX);
+    }
+
+    #[test]
+    fn a_pod_whose_basis_nobody_wrote_down_is_not_made_larger_by_new_settings() {
+        let pod = Resources {
+            cpu_period: 100_000,
+            cpu_quota: 200_000,
+            memory_limit_bytes: 100 * MIB,
+            ..Resources::default()
+        };
+        let old = Basis::from(&Vm::default());
+        let made = size_of(&pod, old);
+        let new =
+            Basis { vcpus: 8.try_into().unwrap(), memory_mib: 1024.try_into().unwrap(), hugepages: false };
+        assert_eq!(size_of(&pod, new.within(made, &pod)), made);
+        assert_eq!(old.within(made, &pod), old);
+        let tiny = Size { memory_mib: 10.try_into().unwrap(), ..made };
+        assert_eq!(new.within(tiny, &pod).memory_mib.get(), 1);
     }
 }

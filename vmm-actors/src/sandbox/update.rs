@@ -32,7 +32,8 @@ impl Change {
         let mut after = record.clone();
         after.pod.resources = record.pod.resources.updated(&update.resources);
         after.pod.overhead = record.pod.overhead.updated(&update.overhead);
-        after.size = Some(has.grown_to(size_of(&after.pod.resources, &settings.vm)));
+        after.basis = Some(record.basis(settings));
+        after.size = Some(has.grown_to(size_of(&after.pod.resources, record.basis(settings))));
         Self { before: has, old: record.host_limits(settings), after }
     }
 
@@ -124,9 +125,10 @@ impl Sandbox {
         self.record.pod.resources = after.pod.resources;
         self.record.pod.overhead = after.pod.overhead;
         self.record.size = after.size;
+        self.record.basis = after.basis;
         let size = self.record.size(&self.host.settings);
         self.warnings.retain(|text| !text.starts_with(KEEPS));
-        if !size_of(&self.record.pod.resources, &self.host.settings.vm).holds(size) {
+        if !size_of(&self.record.pod.resources, self.record.basis(&self.host.settings)).holds(size) {
             self.warning(format!("{KEEPS} its {size}, whatever the new limits are"));
         }
         info!(parent: &self.span, %size, "the pod's limits were changed");

@@ -7,13 +7,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bulkhead_config::Hypervisor;
+use bulkhead_config::{Hypervisor, Machine};
 
 use super::FakeGuest;
 use crate::host::process::{OwnedProcess, ProcessIdentity, Spawn};
 use crate::pod_dir::PodDir;
 use crate::vm::{
-    Acceleration, Device, Disk, Driver, Extent, GuestState, LaunchSpec, Launched, Size, VmError,
+    Acceleration, Device, Disk, Driver, Extent, GuestState, LaunchSpec, Launched, Size, VmError, VmRecord,
 };
 
 /// What goes wrong with a VM, and when.
@@ -63,6 +63,7 @@ pub struct FakeDriver {
     boot_time: Duration,
     with_vsock_helper: bool,
     room: Option<Size>,
+    machine: Option<Machine>,
 }
 
 #[derive(Debug, Default)]
@@ -103,6 +104,12 @@ impl FakeDriver {
     #[must_use]
     pub fn with_room(self, room: Size) -> Self {
         Self { room: Some(room), ..self }
+    }
+
+    /// Launches VMs of this machine type, of which `microvm` cannot grow.
+    #[must_use]
+    pub fn with_machine(self, machine: Machine) -> Self {
+        Self { machine: Some(machine), ..self }
     }
 
     /// Takes the VM of this pod, which another instance launched, for one of this size.
@@ -183,17 +190,20 @@ impl Driver for FakeDriver {
     }
 
     #[allow(clippy::panic, reason = "a test asked for it")]
-    fn name(&self) -> String {
+    fn name(&self, vm: &VmRecord) -> String {
         if std::mem::take(&mut self.state().nameless) {
             panic!("the fake driver was told to panic");
         }
-        "fake".to_owned()
+        match vm.machine {
+            Some(Machine::Q35) | None => "fake".to_owned(),
+            Some(Machine::Microvm) => "fake/microvm".to_owned(),
+        }
     }
 
     async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmError> {
         let fault = self.state().faults.pop_front().unwrap_or_default();
         if fault == Fault::LaunchFails {
-            return Err(VmError::Unsupported { driver: self.name(), what: "launch what is to fail" });
+            return Err(VmError::Unsupported { driver: "fake".to_owned(), what: "launch what is to fail" });
         }
         if fault == Fault::LaunchHangs {
             return std::future::pending().await;
@@ -212,14 +222,19 @@ impl Driver for FakeDriver {
         state.launched.push(vmm.identity().clone());
         state.helpers.extend(helper.as_ref().map(|helper| helper.identity().clone()));
         state.guests.push(guest);
-        Ok(Launched { vmm, vsock_helper: helper, acceleration: Acceleration::Tcg })
+        Ok(Launched {
+            vmm,
+            vsock_helper: helper,
+            acceleration: Acceleration::Tcg,
+            machine: self.machine.unwrap_or(Machine::Q35),
+        })
     }
 
-    async fn guest_state(&self, _: &PodDir) -> Result<GuestState, VmError> {
+    async fn guest_state(&self, _: &VmRecord) -> Result<GuestState, VmError> {
         Ok(GuestState::Running)
     }
 
-    async fn add_device(&self, _: &PodDir, Device::Disk(disk): Device) -> Result<(), VmError> {
+    async fn add_device(&self, _: &VmRecord, Device::Disk(disk): Device) -> Result<(), VmError> {
         // As long as a VMM may take.
         tokio::time::sleep(Duration::from_millis(5)).await;
         let mut state = self.state();
@@ -236,7 +251,7 @@ impl Driver for FakeDriver {
         Ok(())
     }
 
-    async fn remove_device(&self, _: &PodDir, id: &str) -> Result<(), VmError> {
+    async fn remove_device(&self, _: &VmRecord, id: &str) -> Result<(), VmError> {
         tokio::time::sleep(Duration::from_millis(5)).await;
         let mut state = self.state();
         state.disk_calls.push(format!("-{id}"));
@@ -247,20 +262,21 @@ impl Driver for FakeDriver {
         Ok(())
     }
 
-    async fn extent(&self, dir: &PodDir) -> Result<Extent, VmError> {
-        let most = self.room.ok_or_else(|| self.unsupported("resize a running VM"))?;
-        let has = self.state().sizes.get(dir.path()).map(|(size, _)| *size);
-        has.map(|has| Extent { has, most }).ok_or_else(|| self.unsupported("measure what never ran"))
+    async fn extent(&self, vm: &VmRecord) -> Result<Extent, VmError> {
+        let room = self.room.filter(|_| vm.machine != Some(Machine::Microvm));
+        let most = room.ok_or_else(|| self.unsupported(vm, "resize a running VM"))?;
+        let has = self.state().sizes.get(vm.dir.path()).map(|(size, _)| *size);
+        has.map(|has| Extent { has, most }).ok_or_else(|| self.unsupported(vm, "measure what never ran"))
     }
 
-    async fn resize(&self, dir: &PodDir, to: Size) -> Result<Size, VmError> {
-        let most = self.extent(dir).await?.most;
+    async fn resize(&self, vm: &VmRecord, to: Size) -> Result<Size, VmError> {
+        let most = self.extent(vm).await?.most;
         if !most.holds(to) {
             return Err(VmError::NoRoom { wanted: to, most });
         }
         let mut state = self.state();
         state.resized.push((to.vcpus.get(), to.memory_mib.get()));
-        let Some((size, fault)) = state.sizes.get_mut(dir.path()) else { return Ok(to) };
+        let Some((size, fault)) = state.sizes.get_mut(vm.dir.path()) else { return Ok(to) };
         let refused = *fault == Fault::TakesNoMemory && to.memory_mib > size.memory_mib;
         size.vcpus = to.vcpus;
         if refused {

@@ -175,7 +175,7 @@ impl Vm {
         &mut self,
         name: &'static str,
         reply: Reply<T, VmError>,
-        call: impl FnOnce(Arc<dyn Driver>, PodDir) -> F,
+        call: impl FnOnce(Arc<dyn Driver>, VmRecord) -> F,
         ctx: &mut Context<Self>,
     ) where
         F: Future<Output = Result<T, VmError>> + 'static,
@@ -185,7 +185,7 @@ impl Vm {
             answer(reply, Err(VmError::Refused { command: name, state: self.state.name() }));
             return;
         };
-        let called = call(Arc::clone(&self.driver), running.record().dir.clone());
+        let called = call(Arc::clone(&self.driver), running.record().clone());
         ctx.spawn(async move { answer(reply, called.await) }.into_actor(self));
     }
 
@@ -193,7 +193,7 @@ impl Vm {
         let record = self.state.running().map(|running| running.record());
         VmView {
             state: self.state.name(),
-            driver: self.driver.name(),
+            driver: record.map(|record| self.driver.name(record)),
             vmm_pid: record.map(|record| record.vmm.pid),
             acceleration: record.map(|record| record.acceleration),
             guest: None,
@@ -255,7 +255,7 @@ impl Handler<Kill> for Vm {
 impl Handler<AddDevice> for Vm {
     type Result = ();
     fn handle(&mut self, AddDevice { device, reply }: AddDevice, ctx: &mut Self::Context) {
-        let call = |driver: Arc<dyn Driver>, dir| async move { driver.add_device(&dir, device).await };
+        let call = |driver: Arc<dyn Driver>, vm| async move { driver.add_device(&vm, device).await };
         self.command("add a device", reply, call, ctx);
     }
 }
@@ -263,7 +263,7 @@ impl Handler<AddDevice> for Vm {
 impl Handler<RemoveDevice> for Vm {
     type Result = ();
     fn handle(&mut self, RemoveDevice { id, reply }: RemoveDevice, ctx: &mut Self::Context) {
-        let call = |driver: Arc<dyn Driver>, dir| async move { driver.remove_device(&dir, &id).await };
+        let call = |driver: Arc<dyn Driver>, vm| async move { driver.remove_device(&vm, &id).await };
         self.command("remove a device", reply, call, ctx);
     }
 }
@@ -271,7 +271,7 @@ impl Handler<RemoveDevice> for Vm {
 impl Handler<Measure> for Vm {
     type Result = ();
     fn handle(&mut self, Measure { reply }: Measure, ctx: &mut Self::Context) {
-        let call = |driver: Arc<dyn Driver>, dir| async move { driver.extent(&dir).await };
+        let call = |driver: Arc<dyn Driver>, vm| async move { driver.extent(&vm).await };
         self.command("be measured", reply, call, ctx);
     }
 }
@@ -279,7 +279,7 @@ impl Handler<Measure> for Vm {
 impl Handler<Resize> for Vm {
     type Result = ();
     fn handle(&mut self, Resize { to, reply }: Resize, ctx: &mut Self::Context) {
-        let call = move |driver: Arc<dyn Driver>, dir| async move { driver.resize(&dir, to).await };
+        let call = move |driver: Arc<dyn Driver>, vm| async move { driver.resize(&vm, to).await };
         self.command("be resized", reply, call, ctx);
     }
 }
@@ -292,9 +292,9 @@ impl Handler<Observe> for Vm {
             answer(reply, Ok(view));
             return;
         };
-        let (driver, dir) = (Arc::clone(&self.driver), running.record().dir.clone());
+        let (driver, record) = (Arc::clone(&self.driver), running.record().clone());
         let asked = async move {
-            let asked = tokio::time::timeout(OBSERVE_TIMEOUT, driver.guest_state(&dir)).await;
+            let asked = tokio::time::timeout(OBSERVE_TIMEOUT, driver.guest_state(&record)).await;
             view.guest = asked.ok().and_then(Result::ok);
             answer(reply, Ok(view));
         };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use bulkhead_config::Hypervisor;
+use bulkhead_config::{Hypervisor, Machine};
 use serde::{Deserialize, Serialize};
 
 use super::{Acceleration, LaunchSpec, Size, VmError, VmRecord};
@@ -13,14 +13,17 @@ use crate::pod_dir::PodDir;
 
 /// Starts VMs of one kind and speaks to their API. One for the whole service.
 ///
+/// The settings that it has are for VMs that it launches. What a running VM is its record says: an earlier instance may
+/// have launched it by other settings.
+///
 /// What a driver leaves out it cannot do: the answer is [`VmError::Unsupported`].
 #[async_trait]
 pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// For the record and for Status.
     fn hypervisor(&self) -> Hypervisor;
 
-    /// The driver and its machine type, for people.
-    fn name(&self) -> String;
+    /// The driver and the machine type of this VM, for people.
+    fn name(&self, vm: &VmRecord) -> String;
 
     /// Starts the VM's processes and answers when they run. Dropping the future ends what it had started.
     ///
@@ -32,30 +35,30 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`VmError::Socket`] or [`VmError::Api`] when the VMM does not answer.
-    async fn guest_state(&self, dir: &PodDir) -> Result<GuestState, VmError>;
+    async fn guest_state(&self, vm: &VmRecord) -> Result<GuestState, VmError>;
 
     /// Plugs a device into a running VM. One that is plugged in already stays.
     ///
     /// # Errors
     /// [`VmError::Unsupported`], or what the VMM's API says; the device is not plugged in then.
-    async fn add_device(&self, _dir: &PodDir, _device: Device) -> Result<(), VmError> {
-        Err(self.unsupported("add devices to a running VM"))
+    async fn add_device(&self, vm: &VmRecord, _device: Device) -> Result<(), VmError> {
+        Err(self.unsupported(vm, "add devices to a running VM"))
     }
 
     /// Unplugs the device that was added with this id, without waiting for the guest. None there is fine.
     ///
     /// # Errors
     /// [`VmError::Unsupported`], or what the VMM's API says.
-    async fn remove_device(&self, _dir: &PodDir, _id: &str) -> Result<(), VmError> {
-        Err(self.unsupported("remove devices from a running VM"))
+    async fn remove_device(&self, vm: &VmRecord, _id: &str) -> Result<(), VmError> {
+        Err(self.unsupported(vm, "remove devices from a running VM"))
     }
 
     /// How large a running VM is, and how large it can become while it runs.
     ///
     /// # Errors
     /// [`VmError::Unsupported`], or what the VMM's API says.
-    async fn extent(&self, _dir: &PodDir) -> Result<Extent, VmError> {
-        Err(self.unsupported("resize a running VM"))
+    async fn extent(&self, vm: &VmRecord) -> Result<Extent, VmError> {
+        Err(self.unsupported(vm, "resize a running VM"))
     }
 
     /// Changes the number of processors and the memory of a running VM, and answers when the VMM says that it is so:
@@ -64,13 +67,13 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`VmError::Unsupported`], [`VmError::NoRoom`] with nothing changed, [`VmError::NotResized`] when the guest did
     /// not take or give what it was to, or what the VMM's API says.
-    async fn resize(&self, _dir: &PodDir, _to: Size) -> Result<Size, VmError> {
-        Err(self.unsupported("resize a running VM"))
+    async fn resize(&self, vm: &VmRecord, _to: Size) -> Result<Size, VmError> {
+        Err(self.unsupported(vm, "resize a running VM"))
     }
 
     /// The answer of a driver that cannot.
-    fn unsupported(&self, what: &'static str) -> VmError {
-        VmError::Unsupported { driver: self.name(), what }
+    fn unsupported(&self, vm: &VmRecord, what: &'static str) -> VmError {
+        VmError::Unsupported { driver: self.name(vm), what }
     }
 }
 
@@ -83,6 +86,8 @@ pub struct Launched {
     pub vsock_helper: Option<OwnedProcess>,
     /// How the guest runs.
     pub acceleration: Acceleration,
+    /// The machine type.
+    pub machine: Machine,
 }
 
 impl Launched {
@@ -92,6 +97,7 @@ impl Launched {
         VmRecord {
             hypervisor,
             acceleration: self.acceleration,
+            machine: Some(self.machine),
             vmm: self.vmm.identity().clone(),
             vsock_helper: self.vsock_helper.as_ref().map(|helper| helper.identity().clone()),
             dir,

@@ -110,8 +110,8 @@ pub struct Observe {
 pub struct VmView {
     /// cold, booting, up, ending or gone.
     pub state: &'static str,
-    /// The driver and its machine type.
-    pub driver: String,
+    /// The driver and the machine type, of a VM that runs.
+    pub driver: Option<String>,
     /// The VMM's pid while it runs.
     pub vmm_pid: Option<u32>,
     /// How the guest runs.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bulkhead_config::Hypervisor;
+use bulkhead_config::{Hypervisor, Machine};
 use serde::{Deserialize, Serialize};
 
 use crate::host::process::ProcessIdentity;
@@ -34,6 +34,9 @@ pub struct VmRecord {
     pub hypervisor: Hypervisor,
     /// How its guest runs.
     pub acceleration: Acceleration,
+    /// Its machine type. None in records of releases that did not write it: the VMM knows.
+    #[serde(default)]
+    pub machine: Option<Machine>,
     /// The VMM.
     pub vmm: ProcessIdentity,
     /// The vsock helper; none for a VMM that serves vsock itself.

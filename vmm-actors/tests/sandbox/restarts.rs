@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use bulkhead_config::Machine;
+use vmm_actors::Resources;
 use vmm_actors::host::process::ProcessIdentity;
 use vmm_actors::sandbox::record::{Phase, Record};
 use vmm_actors::testing::{FakeDriver, FakeGuest, Fault};
+use vmm_actors::vm::Size;
 
 use crate::node::{Node, PATIENCE, kill, sandbox};
 use crate::predecessor::{Predecessor, Task};
@@ -49,6 +52,71 @@ async fn a_running_pod_is_taken_over_untouched() {
     assert_eq!(service.sandboxes.wait(&sandbox("p")).await.unwrap().status, 0);
     service.shutdown("p").await;
     node.assert_nothing_left();
+}
+
+/// Other settings than a pod was made with: another machine type, VMs of another size, another runtime directory.
+fn change_settings(node: &mut Node) {
+    let run_dir = node.root.path().join("run2");
+    std::fs::create_dir_all(run_dir.join("s")).unwrap();
+    let settings = &mut node.place.settings;
+    settings.qemu.machine = Machine::Microvm;
+    settings.sandboxer.run_dir = run_dir;
+    settings.vm.vcpus = 3.try_into().unwrap();
+    settings.vm.memory_mib = settings.vm.memory_mib.saturating_add(512);
+    settings.cgroup.default_parent = "/bh-test-elsewhere".to_owned();
+}
+
+/// Once as this release records it, once as one that recorded neither machine type nor what sizes are reckoned from.
+#[actix::test]
+async fn a_running_pod_is_what_its_record_says_whatever_the_settings_say_by_now() {
+    for old in [false, true] {
+        let Some(mut node) = Node::new() else { return };
+        Predecessor::of(&node, Task::Run).kill();
+        let mut record = node.record("p").unwrap();
+        assert!(record.basis.is_some() && record.vm.clone().unwrap().machine == Some(Machine::Q35));
+        let guest = guest(&node, &record);
+        let (made_with, size) = (node.place.settings.clone(), record.size.unwrap());
+        if old {
+            record.basis = None;
+            record.vm.as_mut().unwrap().machine = None;
+            node.store().save(&record).unwrap();
+        }
+        change_settings(&mut node);
+
+        let room = Size { vcpus: 8.try_into().unwrap(), memory_mib: 4096.try_into().unwrap() };
+        let driver = FakeDriver::default().with_machine(Machine::Microvm).with_room(room);
+        let service = node.serve(driver.with_vm(&record.dir, size));
+        assert_eq!(service.report.adopted, [sandbox("p")]);
+        let run_dirs: Vec<_> = service.report.run_dirs.iter().collect();
+        assert_eq!(run_dirs, [&made_with.sandboxer.run_dir], "its shim proxy dials there");
+        let status = service.status("p").await.unwrap();
+        assert_eq!((status.size, status.vmm.as_deref()), (size, Some("fake, tcg")));
+        assert!(status.address.contains(made_with.sandboxer.run_dir.to_str().unwrap()), "{status:?}");
+
+        let limit = |mib: i64| Resources { memory_limit_bytes: mib << 20, ..Resources::default() };
+        let id = sandbox("p");
+        let update = |limit| service.sandboxes.update(&id, limit, Resources::default());
+        // The guest's agent is dialled meanwhile.
+        let begin = std::time::Instant::now();
+        while let Err(refused) = update(limit(64)).await {
+            assert!(refused.to_string().contains("session is lost"), "{refused}");
+            assert!(begin.elapsed() < PATIENCE, "{refused}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let grown = made_with.vm.memory_mib.get() + 64;
+        assert_eq!(service.driver.resized(), [(size.vcpus.get(), grown)], "by the settings of its making");
+        update(limit(32)).await.unwrap();
+        update(limit(64)).await.unwrap();
+        assert_eq!(service.driver.resized().len(), 1);
+
+        service.stop("p").await;
+        assert!(guest.calls().contains(&"Shutdown".to_owned()), "{:?}", guest.calls());
+        assert!(!processes(&record).iter().any(lives), "a process outlived Stop");
+        service.shutdown("p").await;
+        node.assert_nothing_left();
+        node.place.settings = made_with;
+        node.assert_nothing_left();
+    }
 }
 
 #[actix::test]
@@ -221,7 +289,7 @@ async fn a_stopped_pod_is_answered_for_until_it_is_removed() {
 
 #[actix::test]
 async fn a_broken_record_is_kept_and_its_pod_ended() {
-    let Some(node) = Node::new() else { return };
+    let Some(mut node) = Node::new() else { return };
     // Its processes are looked for by name in the whole machine, and pods of tests beside this one are called "p".
     let id = format!("broken-{}", std::process::id());
     Predecessor::of_pod(&node, Task::Run, &id).kill();
@@ -229,13 +297,16 @@ async fn a_broken_record_is_kept_and_its_pod_ended() {
     let path = node.store().path(&sandbox(&id));
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() - 20]).unwrap();
+    // Where it lies is written in the record only.
+    let dir = node.dir(&id);
+    change_settings(&mut node);
 
     let service = node.serve(FakeDriver::default());
     assert_eq!((service.report.quarantined.len(), node.quarantined()), (1, 1));
     assert_eq!(std::fs::read(&service.report.quarantined[0]).unwrap(), whole[..whole.len() - 20]);
     assert!(service.status(&id).await.is_err());
     let begin = std::time::Instant::now();
-    while processes(&record).iter().any(lives) || node.dir(&id).path().exists() {
+    while processes(&record).iter().any(lives) || dir.path().exists() {
         assert!(begin.elapsed() < PATIENCE, "the pod of a broken record lives on");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -16,10 +16,11 @@ use std::path::Path;
 use async_trait::async_trait;
 use bulkhead_config::{Accelerator, Hypervisor, Machine, Qemu, Settings};
 
-use super::{Acceleration, Device, Driver, Extent, GuestState, LaunchSpec, Launched, Size, VmError};
+use super::{
+    Acceleration, Device, Driver, Extent, GuestState, LaunchSpec, Launched, Size, VmError, VmRecord,
+};
 use crate::host::process::{OwnedProcess, ProcessError, Spawn};
 use crate::host::socket;
-use crate::pod_dir::PodDir;
 use accelerator::{KvmTrial, Patience};
 use args::{CommandLine, Descriptors};
 
@@ -120,10 +121,11 @@ impl Driver for QemuDriver {
         Hypervisor::Qemu
     }
 
-    fn name(&self) -> String {
-        match self.settings.machine {
-            Machine::Q35 => "qemu/q35".to_owned(),
-            Machine::Microvm => "qemu/microvm".to_owned(),
+    fn name(&self, vm: &VmRecord) -> String {
+        match vm.machine {
+            Some(Machine::Q35) => "qemu/q35".to_owned(),
+            Some(Machine::Microvm) => "qemu/microvm".to_owned(),
+            None => "qemu".to_owned(),
         }
     }
 
@@ -133,35 +135,44 @@ impl Driver for QemuDriver {
         let acceleration = self.probe().await?;
         let (vsock_helper, vsock) = helper::start(&self.settings.vsock_path, &spec).await?;
         let vmm = self.spawn(spec, acceleration, vsock)?;
-        Ok(Launched { vmm, vsock_helper: Some(vsock_helper), acceleration })
+        let machine = self.settings.machine;
+        Ok(Launched { vmm, vsock_helper: Some(vsock_helper), acceleration, machine })
     }
 
-    async fn guest_state(&self, dir: &PodDir) -> Result<GuestState, VmError> {
-        qmp::guest_state(&dir.vmm_sock()).await
+    async fn guest_state(&self, vm: &VmRecord) -> Result<GuestState, VmError> {
+        qmp::guest_state(&vm.dir.vmm_sock()).await
     }
 
-    async fn add_device(&self, dir: &PodDir, device: Device) -> Result<(), VmError> {
+    async fn add_device(&self, vm: &VmRecord, device: Device) -> Result<(), VmError> {
         match device {
-            Device::Disk(disk) => disk::add(&dir.vmm_sock(), &disk).await,
+            Device::Disk(disk) => disk::add(&vm.dir.vmm_sock(), &disk).await,
         }
     }
 
-    async fn remove_device(&self, dir: &PodDir, id: &str) -> Result<(), VmError> {
-        disk::remove(&dir.vmm_sock(), id).await
+    async fn remove_device(&self, vm: &VmRecord, id: &str) -> Result<(), VmError> {
+        disk::remove(&vm.dir.vmm_sock(), id).await
     }
 
-    async fn extent(&self, dir: &PodDir) -> Result<Extent, VmError> {
-        match self.settings.machine {
-            Machine::Q35 => resize::extent(&dir.vmm_sock()).await,
-            Machine::Microvm => Err(self.unsupported(RESIZE)),
+    async fn extent(&self, vm: &VmRecord) -> Result<Extent, VmError> {
+        match machine_of(vm).await? {
+            Machine::Q35 => resize::extent(&vm.dir.vmm_sock()).await,
+            Machine::Microvm => Err(self.unsupported(vm, RESIZE)),
         }
     }
 
-    async fn resize(&self, dir: &PodDir, to: Size) -> Result<Size, VmError> {
-        match self.settings.machine {
-            Machine::Q35 => resize::resize(&dir.vmm_sock(), to).await,
-            Machine::Microvm => Err(self.unsupported(RESIZE)),
+    async fn resize(&self, vm: &VmRecord, to: Size) -> Result<Size, VmError> {
+        match machine_of(vm).await? {
+            Machine::Q35 => resize::resize(&vm.dir.vmm_sock(), to).await,
+            Machine::Microvm => Err(self.unsupported(vm, RESIZE)),
         }
+    }
+}
+
+/// The machine type of a running VM, whatever the settings say by now.
+async fn machine_of(vm: &VmRecord) -> Result<Machine, VmError> {
+    match vm.machine {
+        Some(machine) => Ok(machine),
+        None => qmp::machine(&vm.dir.vmm_sock()).await,
     }
 }
 

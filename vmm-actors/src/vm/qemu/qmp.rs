@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
+use bulkhead_config::Machine;
 use futures::StreamExt;
 use qapi::Enum;
 use qapi::futures::{QapiEvents, QapiService, QmpStreamTokio};
@@ -21,6 +22,23 @@ pub(super) async fn guest_state(socket: &Path) -> Result<GuestState, VmError> {
     } else {
         GuestState::Stopped(status.status.name().to_owned())
     })
+}
+
+/// The machine type, of which QEMU's own names are `microvm-machine` and `pc-q35-7.2-machine`.
+pub(super) async fn machine(socket: &Path) -> Result<Machine, VmError> {
+    let ask = qmp::qom_get { path: "/machine".to_owned(), property: "type".to_owned() };
+    let name = Session::open(socket).await?.execute("qom-get", ask).await?;
+    let machine = name.as_str().and_then(machine_named);
+    let unknown = || VmError::Api { command: "qom-get", reason: format!("a machine of type {name}") };
+    machine.ok_or_else(unknown)
+}
+
+fn machine_named(name: &str) -> Option<Machine> {
+    match name {
+        "microvm-machine" => Some(Machine::Microvm),
+        name if name.starts_with("pc-q35") => Some(Machine::Q35),
+        _ => None,
+    }
 }
 
 /// One connection: commands one after the other, and what is told between them.
@@ -91,5 +109,17 @@ fn note(
         }
         Some(Err(error)) => Err(VmError::Api { command, reason: error.to_string() }),
         None => Err(VmError::Api { command, reason: "it closed the connection".to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_are_known_by_qemus_names() {
+        assert_eq!(machine_named("microvm-machine"), Some(Machine::Microvm));
+        assert_eq!(machine_named("pc-q35-7.2-machine"), Some(Machine::Q35));
+        assert_eq!(machine_named("pc-i440fx-7.2-machine"), None);
     }
 }
