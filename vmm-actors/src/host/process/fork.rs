@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use nix::libc::{self, c_char, pid_t};
+use rustix::fs::{Mode, OFlags};
 
 use super::{ProcessError, Spawn};
 
@@ -24,6 +25,7 @@ const CGROUP: u8 = 0;
 const SESSION: u8 = 1;
 const DESCRIPTOR: u8 = 2;
 const EXECUTE: u8 = 3;
+const CORE: u8 = 4;
 
 /// Everything the child needs, made before the fork: between fork and exec nothing may allocate, because another
 /// thread may have held the allocator's lock at the fork.
@@ -164,6 +166,9 @@ fn in_child(prepared: &Prepared, argv: &[*const c_char], envp: &[*const c_char])
         }
     }
     reset_signals();
+    if let Err(errno) = forbid_core() {
+        fail(prepared, CORE, 0, errno);
+    }
     if let Err(errno) = rustix::process::setsid() {
         fail(prepared, SESSION, 0, errno.raw_os_error());
     }
@@ -193,6 +198,21 @@ fn reset_signals() {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
 }
 
+/// Helpers have the memory of a guest mapped: what of it is no business of the host's disks. The limit of this process
+/// may be without bound, and a child cannot raise its own again.
+fn forbid_core() -> Result<(), i32> {
+    // The limit means nothing to a program that the kernel pipes cores to: that one gets no mapping (core(5)). A kernel
+    // without core dumps has no such file.
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    if let Ok(filter) = rustix::fs::open(c"/proc/self/coredump_filter", flags, Mode::empty()) {
+        rustix::io::write(&filter, b"0").map_err(rustix::io::Errno::raw_os_error)?;
+    }
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: reads a value on this stack.
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
+    if set == 0 { Ok(()) } else { Err(errno()) }
+}
+
 /// The error of the last call into the C library; rustix does not set it.
 fn errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
@@ -217,6 +237,7 @@ fn reported(program: PathBuf, cgroups: &[PathBuf], report: [u8; 6]) -> ProcessEr
             ProcessError::JoinCgroup { program, cgroup, source }
         }
         EXECUTE => ProcessError::Execute { program, source },
+        CORE => ProcessError::Start { program, step: "forbidding core dumps", source },
         SESSION => ProcessError::Start { program, step: "setsid", source },
         _ => ProcessError::Start { program, step: "dup2", source },
     }

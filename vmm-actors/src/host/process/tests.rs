@@ -285,3 +285,11 @@ impl Drop for TestCgroup {
         fs::remove_dir(&self.0).unwrap();
     }
 }
+
+#[tokio::test]
+async fn no_helper_dumps_core() {
+    let dir = TempDir::new().unwrap();
+    let process = start(&dir, "ulimit -S -c; ulimit -H -c; cat /proc/self/coredump_filter");
+    assert_eq!(process.wait().await, Exit::Code(0));
+    assert_eq!(fs::read_to_string(dir.path().join("out")).unwrap(), "0\n0\n00000000\n");
+}

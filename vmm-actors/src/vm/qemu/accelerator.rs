@@ -13,6 +13,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::args::KVM_CPU;
 use crate::host::process::{OwnedProcess, Spawn, cpu_time_with_children};
 
 /// How much CPU time the trial may take. Its length says little on a host that has other things to do, as one that has
@@ -168,7 +169,7 @@ impl KvmTrial {
         let mut args: Vec<OsString> = vec!["--signal=KILL".into(), limit.into(), (&self.qemu).into()];
         args.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(Into::into));
         args.extend(
-            ["-machine", "microvm,accel=kvm", "-cpu", "host", "-m", "128M", "-serial"].map(Into::into),
+            ["-machine", "microvm,accel=kvm", "-cpu", KVM_CPU, "-m", "128M", "-serial"].map(Into::into),
         );
         args.extend([format!("file:/proc/self/fd/{CONSOLE_FD}").into(), "-kernel".into()]);
         args.extend([(&self.kernel).into(), "-append".into()]);

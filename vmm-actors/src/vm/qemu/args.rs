@@ -18,6 +18,12 @@ const GROWTH_BACKEND: &str = "growth-ram";
 /// Memory for growth comes in whole blocks of the guest's, in MiB (`/sys/devices/system/memory/block_size_bytes`).
 const GROWTH_BLOCK_MIB: u32 = 128;
 
+/// The host's processor, but for virtualisation and its counters: a guest that could be a host itself has more of KVM to
+/// attack, and the counters tell of what else runs there.
+pub(super) const KVM_CPU: &str = "host,-vmx,-svm,pmu=off";
+/// Of both machines: a core dump of QEMU is without its guest's memory, whoever takes it.
+const FRAME: &str = "memory-backend=ram,dump-guest-core=off";
+
 /// How far a VM can grow.
 struct Room {
     /// Processors, those it begins with included.
@@ -103,11 +109,11 @@ impl CommandLine<'_> {
             match self.machine {
                 // The distribution kernel finds virtio-mmio devices by ACPI only.
                 Machine::Microvm => format!(
-                    "microvm,accel={accel},acpi=on,isa-serial=on,rtc=on,auto-kernel-cmdline=off,memory-backend=ram"
+                    "microvm,accel={accel},acpi=on,isa-serial=on,rtc=on,auto-kernel-cmdline=off,{FRAME}"
                 ),
-                Machine::Q35 => format!(
-                    "q35,accel={accel},smbus=off,sata=off,usb=off,i8042=off,vmport=off,memory-backend=ram"
-                ),
+                Machine::Q35 => {
+                    format!("q35,accel={accel},smbus=off,sata=off,usb=off,i8042=off,vmport=off,{FRAME}")
+                }
             },
         );
         if self.machine == Machine::Microvm {
@@ -117,7 +123,7 @@ impl CommandLine<'_> {
         args.option(
             "-cpu",
             match self.acceleration {
-                Acceleration::Kvm => "host",
+                Acceleration::Kvm => KVM_CPU,
                 // Told of fast `rep movsb`, kernel and libc copy with it, and the emulator goes byte by byte.
                 Acceleration::Tcg => "max,-erms",
             },

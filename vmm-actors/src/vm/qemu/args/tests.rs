@@ -48,6 +48,7 @@ fn microvm_has_devices_on_its_own_bus() {
         "-device virtio-net-device,netdev=net1,mac=02:00:00:00:00:01,host_mtu=1450",
         "-chardev socket,id=api,fd=3,server=on,wait=off",
         "-cpu max,-erms",
+        "dump-guest-core=off",
         "tsc_early_khz=2000000",
         "cryptomgr.notests=1 initcall_blacklist=crypto_kdf108_init,trace_eval_init,tracer_init_tracefs",
     ] {
@@ -62,7 +63,8 @@ fn q35_has_pci_devices_and_room_for_more() {
     let line = line(Machine::Q35, Acceleration::Kvm, &spec(1));
     for part in [
         "-machine q35,accel=kvm,",
-        "-cpu host",
+        "-cpu host,-vmx,-svm,pmu=off",
+        "dump-guest-core=off",
         "-device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:00,host_mtu=1450,romfile=",
         "-device vhost-user-vsock-pci,chardev=vsock",
         "-device virtio-scsi-pci,id=disks",
