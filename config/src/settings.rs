@@ -96,6 +96,8 @@ pub struct Vm {
     pub max_memory_mib: NonZeroU32,
     /// Back guest memory by huge pages of the host.
     pub hugepages: bool,
+    /// Pods may have block devices of the host. Without, none of their VMs has a controller for them.
+    pub block_volumes: bool,
     /// Where the guest's entropy device reads from.
     pub entropy_source: PathBuf,
     /// A shell on the guest's console, for looking into a broken guest. Never in production.
@@ -227,6 +229,7 @@ impl Default for Vm {
             max_vcpus: NonZeroU32::new(8).unwrap_or(NonZeroU32::MIN),
             max_memory_mib: NonZeroU32::new(16 * 1024).unwrap_or(NonZeroU32::MIN),
             hugepages: false,
+            block_volumes: true,
             entropy_source: "/dev/urandom".into(),
             debug_console: false,
         }

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::cri::{Container, Cri, Pod};
+use bulkhead_tests::loop_device::LoopDevice;
 use bulkhead_tests::node::Options;
 use bulkhead_tests::processes::Process;
-use bulkhead_tests::wait;
+use bulkhead_tests::{report, wait};
 use k8s_cri::v1 as api;
 use nix::sys::signal::Signal;
 
@@ -106,7 +107,7 @@ async fn sandboxer_kill_9_costs_no_container_and_no_log_line() {
 /// Another machine type, larger VMs, another runtime directory: they are for pods that are made from now on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_pod_stays_what_it_is_when_the_settings_change() {
-    let mut stage = stage!(Stage::vm(Options::default()));
+    let mut stage = stage!(Stage::vm(Options::default().with("vm", "block_volumes", "false")));
     let counting = Counting::start(&stage).await;
     let old = stage.the_one(VMM);
     stage.node.stop_sandboxer(Signal::SIGTERM).await;
@@ -115,6 +116,7 @@ async fn a_running_pod_stays_what_it_is_when_the_settings_change() {
     stage.node.set("qemu", "machine", "\"q35\"");
     stage.node.set("vm", "memory_mib", "384");
     stage.node.set("vm", "vcpus", "2");
+    stage.node.set("vm", "block_volumes", "true");
     stage.node.start_sandboxer().await;
     assert_eq!(stage.the_one(VMM).pid, old.pid);
     // Its second container asks the sandboxer at the place that its shim proxy knows.
@@ -136,6 +138,20 @@ async fn a_running_pod_stays_what_it_is_when_the_settings_change() {
     assert!(machine(&vmm(&new)) && !machine(&vmm(&counting.pod)));
     assert!(run_dir.join("s").join(&new.id).exists(), "a new pod lies where the settings say");
 
+    // What a VM was made without it does not get, and says so; whether the device exists is asked before.
+    match LoopDevice::make(&stage.node.dir().join("disk"), 1 << 20, &[]) {
+        Ok(disk) => {
+            let host_path = disk.path().display().to_string();
+            let device =
+                api::Device { container_path: "/dev/xvda".into(), host_path, permissions: "mrw".into() };
+            let config = api::ContainerConfig { devices: vec![device], ..Cri::shell("block", "true") };
+            let container = cri.try_create(&counting.pod, config).await.expect("it is made at its start");
+            let refused = cri.try_start(&container.id).await.unwrap_err();
+            assert!(refused.message().contains("block_volumes = false; set it to true"), "{refused:?}");
+            cri.remove(&container.id).await;
+        }
+        Err(why) => report::skipped("block volumes of a pod that was made without", &why),
+    }
     cri.end_pod(&new).await;
     counting.end(&stage).await;
     let left: Vec<_> = std::fs::read_dir(run_dir.join("s")).unwrap().flatten().collect();

@@ -140,10 +140,18 @@ impl Disks {
         }
         let turn = self.turn(disk.target);
         let mut users = turn.lock().await;
-        let (bus, target, serial) = (self.bus.clone(), disk.target, disk.serial.clone());
-        let attached = blocking(move || Ok(bus.attach(target, &serial))).await?;
-        attached.map_err(failed("ask the controller for it"))?;
-        let until = Instant::now() + APPEARS_WITHIN;
+        let (target, until) = (disk.target, Instant::now() + APPEARS_WITHIN);
+        loop {
+            let (bus, serial) = (self.bus.clone(), disk.serial.clone());
+            match blocking(move || Ok(bus.attach(target, &serial))).await? {
+                Ok(()) => break,
+                // On a machine with PCI the controller comes with the first disk, and the kernel finds it by itself.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && Instant::now() < until => {
+                    sleep(LOOK_AGAIN).await;
+                }
+                Err(source) => return Err(failed("ask the controller for it")(source)),
+            }
+        }
         let number = loop {
             let (bus, serial) = (self.bus.clone(), disk.serial.clone());
             match blocking(move || Ok(bus.usable(target, &serial))).await? {
@@ -285,6 +293,21 @@ mod tests {
         }
         removed.await;
         drop(std::fs::OpenOptions::new().read(true).write(true).open(fifo).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_comes_with_the_disk_is_waited_for() {
+        let (dir, bus) = super::super::scsi::tests::kernel();
+        let hosts = dir.path().join("sys/class/scsi_host");
+        std::fs::rename(hosts.join("host1"), dir.path().join("host1")).unwrap();
+        let disks = Disks { bus, ..Disks::default() };
+        let wanted = Disk { target: 7, serial: "disk9".into(), ..disk("/dev/xvda") };
+        let come = disks.come_to(&wanted);
+        tokio::pin!(come);
+        let early = timeout(Duration::from_millis(20), &mut come).await;
+        assert!(early.is_err(), "{early:?}");
+        std::fs::rename(dir.path().join("host1"), hosts.join("host1")).unwrap();
+        assert_eq!(come.await.unwrap().number, Number { major: 8, minor: 16 });
     }
 
     #[tokio::test]

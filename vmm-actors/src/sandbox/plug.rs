@@ -31,6 +31,9 @@ struct NotPlugged {
     reason: String,
 }
 
+/// What a pod without block devices says of it.
+const TAKES_NONE: &str = "its pod was made with [vm] block_volumes = false; set it to true, restart bulkhead-sandboxer and make the pod anew";
+
 /// The plugs of this process, by the disk's number. A disk that a previous process recorded has none: plugging in what
 /// is there already is harmless.
 #[derive(Default)]
@@ -160,6 +163,14 @@ impl Sandbox {
         wanted: Vec<Wanted>,
         vm: &Addr<Vm>,
     ) -> Result<Plugging, SandboxError> {
+        let takes_none = self.record.vm.as_ref().is_some_and(|vm| !vm.block_volumes);
+        if takes_none && !wanted.is_empty() {
+            return Err(SandboxError::Plug {
+                container: container.clone(),
+                blame: Blame::Caller,
+                reason: TAKES_NONE.to_owned(),
+            });
+        }
         let keys: Vec<Key> = wanted.iter().map(Wanted::key).collect();
         let disks = self.record.disks.want(container, &keys).map_err(|refusal| SandboxError::Plug {
             container: container.clone(),

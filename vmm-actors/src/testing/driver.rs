@@ -227,6 +227,7 @@ impl Driver for FakeDriver {
             vsock_helper: helper,
             acceleration: Acceleration::Tcg,
             machine: self.machine.unwrap_or(Machine::Q35),
+            block_volumes: spec.block_volumes,
         })
     }
 

@@ -88,6 +88,8 @@ pub struct Launched {
     pub acceleration: Acceleration,
     /// The machine type.
     pub machine: Machine,
+    /// Whether it takes block devices of the host.
+    pub block_volumes: bool,
 }
 
 impl Launched {
@@ -98,6 +100,7 @@ impl Launched {
             hypervisor,
             acceleration: self.acceleration,
             machine: Some(self.machine),
+            block_volumes: self.block_volumes,
             vmm: self.vmm.identity().clone(),
             vsock_helper: self.vsock_helper.as_ref().map(|helper| helper.identity().clone()),
             dir,

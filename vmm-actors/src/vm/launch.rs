@@ -27,6 +27,8 @@ pub struct LaunchSpec {
     pub room: Size,
     /// Back guest memory by huge pages of the host.
     pub hugepages: bool,
+    /// Block devices of the host may come later.
+    pub block_volumes: bool,
     /// Where the guest's entropy device reads from.
     pub entropy_source: PathBuf,
     /// The pod's share is served on [`PodDir::virtiofs_sock`], with tag `bulkhead`.
@@ -75,6 +77,7 @@ impl LaunchSpec {
             size: Size { vcpus: vm.vcpus, memory_mib: vm.memory_mib },
             room: Size { vcpus: vm.max_vcpus, memory_mib: vm.max_memory_mib },
             hugepages: vm.hugepages,
+            block_volumes: vm.block_volumes,
             entropy_source: vm.entropy_source.clone(),
             share: Share::Exported,
             nics: Vec::new(),

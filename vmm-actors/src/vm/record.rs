@@ -37,10 +37,17 @@ pub struct VmRecord {
     /// Its machine type. None in records of releases that did not write it: the VMM knows.
     #[serde(default)]
     pub machine: Option<Machine>,
+    /// Whether it takes block devices of the host. Those of releases that did not write it do.
+    #[serde(default = "always")]
+    pub block_volumes: bool,
     /// The VMM.
     pub vmm: ProcessIdentity,
     /// The vsock helper; none for a VMM that serves vsock itself.
     pub vsock_helper: Option<ProcessIdentity>,
     /// Where its sockets and output files are.
     pub dir: PodDir,
+}
+
+fn always() -> bool {
+    true
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use vmm_actors::host::block::{BlockDevice, Number};
 use vmm_actors::sandbox::record::ContainerRecord;
-use vmm_actors::sandbox::{ContainerRequest, SandboxError};
+use vmm_actors::sandbox::{Blame, ContainerRequest, SandboxError};
 use vmm_actors::testing::{FakeDriver, Fault};
 use vmm_actors::vm::{Access, Disk};
 
@@ -52,6 +52,22 @@ fn wanting(node: &Node, id: &str, devices: &[(Number, &str)]) -> ContainerReques
 
 fn plugged(service: &Service) -> Vec<String> {
     service.driver.disks().into_iter().map(|disk| disk.id).collect()
+}
+
+/// Decided by what the pod was made with, and before anything is recorded or asked of the VMM.
+#[actix::test]
+async fn a_pod_made_without_block_volumes_takes_none_and_says_what_to_do() {
+    let (Some(mut node), Some([(one, _), _])) = (Node::new(), two_devices()) else { return };
+    node.place.settings.vm.block_volumes = false;
+    let service = running(&node).await;
+    let error = service.prepare(&wanting(&node, "a", &[(one, "rw")])).await.unwrap_err();
+    assert!(matches!(&error, SandboxError::Plug { blame: Blame::Caller, .. }), "{error}");
+    assert!(error.to_string().contains("set it to true"), "{error}");
+    assert_eq!(service.driver.disk_calls(), [] as [String; 0]);
+    assert_eq!(node.record("p").unwrap().disks.count(), 0);
+    service.prepare(&wanting(&node, "b", &[])).await.unwrap();
+    service.shutdown("p").await;
+    node.assert_nothing_left();
 }
 
 #[actix::test]

@@ -12,6 +12,10 @@ use super::disk;
 
 /// PCI Express slots of q35 that are left free for hotplug.
 const FREE_SLOTS: u8 = 4;
+/// What they are called, without their number.
+const SLOT: &str = "slot";
+/// The one that the controller of disks is plugged into.
+pub(super) const DISKS_SLOT: &str = "slot0";
 /// The device that adds memory while the VM runs, and what it takes it from.
 pub(super) const GROWTH: &str = "growth";
 const GROWTH_BACKEND: &str = "growth-ram";
@@ -231,8 +235,11 @@ impl CommandLine<'_> {
             args.path("-chardev", "socket,id=share,path=", &self.spec.dir.virtiofs_sock());
             args.option("-device", format!("{},chardev=share,tag={SHARE_TAG}", self.device("vhost-user-fs")));
         }
-        // Idle until the first disk comes; the guest does not even load its driver before.
-        args.option("-device", format!("{},id={}", self.device("virtio-scsi"), disk::CONTROLLER));
+        if self.spec.block_volumes && self.machine == Machine::Microvm {
+            // Idle until the first disk comes; the guest does not even load its driver before. There is no other time
+            // for it: this machine has no hotplug of devices.
+            args.option("-device", format!("{},id={}", self.device("virtio-scsi"), disk::CONTROLLER));
+        }
         if self.room().memory_mib > 0 {
             // With huge pages: better no memory than a VM that is killed for a page that the host has not.
             let pages = if self.spec.hugepages { ",prealloc=on" } else { "" };
@@ -244,7 +251,7 @@ impl CommandLine<'_> {
         }
         if self.machine == Machine::Q35 {
             for slot in 0..FREE_SLOTS {
-                args.option("-device", format!("pcie-root-port,id=slot{slot},chassis={}", slot + 1));
+                args.option("-device", format!("pcie-root-port,id={SLOT}{slot},chassis={}", slot + 1));
             }
         }
     }

@@ -1,14 +1,17 @@
-//! Disks that come and go while the VM runs: SCSI disks of the one controller that every VM has from its start. SCSI
-//! has a hotplug of its own, so that it works on a machine without PCI as well.
+//! Disks that come and go while the VM runs: SCSI disks of one controller. SCSI has a hotplug of its own, so that it
+//! works on a machine without PCI as well: there the controller is part of the VM from its start. With PCI it comes with
+//! the first disk, and stays.
 
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_config::Machine;
 use qapi::qmp;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::super::{Access, Disk, VmError};
+use super::args::DISKS_SLOT;
 use super::qmp::Session;
 
 /// Id of the controller; its bus is called after it.
@@ -17,13 +20,18 @@ pub(super) const CONTROLLER: &str = "disks";
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// Plugs a disk in, or finds it plugged in. On error it is not.
-pub(super) async fn add(socket: &Path, disk: &Disk) -> Result<(), VmError> {
+pub(super) async fn add(socket: &Path, disk: &Disk, machine: Machine) -> Result<(), VmError> {
     in_time("device_add", async {
         let mut session = Session::open(socket).await?;
         let there = There::look(&mut session, &disk.id).await?;
-        if !there.controller {
-            let reason = "the VM was started by a release that knew no disks; make the pod anew".to_owned();
-            return Err(VmError::Api { command: "device_add", reason });
+        match machine {
+            _ if there.controller => {}
+            Machine::Q35 => session.execute("device_add", controller_add()).await.map(drop)?,
+            Machine::Microvm => {
+                let reason =
+                    "the VM was started by a release that knew no disks; make the pod anew".to_owned();
+                return Err(VmError::Api { command: "device_add", reason });
+            }
         }
         if !there.node {
             session.execute("blockdev-add", blockdev_add(disk)?).await?;
@@ -108,6 +116,15 @@ fn blockdev_add(disk: &Disk) -> Result<qmp::blockdev_add, VmError> {
     Ok(qmp::blockdev_add(serde_json::from_value(options).map_err(misspelt)?))
 }
 
+fn controller_add() -> qmp::device_add {
+    qmp::device_add {
+        driver: "virtio-scsi-pci".to_owned(),
+        id: Some(CONTROLLER.to_owned()),
+        bus: Some(DISKS_SLOT.to_owned()),
+        arguments: qapi::Dictionary::new(),
+    }
+}
+
 fn device_add(disk: &Disk) -> qmp::device_add {
     let properties: [(&str, Value); 9] = [
         ("drive", disk.id.as_str().into()),
@@ -159,6 +176,13 @@ mod tests {
             assert_eq!(command["cache"], json!({"direct": true, "no-flush": false}));
             assert_eq!(command["discard"], "unmap");
         }
+    }
+
+    #[test]
+    fn the_controller_has_a_slot_of_its_own() {
+        let command = serde_json::to_value(controller_add()).unwrap();
+        let wanted = json!({"driver": "virtio-scsi-pci", "id": "disks", "bus": "slot0"});
+        assert_eq!(command, wanted);
     }
 
     #[test]

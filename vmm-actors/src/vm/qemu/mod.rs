@@ -134,9 +134,15 @@ impl Driver for QemuDriver {
         readable("[guest] image", &spec.image)?;
         let acceleration = self.probe().await?;
         let (vsock_helper, vsock) = helper::start(&self.settings.vsock_path, &spec).await?;
+        let block_volumes = spec.block_volumes;
         let vmm = self.spawn(spec, acceleration, vsock)?;
-        let machine = self.settings.machine;
-        Ok(Launched { vmm, vsock_helper: Some(vsock_helper), acceleration, machine })
+        Ok(Launched {
+            vmm,
+            vsock_helper: Some(vsock_helper),
+            acceleration,
+            machine: self.settings.machine,
+            block_volumes,
+        })
     }
 
     async fn guest_state(&self, vm: &VmRecord) -> Result<GuestState, VmError> {
@@ -145,7 +151,7 @@ impl Driver for QemuDriver {
 
     async fn add_device(&self, vm: &VmRecord, device: Device) -> Result<(), VmError> {
         match device {
-            Device::Disk(disk) => disk::add(&vm.dir.vmm_sock(), &disk).await,
+            Device::Disk(disk) => disk::add(&vm.dir.vmm_sock(), &disk, machine_of(vm).await?).await,
         }
     }
 

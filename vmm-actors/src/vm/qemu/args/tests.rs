@@ -67,12 +67,12 @@ fn q35_has_pci_devices_and_room_for_more() {
         "dump-guest-core=off",
         "-device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:00,host_mtu=1450,romfile=",
         "-device vhost-user-vsock-pci,chardev=vsock",
-        "-device virtio-scsi-pci,id=disks",
         "-device pcie-root-port,id=slot3,chassis=4",
     ] {
         assert!(line.contains(part), "{part:?} is missing in {line}");
     }
     assert!(!line.contains("mmio"), "{line}");
+    assert!(line.contains(&format!("id={DISKS_SLOT},")) && !line.contains("virtio-scsi"), "{line}");
 }
 
 #[test]
@@ -93,6 +93,14 @@ fn a_vm_without_a_share_has_no_device_for_it() {
     spec.share = Share::Absent;
     let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
     assert!(!line.contains("vhost-user-fs"), "{line}");
+}
+
+#[test]
+fn a_vm_without_block_volumes_has_no_controller_for_them() {
+    let mut spec = spec(0);
+    spec.block_volumes = false;
+    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    assert!(!line.contains("virtio-scsi"), "{line}");
 }
 
 #[test]
