@@ -29,9 +29,15 @@ pub(crate) async fn make(reaper: &Reaper, path: &Path) -> Result<(), PidNamespac
     let stdio = Stdio::null().map_err(PidNamespaceError::OpenNull)?;
     let init = launch(reaper, &Job::PidNamespace, stdio).await.map_err(PidNamespaceError::Launch)?;
     let ended = reaper.claim(init.pid, init.since_nanos);
+    // A container that reboots ends it (reboot(2)), and with it every process in the namespace. No process can ever be
+    // made in there again (pid_namespaces(7)), so this is the end of the pod: better one that is seen.
     tokio::spawn(async move {
         if let Ok(exit) = ended.await {
-            tracing::error!(status = exit.status, "the init process of the pod's pid namespace ended");
+            tracing::error!(
+                status = exit.status,
+                "the init process of the pod's pid namespace ended, so does the pod"
+            );
+            drop(tokio::task::spawn_blocking(crate::shutdown::power_off));
         }
     });
     let create = |source| PidNamespaceError::CreateFile { path: path.to_owned(), source };

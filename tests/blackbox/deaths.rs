@@ -101,6 +101,39 @@ async fn a_guest_that_powers_off_ends_its_pod() {
     stage.end(&pod).await;
 }
 
+/// In a pid namespace of its own a container that reboots ends itself, reboot(2); in one that the pod's containers share
+/// it ends them all, and the pod with them: nothing could be started in there again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_reboots_ends_itself_or_its_pod() {
+    let stage = stage!(Stage::shared_vm());
+    let cri = stage.cri();
+    let privileged = |name: &str, script: &str, pid: api::NamespaceMode| {
+        let mut config = Cri::shell(name, script);
+        let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        context.privileged = true;
+        context.namespace_options.as_mut().unwrap().pid = pid.into();
+        config
+    };
+    for (way, pid) in [("reboot", api::NamespaceMode::Container), ("poweroff", api::NamespaceMode::Pod)] {
+        let mut config = cri.pod_config(way);
+        let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        context.privileged = true;
+        context.namespace_options.get_or_insert_default().pid = pid.into();
+        let pod = cri.try_run_pod(config).await.unwrap();
+        let script = format!("/bin/busybox {way} -f; sleep 1000");
+        let container = cri.start(&pod, privileged("main", &script, pid)).await;
+        assert_ne!(cri.wait_exit(&container.id).await.exit_code, 0, "{way}");
+        if pid == api::NamespaceMode::Pod {
+            cri.expect_not_ready(&pod.id).await;
+        } else {
+            let next = cri.start(&pod, privileged("next", "echo still here", pid)).await;
+            assert_eq!(cri.wait_exit(&next.id).await.exit_code, 0);
+            assert_eq!(next.log().stdout, "still here\n");
+        }
+        stage.end(&pod).await;
+    }
+}
+
 /// Nothing in it takes a signal any more, so that no container of it can be stopped.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_hangs_does_not_keep_its_pod() {

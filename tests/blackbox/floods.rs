@@ -1,7 +1,7 @@
 //! What a guest can make grow on the host ends at a bound, whether or not the service runs; and daily work makes
 //! nothing grow.
 
-use bulkhead_tests::cri::Cri;
+use bulkhead_tests::cri::{Cri, mount};
 use bulkhead_tests::node::Options;
 use nix::sys::signal::Signal;
 
@@ -25,6 +25,13 @@ async fn a_pod_whose_directory_is_full_works_and_goes_without_a_trace() {
     let container = stage.cri().start(&pod, Cri::shell("main", "echo still here; sleep 1000")).await;
     assert_eq!(stage.cri().exec(&container.id, "echo and there").await, "and there\n");
     assert!(stage.cri().pod_ready(&pod.id).await);
+    // What the service writes of a new volume needs no room.
+    let volume = tempfile::tempdir().unwrap();
+    std::fs::write(volume.path().join("file"), "of the volume\n").unwrap();
+    let mut config = Cri::shell("volume", "sleep 1000");
+    config.mounts = vec![mount(volume.path(), "/volume")];
+    let container = stage.cri().start(&pod, config).await;
+    assert_eq!(stage.cri().exec(&container.id, "cat /volume/file").await, "of the volume\n");
     stage.end(&pod).await;
 }
 

@@ -73,19 +73,15 @@ impl Tree {
         found
     }
 
-    /// What the link at a path (without links above it) says.
+    /// What the link at a path (without links above it) says. What is mounted there is no link, though the way to its
+    /// source may be one.
     fn link(&self, path: &Path) -> Option<PathBuf> {
-        std::fs::read_link(self.in_guest(path)?).ok()
-    }
-
-    /// Where the agent finds a path of the container; `None` for what is on a mount that is yet to be made.
-    fn in_guest(&self, path: &Path) -> Option<PathBuf> {
         let (base, rest) = self.split(path)?;
-        Some(if rest == Path::new("") { base } else { base.join(rest) })
+        if rest == Path::new("") { None } else { std::fs::read_link(base.join(rest)).ok() }
     }
 
-    /// The same in two parts: the container's root, or the source of the mount that covers the path, and the way from
-    /// there.
+    /// Where the agent finds a path of the container: the container's root, or the source of the mount that covers the
+    /// path, and the way from there. `None` for what is on a mount that is yet to be made.
     pub(super) fn split(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
         // The deepest one, and of two at one place the later one, which covers the other.
         let covering = self.mounts.iter().rev().filter(|mount| path.starts_with(&mount.at));
@@ -135,7 +131,9 @@ mod tests {
             symlink(target, rootfs.join(at)).unwrap();
         }
         symlink("real", volume.join("inner")).unwrap();
-        let mounts = vec![Covered { at: "/data".into(), source: Some(volume) }];
+        // As volumes lie in the share.
+        symlink("volume", dir.path().join("0")).unwrap();
+        let mounts = vec![Covered { at: "/data".into(), source: Some(dir.path().join("0")) }];
         (dir, Tree { rootfs, mounts })
     }
 
@@ -151,6 +149,7 @@ mod tests {
             ("/a/../../b", "/b"),
             ("/data/inner/x", "/data/real/x"),
             ("/into/x", "/data/real/x"),
+            ("/data", "/data"),
         ] {
             assert_eq!(tree.resolve(Path::new(path)), Path::new(resolved), "{path}");
         }
@@ -164,10 +163,11 @@ mod tests {
     #[test]
     fn a_later_mount_covers_what_is_below_it() {
         let (dir, mut tree) = tree();
-        assert_eq!(tree.in_guest(Path::new("/data/x")), Some(dir.path().join("volume/x")));
-        assert_eq!(tree.in_guest(Path::new("/x")), Some(dir.path().join("root/x")));
+        let parts = |base: &str, rest: &str| Some((dir.path().join(base), PathBuf::from(rest)));
+        assert_eq!(tree.split(Path::new("/data/x")), parts("0", "x"));
+        assert_eq!(tree.split(Path::new("/x")), parts("root", "x"));
         tree.mounts.push(Covered { at: "/data".into(), source: None });
-        assert_eq!(tree.in_guest(Path::new("/data/x")), None, "a file system that is yet to be mounted");
+        assert_eq!(tree.split(Path::new("/data/x")), None, "a file system that is yet to be mounted");
         assert_eq!(tree.resolve(Path::new("/data/inner")), Path::new("/data/inner"));
     }
 
@@ -183,6 +183,6 @@ mod tests {
         let settled = settle(&tree.rootfs, &mut spec);
         let at: Vec<_> = spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect();
         assert_eq!(at, [Path::new("/run/systemd/resolve/stub-resolv.conf"), Path::new("/proc")]);
-        assert_eq!(settled.in_guest(Path::new("/proc/x")), None);
+        assert_eq!(settled.split(Path::new("/proc/x")), None);
     }
 }

@@ -7,7 +7,8 @@
 //! read-only here, which is another file system in the guest, and keeps it.
 //!
 //! `.volumes/<number>` is the mount. `<container>/mounts/<number>` is a link to it, and what keeps it: a volume without
-//! a link to it goes. What a volume is a mount of lies in `shared.ids/<number>`, beside the share and not in it.
+//! a link to it goes. What a volume is a mount of lies in `shared.ids/<number>`, beside the share and not in it: in the
+//! names of empty files, because the guest may have filled the pod's directory, where names need no room.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -129,9 +130,10 @@ fn mount(share: &Path, volume: &Volume, identity: &str) -> Result<(String, Mount
     let name = last.map_or(0, |last| last.saturating_add(1)).to_string();
     let (points, notes) = (backing(share).join(DIR), notes(share));
     make_directory(&points)?;
-    make_directory(&notes)?;
     let note = notes.join(&name);
-    fs::write(&note, identity).map_err(|source| MountsError::MakeMountPoint { path: note, source })?;
+    make_directory(&note)?;
+    let written = write_note(&note, identity);
+    written.map_err(|source| MountsError::MakeMountPoint { path: note, source })?;
     volume.make_point(&points.join(&name))?;
     let mounted = Mount::bind(&volume.source, &share.join(DIR).join(&name), volume.flags);
     Ok((name, mounted.map_err(MountsError::Mount)?))
@@ -143,10 +145,34 @@ fn noted(share: &Path) -> Result<Vec<(String, String)>, MountsError> {
     let failed = |source| MountsError::ReadVolumes { path: dir.clone(), source };
     let mut found = Vec::new();
     for name in names_in(&dir).map_err(failed)? {
-        let text = fs::read_to_string(dir.join(&name)).map_err(failed)?;
+        let text = read_note(&dir.join(&name)).map_err(failed)?;
         found.push((name, text));
     }
     Ok(found)
+}
+
+/// Bytes of a note in one name: two hexadecimal digits each, and the number of the piece before them.
+const PIECE: usize = 100;
+
+/// Writes a note into a directory of its own. One that is not whole is not equal to any, and goes with the unused.
+fn write_note(dir: &Path, text: &str) -> io::Result<()> {
+    text.as_bytes().chunks(PIECE).enumerate().try_for_each(|(number, piece)| {
+        let digits: String = piece.iter().map(|byte| format!("{byte:02x}")).collect();
+        File::create(dir.join(format!("{number:04}-{digits}"))).map(drop)
+    })
+}
+
+/// Reads a note; releases before this one wrote it into a file.
+fn read_note(path: &Path) -> io::Result<String> {
+    if path.is_file() {
+        return fs::read_to_string(path);
+    }
+    let mut names = names_in(path)?;
+    names.sort();
+    let digits: String = names.iter().filter_map(|name| name.split('-').nth(1)).collect();
+    let pairs = digits.as_bytes().chunks(2).filter_map(|pair| std::str::from_utf8(pair).ok());
+    let bytes: Vec<u8> = pairs.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Names in a directory, none where there is no directory.
@@ -167,7 +193,8 @@ pub(super) async fn release_unused(share: &Path) -> Result<(), MountsError> {
         blocking(move || {
             let gone = if point.is_dir() { fs::remove_dir(&point) } else { fs::remove_file(&point) };
             forgive(gone, &point)?;
-            forgive(fs::remove_file(&note), &note)
+            let gone = if note.is_dir() { fs::remove_dir_all(&note) } else { fs::remove_file(&note) };
+            forgive(gone, &note)
         })
         .await?;
     }
@@ -194,4 +221,25 @@ fn unused(share: &Path) -> Result<Vec<String>, MountsError> {
     }
     let all = noted(share)?.into_iter().map(|(name, _)| name);
     Ok(all.filter(|name| !used.contains(name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_kept_in_names_and_an_old_one_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["", "short", &"/a long path with ünusual letters\n".repeat(40)] {
+            let note = dir.path().join(text.len().to_string());
+            fs::create_dir(&note).unwrap();
+            write_note(&note, text).unwrap();
+            assert_eq!(read_note(&note).unwrap(), text);
+            let sizes = fs::read_dir(&note).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+            assert_eq!(sizes.sum::<u64>(), 0, "names need no room");
+        }
+        let old = dir.path().join("old");
+        fs::write(&old, "from before").unwrap();
+        assert_eq!(read_note(&old).unwrap(), "from before");
+    }
 }

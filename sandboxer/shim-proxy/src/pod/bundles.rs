@@ -1,6 +1,6 @@
 //! Sees bundles go: a bundle removed without Delete is containerd's way of giving a container up (fact 6).
 //!
-//! No inotify(7): a user has few instances of it, and there is a proxy for each pod (decision 17).
+//! No inotify(7): a user has few instances of it, and there is a proxy for each pod (decision 11).
 //! As long as a connection speaks for a container, its bundle stays ([`crate::callers`]).
 
 use std::path::Path;

@@ -18,7 +18,7 @@ const GUEST_CID: u32 = 3;
 /// How long the helper may take to listen. It takes 2 ms on an idle machine.
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 /// Pauses between two tries to connect, first and longest. Only inotify(7) tells when a socket appears, and its
-/// instances are too few for one at each launch (decision 17).
+/// instances are too few for one at each launch (decision 11).
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
 
 /// What it writes into the pod's directory. Its back end warns of every connection that both sides close, and of whatever
