@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn no_order_of_names_and_devices_keeps_one_from_its_name() {
-        let device = |index, name: &str| Device { index, name: name.into(), mac: vec![index as u8; 6] };
+        let device = |index, name: &str| Device { index, name: name.into(), mac: vec![0; 6] };
         let found = [device(1, "lo"), device(2, "eth0"), device(3, "eth1"), device(4, "eth2")];
         let moved = |named: &[Device]| -> Vec<(u32, String)> {
             out_of_the_way(&found, named).into_iter().map(|(device, name)| (device.index, name)).collect()

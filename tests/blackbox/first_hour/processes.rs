@@ -181,9 +181,8 @@ async fn a_program_that_cannot_be_executed_is_named_with_the_cause() {
     let said = said_of(cri, &pod, nameless).await;
     assert!(said.contains("environment"), "{said:?}");
     let mut large = Cri::shell("large", "env | grep -c ^V; echo $LONG | wc -c");
-    large.envs =
-        (0..10_000).map(|n| api::KeyValue { key: format!("V{n}"), value: n.to_string().into() }).collect();
-    large.envs.push(api::KeyValue { key: "LONG".into(), value: "x".repeat(LONGEST - 1024).into() });
+    large.envs = (0..10_000).map(|n| api::KeyValue { key: format!("V{n}"), value: n.to_string() }).collect();
+    large.envs.push(api::KeyValue { key: "LONG".into(), value: "x".repeat(LONGEST - 1024) });
     let large = cri.start(&pod, large).await;
     assert_eq!(cri.wait_exit(&large.id).await.exit_code, 0);
     assert_eq!(large.log().stdout, format!("10000\n{}\n", LONGEST - 1024 + 1));

@@ -271,49 +271,51 @@ fn the_actor_answers_and_a_command_outlives_its_caller() {
     });
 }
 
+/// Errors of each act by errno(3): ENOENT 2, EIO 5, ENOMEM 12, EXDEV 18, ENODEV 19, ENOTDIR 20, EINVAL 22, ENOSPC 28,
+/// ELOOP 40.
+mod failed {
+    use super::*;
+
+    pub(super) fn path() -> PathBuf {
+        "/x".into()
+    }
+
+    pub(super) fn container() -> ContainerId {
+        ContainerId::new("c").unwrap()
+    }
+
+    pub(super) fn os(errno: i32) -> io::Error {
+        io::Error::from_raw_os_error(errno)
+    }
+
+    pub(super) fn find(errno: i32) -> MountsError {
+        MountsError::FindSource { source_path: path(), number: 0, container: container(), source: os(errno) }
+    }
+
+    pub(super) fn open(errno: i32) -> MountsError {
+        let (source_path, target) = (path(), path());
+        MountsError::Mount(MountError::OpenSource { source_path, target, source: os(errno) })
+    }
+
+    pub(super) fn attach(errno: i32) -> MountsError {
+        let (kind, source_path, target) = ("overlay".to_owned(), path(), path());
+        MountsError::Mount(MountError::Attach { kind, source_path, target, source: os(errno) })
+    }
+
+    pub(super) fn resolve(errno: i32) -> MountsError {
+        MountsError::ResolveTarget { target: path(), container: container(), source: os(errno) }
+    }
+}
+
 #[test]
-fn what_the_caller_named_wrongly_is_told_from_what_the_host_could_not() {
-    let os = io::Error::from_raw_os_error;
-    let (path, target) = (PathBuf::from("/x"), PathBuf::from("/y"));
-    let container = || ContainerId::new("c").unwrap();
-    let find = |errno| MountsError::FindSource {
-        source_path: path.clone(),
-        number: 0,
-        container: container(),
-        source: os(errno),
-    };
-    let open = |errno| {
-        MountsError::Mount(MountError::OpenSource {
-            source_path: path.clone(),
-            target: target.clone(),
-            source: os(errno),
-        })
-    };
-    let attach = |errno| {
-        MountsError::Mount(MountError::Attach {
-            kind: "overlay".to_owned(),
-            source_path: path.clone(),
-            target: target.clone(),
-            source: os(errno),
-        })
-    };
-    let resolve = |errno| MountsError::ResolveTarget {
-        target: target.clone(),
-        container: container(),
-        source: os(errno),
-    };
-    let set = MountError::SetFlags { source_path: path.clone(), target: target.clone(), source: os(22) };
-    let socket =
-        MountsError::HostSocket { path: path.clone(), kind: SocketKind::Datagram, container: container() };
-    let options = MountsError::Options {
-        source_path: path.clone(),
-        source: OptionError::Unsupported("loop".to_owned()),
-    };
-    // ENOENT 2, EIO 5, ENOMEM 12, EXDEV 18, ENODEV 19, ENOTDIR 20, EINVAL 22, ENOSPC 28, ELOOP 40 (errno(3)).
+fn what_the_caller_named_wrongly_is_its_own_fault() {
+    use failed::{attach, container, find, open, path, resolve};
+
+    let unsupported = OptionError::Unsupported("loop".to_owned());
     let callers = [
         MountsError::NoRootfs { container: container() },
-        options,
-        socket,
+        MountsError::Options { source_path: path(), source: unsupported },
+        MountsError::HostSocket { path: path(), kind: SocketKind::Datagram, container: container() },
         find(2),
         find(20),
         find(40),
@@ -327,21 +329,28 @@ fn what_the_caller_named_wrongly_is_told_from_what_the_host_could_not() {
     for error in callers {
         assert!(error.is_callers(), "{error:?}");
     }
+}
+
+#[test]
+fn what_the_host_could_not_is_no_fault_of_the_caller() {
+    use failed::{attach, container, find, open, os, path, resolve};
+
+    let set = MountError::SetFlags { source_path: path(), target: path(), source: os(22) };
     let hosts = [
         find(5),
         open(12),
         attach(28),
         resolve(5),
         MountsError::Mount(set),
-        MountsError::Mount(MountError::Share { target: target.clone(), source: os(22) }),
-        MountsError::Mount(MountError::Unmount { target: target.clone(), source: os(22) }),
+        MountsError::Mount(MountError::Share { target: path(), source: os(22) }),
+        MountsError::Mount(MountError::Unmount { target: path(), source: os(22) }),
         MountsError::ListMounts { source: os(2) },
         MountsError::AlreadyPrepared { container: container() },
         MountsError::FindServer { source: ProcessError::Watch { pid: 1, source: os(2) } },
-        MountsError::NotOpen { share: path.clone() },
-        MountsError::MakeMountPoint { path: path.clone(), source: os(2) },
-        MountsError::ReadVolumes { path: path.clone(), source: os(2) },
-        MountsError::RemoveMountPoint { path: path.clone(), source: os(2) },
+        MountsError::NotOpen { share: path() },
+        MountsError::MakeMountPoint { path: path(), source: os(2) },
+        MountsError::ReadVolumes { path: path(), source: os(2) },
+        MountsError::RemoveMountPoint { path: path(), source: os(2) },
         MountsError::CutOff,
     ];
     for error in hosts {
