@@ -34,7 +34,7 @@ async fn refused(stage: &Stage, pod: &Pod, config: api::ContainerConfig, wanted:
 async fn host_devices_are_refused_by_name() {
     let stage = stage!(Stage::shared_vm());
     let pod = stage.cri().run_pod("devices").await;
-    let node = stage.node.dir().join("disk");
+    let node = stage.node.dir().join("no-such-disk");
     stage.node.run(&["mknod", &node.display().to_string(), "b", "240", "200"]).await;
     let mut config = Cri::shell("disk", "true");
     config.devices = vec![api::Device {
@@ -43,6 +43,7 @@ async fn host_devices_are_refused_by_name() {
         permissions: "rw".into(),
     }];
     refused(&stage, &pod, config, &["/dev/disk0", "device"]).await;
+    std::fs::remove_file(node).unwrap();
     stage.end(&pod).await;
 }
 

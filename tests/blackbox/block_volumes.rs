@@ -208,17 +208,17 @@ async fn what_fails_with_a_block_volume_leaves_none() {
     let disk = disk!(stage, "disk",);
     let cri = stage.cri();
     let pod = cri.run_pod("failing").await;
-    let control = api::Device {
-        host_path: "/dev/loop-control".into(),
-        container_path: "/dev/loop-control".into(),
+    let log = api::Device {
+        host_path: "/dev/kmsg".into(),
+        container_path: "/dev/kmsg".into(),
         permissions: "rwm".into(),
     };
-    let char_device = idle("char", vec![device(&disk, "/dev/xvda", WRITABLE), control.clone()]);
-    refused(cri, &pod, char_device, &["/dev/loop-control (c 10:237)", "only block devices"]).await;
+    let char_device = idle("char", vec![device(&disk, "/dev/xvda", WRITABLE), log.clone()]);
+    refused(cri, &pod, char_device, &["/dev/kmsg (c 1:11)", "only block devices"]).await;
     for path in [stage.node.dir().join("disk"), stage.node.dir().join("not-there")] {
         let host_path = path.display().to_string();
         let says = host_path.clone();
-        let file = api::Device { host_path, ..control.clone() };
+        let file = api::Device { host_path, ..log.clone() };
         refused(cri, &pod, idle("file", vec![file]), &[&says]).await;
     }
     let mut missing = idle("missing", vec![device(&disk, "/dev/xvda", WRITABLE)]);
