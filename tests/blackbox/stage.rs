@@ -1,5 +1,7 @@
 //! What every test begins and ends with: a slot, a node, a look before and a look after.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::ops::{Deref, DerefMut};
 
 use bulkhead_tests::audit::Snapshot;
@@ -13,7 +15,8 @@ use tokio::sync::SemaphorePermit;
 pub(crate) struct Lent {
     /// Taken only by the drop.
     node: Option<Node>,
-    of_the_pool: bool,
+    /// What lay in its directory, if it is one of the pool's.
+    of_the_pool: Option<BTreeSet<OsString>>,
 }
 
 impl Deref for Lent {
@@ -32,8 +35,8 @@ impl DerefMut for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if self.of_the_pool && !std::thread::panicking() {
-            self.node.take().into_iter().for_each(node_pool::give_back);
+        if let (Some(found), false) = (&self.of_the_pool, std::thread::panicking()) {
+            self.node.take().into_iter().for_each(|node| node_pool::give_back(node, found));
         }
     }
 }
@@ -104,6 +107,7 @@ impl Stage {
         match node {
             Ok(node) => {
                 let before = Snapshot::take(&node).await;
+                let of_the_pool = of_the_pool.then(|| node_pool::contents(&node));
                 Some(Self { node: Lent { node: Some(node), of_the_pool }, before, _slot: slot })
             }
             Err(why) => {

@@ -3,6 +3,8 @@
 //! A node is lent to one test at a time. Only a test that leaves it as it found it gives it back. What is in the pool
 //! when the process ends is removed then.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use crate::node::{Node, Options};
@@ -24,11 +26,30 @@ pub async fn take(bulkhead: bool) -> Result<Node, String> {
     }
 }
 
-/// Keeps a node for the next test.
-pub fn give_back(node: Node) {
+/// What lies in a node's own directory.
+#[must_use]
+pub fn contents(node: &Node) -> BTreeSet<OsString> {
+    let entries = std::fs::read_dir(node.dir()).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name()).collect()
+}
+
+/// Keeps a node for the next test, without the files that the last one laid beside the `found`: another test may use the
+/// same names. A node that does not let go of them ends.
+pub fn give_back(node: Node, found: &BTreeSet<OsString>) {
     static AT_EXIT: Once = Once::new();
     AT_EXIT.call_once(empty_at_exit);
-    idle().push(node);
+    let removed = contents(&node).difference(found).try_for_each(|name| {
+        let path = node.dir().join(name);
+        if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir_all(path)
+        } else {
+            std::fs::remove_file(path)
+        }
+    });
+    match removed {
+        Ok(()) => idle().push(node),
+        Err(error) => eprintln!("{} is used no more: {error}", node.dir().display()),
+    }
 }
 
 fn idle() -> MutexGuard<'static, Vec<Node>> {
