@@ -164,7 +164,7 @@ fn own_capabilities() -> String {
     status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim().to_owned()
 }
 
-fn privileged_pod(cri: &Cri, name: &str) -> api::PodSandboxConfig {
+pub(crate) fn privileged_pod(cri: &Cri, name: &str) -> api::PodSandboxConfig {
     let mut config = cri.pod_config(name);
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
     config

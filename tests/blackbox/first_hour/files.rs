@@ -7,18 +7,13 @@ use bulkhead_tests::cri::{Cri, mount};
 use bulkhead_tests::image::{self, Image};
 use k8s_cri::v1 as api;
 
+use crate::security::privileged_pod;
 use crate::stage::{Stage, stage};
 
 /// An image as distributions make them: its /etc/resolv.conf leads to a file that only a running system has.
 const LINKS: &str = "bulkhead.test/links:1";
 
 fn privileged(mut config: api::ContainerConfig) -> api::ContainerConfig {
-    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
-    config
-}
-
-fn privileged_pod(cri: &Cri, name: &str) -> api::PodSandboxConfig {
-    let mut config = cri.pod_config(name);
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
     config
 }
