@@ -228,8 +228,20 @@ mod tests {
         }
     }
 
+    /// In a process of its own: a reaper takes every child of its process, those of other tests, too.
+    #[test]
+    fn real_children_are_reaped_with_code_and_signal() {
+        let alone = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "reaper::tests::alone_real_children_are_reaped"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&alone.stdout);
+        assert!(alone.status.success() && said.contains("1 passed"), "{said}");
+    }
+
     #[tokio::test]
-    async fn real_children_are_reaped_with_code_and_signal() {
+    #[ignore = "run by real_children_are_reaped_with_code_and_signal"]
+    async fn alone_real_children_are_reaped() {
         let reaper = Reaper::start().unwrap();
         let since = clock::boot_nanos();
         let spawn =
