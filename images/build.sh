@@ -2,7 +2,7 @@
 # Makes what a guest boots from, out of distribution packages and the static agent:
 #
 #   OUT/vmlinux               uncompressed kernel with a PVH entry
-#   OUT/bulkhead-guest.cpio   initramfs: the agent as /init, modules, /lib/modules/order
+#   OUT/bulkhead-guest.cpio   initramfs: the agent as /init, modules
 #   OUT/manifest.json         versions, sizes and digests of both and of everything inside
 #
 # Same inputs, same bytes: owner, times and inode numbers are fixed and nothing of the machine
@@ -107,108 +107,129 @@ extract_vmlinux() {
         fail "the kernel in $1 has no PVH entry: QEMU could not boot it as an ELF file"
 }
 
-# module_file NAME: path of a module, whose file name may have - or _.
-module_file() {
-    local name=${1//-/_}
-    find "$modules" -name "${name//_/[-_]}.ko*" | sort | sed -n 1p
+# lean FILE…: takes out of modules what a guest does not read: symbols that nothing refers to, type information for
+# BPF, and the signature. Checking that is most of the time that loading takes, and it proves nothing here: kernel and
+# modules come to the guest from the same hand, the host's.
+lean() {
+    strip --strip-unneeded --remove-section=.BTF --remove-section=.comment "$@"
 }
 
-# unsign MODULE: cuts off the signature that follows the ELF file: signature, 12 bytes of which the
-# last four are its length, and a line of text (the kernel's scripts/sign-file.c).
-# Checking it is most of the time that loading takes, and it proves nothing here: kernel and modules
-# come to the guest from the same hand, the host's.
-unsign() {
-    local mark='~Module signature appended~' size length
-    size=$(stat -c %s "$1")
-    [ "$(tail -c 28 "$1" | tr -d '\0')" = "$mark" ] || return 0
-    length=$(od -An -t u4 -j $((size - 32)) -N 4 --endian=big "$1" | tr -d ' ')
-    truncate -s "$((size - 40 - length))" "$1"
+# A beginning for awk programs that read modules.dep: what a module needs, by its place below kernel/. depmod names last
+# what must be loaded first.
+needs='
+    FILENAME ~ /modules\.dep$/ {
+        path = $1; sub(/:$/, "", path); sub(/^kernel\//, "", path)
+        $1 = ""; gsub(/ kernel\//, " "); needs[path] = $0
+    }'
+
+# chosen LIST: the files below kernel/ that the rules of a list take, in depmod's order. demand.list says what a rule is.
+chosen() {
+    awk -v aliases="$tree/modules.alias" -v list="$1" '
+        function plain(name) { gsub(/-/, "_", name); return name }
+        function fail(rule) {
+            print "  image: " list ": the kernel package has nothing for \"" rule "\"" >"/dev/stderr"
+            failed = 1
+        }
+        # Whether the rule, a folder or a module, is about this one.
+        function about(rule, path, name) {
+            return rule ~ /\/$/ ? index(path, rule) == 1 : plain(rule) == name
+        }
+        FILENAME == list { sub(/#.*/, ""); if (NF) { rule[++rules] = $1; by[rules] = $2 }; next }
+        FILENAME == aliases { if ($1 == "alias") alias[$3] = alias[$3] " " $2; next }
+        {
+            path = $1; sub(/:$/, "", path); sub(/^kernel\//, "", path)
+            name = path; sub(/.*\//, "", name); sub(/\.ko$/, "", name); name = plain(name)
+            taken = 0
+            for (i = 1; i <= rules; i++) {
+                out = rule[i] ~ /^!/
+                if (!about(substr(rule[i], out ? 2 : 1), path, name)) continue
+                if (by[i] != "" && index(alias[name], " " by[i]) == 0) continue
+                used[i] = 1
+                taken = !out
+            }
+            if (taken) print path
+        }
+        END {
+            for (i = 1; i <= rules; i++) if (!(i in used)) fail(rule[i])
+            exit failed
+        }' "$1" "$tree/modules.alias" "$tree/modules.dep"
 }
 
-# modinfo MODULE: what it says about itself, a line each. By way of a file: objcopy removes its output when it fails,
-# even if that is /dev/stdout.
-modinfo() {
-    objcopy -O binary --only-section=.modinfo "$1" "$work/modinfo" || fail "cannot read $1"
-    tr '\0' '\n' <"$work/modinfo"
+# in_order FILE…: each file after those it depends on.
+in_order() {
+    awk -v wanted="$*" "$needs"'
+        # Says a file unless it was said before.
+        function say(path) { if (!said[path]++) print path }
+        END {
+            n = split(wanted, want, " ")
+            for (i = 1; i <= n; i++) {
+                for (j = split(needs[want[i]], need, " "); j > 0; j--) say(need[j])
+                say(want[i])
+            }
+        }' "$tree/modules.dep"
 }
 
-# visit NAME: appends the module and, before it, what it depends on to $ordered.
-visit() {
-    local name=${1//-/_} file dependency dependencies
-    case " $visited " in *" $name "*) return ;; esac
-    visited="$visited $name"
-    file=$(module_file "$name")
-    [ -n "$file" ] || fail "the kernel package has no module $1"
-    cp "$file" "$work/modules/"
-    case "$file" in
-        *.ko) ;;
-        *) decompress "$file" >"$work/modules/$name.ko" && rm "$work/modules/${file##*/}" && file=$name.ko ;;
-    esac
-    unsign "$work/modules/${file##*/}"
-    dependencies=$(modinfo "$work/modules/${file##*/}" | sed -n 's/^depends=//p' | tr ',' ' ')
-    for dependency in $dependencies; do
-        visit "$dependency"
-    done
-    ordered="$ordered ${file##*/}"
-}
-
-# names_of FILE: the names by which the kernel asks for a module.
-names_of() {
-    basename "$1" .ko
-    modinfo "$1" | sed -n 's/^alias=\([^*?[]*\)$/\1/p'
-}
-
-# demand NAME: for each name of the module one line: the name, then the files to load.
+# demand FILE…: for each module that waits for being asked for a line: the names by which the kernel may ask, a colon,
+# the modules to load, in order. Names with a wildcard are those of hardware.
 demand() {
-    local before=$ordered name
-    visited=$loaded ordered=''
-    visit "$1"
-    # What is loaded from the start nobody asks for.
-    [ -n "$ordered" ] || { ordered=$before; return 0; }
-    for name in $(names_of "$work/modules/${ordered##* }"); do
-        echo "$name$ordered"
-    done
-    # A dependency that an earlier one has as well is in the image once.
-    ordered="$before$(for name in $ordered; do case " $before " in *" $name "*) ;; *) printf ' %s' "$name" ;; esac; done)"
+    awk -v wanted="$*" "$needs"'
+        $1 == "alias" { if ($2 !~ /[*?[]/) alias[$3] = alias[$3] " " $2 }
+        function name(path) { sub(/.*\//, "", path); sub(/\.ko$/, "", path); gsub(/-/, "_", path); return path }
+        END {
+            n = split(wanted, want, " ")
+            for (i = 1; i <= n; i++) {
+                line = name(want[i]) alias[name(want[i])] " :"
+                for (j = split(needs[want[i]], need, " "); j > 0; j--) line = line " " name(need[j])
+                print line " " name(want[i])
+            }
+        }' "$tree/modules.dep" "$tree/modules.alias"
+}
+
+# archive DIR: packs the modules there into $modules/archive, one after the other, each by itself: every file that a
+# guest unpacks costs its boot, and hardly a guest needs any of these. $modules/index says where each begins, and its
+# length.
+archive() {
+    gzip -9n "$1"/*.ko
+    (
+        cd "$1"
+        LC_ALL=C
+        cat -- *.ko.gz >"$modules/archive"
+        stat -c '%n %s' -- *.ko.gz
+    ) | awk '{ sub(/\.ko\.gz$/, "", $1); gsub(/-/, "_", $1); print $1, 0 + at, $2; at += $2 }' >"$modules/index"
+}
+
+# module_files: what the image has in /lib/modules
+module_files() {
+    echo order demand index archive
+    cat "$modules/order"
 }
 
 write_cpio() {
-    local dir module
+    local dir file
     for dir in dev etc lib lib/modules proc run sbin sys tmp; do
         newc_dir "$dir" 0755
     done
     newc_char dev/console 0600 5 1
-    newc_file init 0755 "$work/init"
+    newc_file init 0755 "$work/guest/init"
     newc_link sbin/modprobe ../init
-    newc_file lib/modules/order 0644 "$work/order"
-    newc_file lib/modules/demand 0644 "$work/demand"
-    for module in $ordered; do
-        newc_file "lib/modules/$module" 0644 "$work/modules/$module"
+    for file in $(module_files); do
+        newc_file "lib/modules/$file" 0644 "$modules/$file"
     done
     newc_end
 }
 
-# entry NAME FILE: one line of the manifest
-entry() {
-    printf '    { "name": "%s", "size": %s, "sha256": "%s" }' \
-        "$1" "$(stat -Lc %s "$2")" "$(sha256sum "$2" | cut -d ' ' -f 1)"
+# entries FILE…: lines of the manifest, by the place below the current folder
+entries() {
+    paste -d' ' <(stat -Lc '%n %s' "$@") <(sha256sum "$@") |
+        awk '{ printf "%s    { \"name\": \"%s\", \"size\": %s, \"sha256\": \"%s\" }", (NR > 1 ? ",\n" : ""), $1, $2, $3 }'
 }
 
 write_manifest() {
-    local module
     printf '{\n  "kernel": { "package": "%s", "version": "%s", "sha256": "%s" },\n' \
         "$KERNEL_PACKAGE" "$KERNEL_VERSION" "$KERNEL_SHA256"
-    printf '  "files": [\n'
-    entry vmlinux "$work/vmlinux"
-    printf ',\n'
-    entry bulkhead-guest.cpio "$work/bulkhead-guest.cpio"
-    printf '\n  ],\n  "guest": [\n'
-    entry init "$work/init"
-    for module in $ordered; do
-        printf ',\n'
-        entry "lib/modules/$module" "$work/modules/$module"
-    done
-    printf '\n  ]\n}\n'
+    printf '  "files": [\n%s\n  ],\n' "$(cd "$work" && entries vmlinux bulkhead-guest.cpio)"
+    printf '  "guest": [\n%s\n  ]\n}\n' \
+        "$(cd "$work/guest" && entries init $(module_files | xargs -n 1 printf 'lib/modules/%s '))"
 }
 
 case "$kernel" in
@@ -228,19 +249,28 @@ say "unpacking $KERNEL_PACKAGE $KERNEL_VERSION"
 dpkg-deb -x "$deb" "$work/deb"
 extract_vmlinux "$(echo "$work"/deb/boot/vmlinuz-*)" "$work/vmlinux"
 
-modules=$(echo "$work"/deb/lib/modules/*) visited='' ordered=''
-mkdir "$work/modules"
-for module in $(sed 's/#.*//' "$module_list"); do
-    visit "$module"
+tree=$(echo "$work"/deb/lib/modules/*)
+depmod -b "$work/deb" "${tree##*/}" || fail 'depmod cannot read the kernel package'
+find "$tree/kernel" -name '*.ko.*' | while read -r file; do
+    fail "$file is packed, and images/build.sh unpacks no modules"
 done
-printf '%s\n' $ordered >"$work/order"
-loaded=$visited
-for module in $(sed 's/#.*//' "$here/demand.list"); do
-    demand "$module" >>"$work/demand"
-done
+modules=$work/guest/lib/modules
+mkdir -p "$modules"
+
+# Every guest loads these itself, so nobody asks for them.
+boot=$(chosen "$module_list")
+boot=$(in_order $boot)
+waiting=$(chosen "$here/demand.list")
+waiting=$(in_order $waiting | grep --invert-match --line-regexp --fixed-strings "$boot")
+mkdir "$work/waiting"
+(cd "$tree/kernel" && cp $boot "$modules/" && cp $waiting "$work/waiting/")
+lean "$modules"/*.ko "$work"/waiting/*.ko
+archive "$work/waiting"
+sed 's|.*/||' <<<"$boot" >"$modules/order"
+demand $waiting >"$modules/demand"
 
 # Symbols would only be copied into every guest's memory.
-strip --strip-all -o "$work/init" "$agent"
+strip --strip-all -o "$work/guest/init" "$agent"
 write_cpio >"$work/bulkhead-guest.cpio"
 write_manifest >"$work/manifest.json"
 mkdir -p "$out"

@@ -4,15 +4,17 @@
 //! milliseconds (tens under emulation), so only what carries the announcement is loaded before it, then what Setup
 //! and containers need, and after Setup everything else. Within a stage the list's order holds.
 //!
-//! More modules lie there for the kernel to ask for: it runs `/sbin/modprobe`, which is this binary by another name.
-//! `/lib/modules/demand` has a line for each name it may ask for, with the files to load in order.
+//! Some hundred more wait for the kernel to ask for them: it runs `/sbin/modprobe`, which is this binary by another name.
+//! `/lib/modules/archive` holds them, each gzipped by itself, and `index` says where. A line of `demand` has the names by
+//! which the kernel may ask for one, a colon, and what to load in order.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::CStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use flate2::read::GzDecoder;
 use rustix::io::Errno;
 
 /// Where the image keeps its modules.
@@ -53,6 +55,8 @@ pub(crate) enum ModuleError {
     ReadList { path: PathBuf, source: io::Error },
     #[error("open module {path}")]
     Open { path: PathBuf, source: io::Error },
+    #[error("unpack module {module}")]
+    Unpack { module: String, source: io::Error },
     #[error("load module {path}")]
     Load { path: PathBuf, source: Errno },
 }
@@ -84,9 +88,7 @@ pub(crate) fn load_all(files: &[String]) {
 
 /// Does what the kernel asks of modprobe: `modprobe -q -- NAME`. A process of its own, not the agent.
 pub(crate) fn on_demand(args: &[String]) -> ExitCode {
-    let table = std::fs::read_to_string(Path::new(DIR).join("demand")).unwrap_or_default();
-    let files = args.last().and_then(|name| demanded(&table, name));
-    let loaded = files.is_some_and(|files| load_missing(&files).is_ok());
+    let loaded = args.last().is_some_and(|name| matches!(load_demanded(name), Ok(found) if found));
     if loaded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -96,49 +98,102 @@ pub(crate) fn on_demand(args: &[String]) -> ExitCode {
 /// # Errors
 /// [`ModuleError`] for the first that does not load.
 pub(crate) fn demand(name: &str) -> Result<(), ModuleError> {
-    let table = std::fs::read_to_string(Path::new(DIR).join("demand")).unwrap_or_default();
-    load_missing(&demanded(&table, name).unwrap_or_default())
+    load_demanded(name).map(|_found| ())
 }
 
-fn load_missing(files: &[&str]) -> Result<(), ModuleError> {
-    files.iter().try_for_each(|file| match load(&Path::new(DIR).join(file)) {
-        // Its file goes when it is loaded.
-        Err(ModuleError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
-        loaded => loaded,
-    })
+/// Whether the image has something of that name. Several modules may serve one name, as ciphers do: one is enough.
+fn load_demanded(name: &str) -> Result<bool, ModuleError> {
+    let (Some(table), Some(index)) = (read("demand")?, read("index")?) else { return Ok(false) };
+    let mut result = Ok(false);
+    for modules in demanded(&table, name) {
+        let loaded = modules.iter().try_for_each(|module| load_archived(module, &index));
+        match (&result, loaded) {
+            (Ok(_) | Err(_), Ok(())) => result = Ok(true),
+            (Ok(false), Err(error)) => result = Err(error),
+            (Ok(true) | Err(_), Err(_)) => {}
+        }
+    }
+    result
 }
 
-/// The files to load for a name; the kernel does not tell dashes from underscores.
-fn demanded<'a>(table: &'a str, name: &str) -> Option<Vec<&'a str>> {
+/// One of the files that say what waits; none, where all is built in.
+fn read(file: &str) -> Result<Option<String>, ModuleError> {
+    let path = Path::new(DIR).join(file);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ModuleError::ReadList { path, source }),
+    }
+}
+
+/// What to load for a name, for each module that has it; the kernel does not tell dashes from underscores.
+fn demanded<'a>(table: &'a str, name: &str) -> Vec<Vec<&'a str>> {
     let plain = |name: &str| name.replace('-', "_");
-    table.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        let found = words.next().is_some_and(|first| plain(first) == plain(name));
-        found.then(|| words.collect())
-    })
+    let wanted = plain(name);
+    let line = |line: &'a str| {
+        let (names, modules) = line.split_once(" : ")?;
+        names.split(' ').any(|name| plain(name) == wanted).then(|| modules.split(' ').collect())
+    };
+    table.lines().filter_map(line).collect()
+}
+
+fn load_archived(module: &str, index: &str) -> Result<(), ModuleError> {
+    // A dependency is loaded more often than not; unpacking it to hear so costs more than looking.
+    let state = std::fs::read_to_string(Path::new("/sys/module").join(module).join("initstate"));
+    if state.is_ok_and(|state| state.trim() == "live") {
+        return Ok(());
+    }
+    let path = Path::new(DIR).join("archive");
+    let unpacked = place(index, module)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        .and_then(|(at, length)| unpack(&path, at, length))
+        .map_err(|source| ModuleError::Unpack { module: module.to_owned(), source })?;
+    match rustix::system::init_module(&unpacked, parameters(module)) {
+        Err(error) if !is_fine(error) => Err(ModuleError::Load { path: module.into(), source: error }),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Where a module begins in the archive, and its length there, in bytes.
+fn place(index: &str, module: &str) -> Option<(u64, u64)> {
+    let line = index.lines().find_map(|line| line.strip_prefix(module)?.strip_prefix(' '))?;
+    let (at, length) = line.split_once(' ')?;
+    Some((at.parse().ok()?, length.parse().ok()?))
+}
+
+fn unpack(archive: &Path, at: u64, length: u64) -> io::Result<Vec<u8>> {
+    let mut archive = File::open(archive)?;
+    archive.seek(SeekFrom::Start(at))?;
+    let mut module = Vec::new();
+    GzDecoder::new(archive.take(length)).read_to_end(&mut module)?;
+    Ok(module)
 }
 
 fn load(path: &Path) -> Result<(), ModuleError> {
     let file = File::open(path).map_err(|source| ModuleError::Open { path: path.to_owned(), source })?;
-    match rustix::system::finit_module(&file, parameters(path), 0) {
-        // Loaded already, or for a device or a hypervisor that this machine does not have.
-        Ok(()) | Err(Errno::EXIST | Errno::NODEV | Errno::OPNOTSUPP) => {
+    match rustix::system::finit_module(&file, c"", 0) {
+        Err(source) if !is_fine(source) => Err(ModuleError::Load { path: path.to_owned(), source }),
+        Ok(()) | Err(_) => {
             // The kernel has its own copy now; the file's memory is better given back.
             if let Err(error) = std::fs::remove_file(path) {
                 tracing::debug!(path = %path.display(), %error, "could not remove a loaded module's file");
             }
             Ok(())
         }
-        Err(source) => Err(ModuleError::Load { path: path.to_owned(), source }),
     }
 }
 
+/// Whether the module is loaded already, or for a device or a hypervisor that this machine does not have.
+fn is_fine(error: Errno) -> bool {
+    matches!(error, Errno::EXIST | Errno::NODEV | Errno::OPNOTSUPP)
+}
+
 /// What a module is told.
-fn parameters(path: &Path) -> &'static CStr {
-    match path.file_name().and_then(OsStr::to_str) {
+fn parameters(module: &str) -> &'static CStr {
+    match module {
         // Whoever wants a disk says where it is: a search would ask 256 targets.
-        Some("scsi_mod.ko") => c"scan=manual",
-        Some(_) | None => c"",
+        "scsi_mod" => c"scan=manual",
+        _ => c"",
     }
 }
 
@@ -182,6 +237,10 @@ fn stem(file: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use flate2::write::GzEncoder;
+
     use super::*;
 
     const LIST: &str = "virtio_ring.ko\nvirtio.ko\n# a note\nvirtio_mmio.ko\nvirtio_pci_modern_dev.ko\n\n\
@@ -240,12 +299,35 @@ mod tests {
 
     #[test]
     fn a_module_is_found_by_any_of_its_names() {
-        let table = "bridge llc.ko stp.ko bridge.ko\nrtnl-link-bridge llc.ko stp.ko bridge.ko\n";
-        let files = ["llc.ko", "stp.ko", "bridge.ko"];
+        let table = "bridge rtnl-link-bridge : llc stp bridge\nllc : llc\naes_ti crypto-aes : aes_ti\n\
+            aesni-intel crypto-aes : crypto_simd aesni_intel\n";
         for name in ["bridge", "rtnl-link-bridge", "rtnl_link_bridge"] {
-            assert_eq!(demanded(table, name).unwrap(), files, "{name}");
+            assert_eq!(demanded(table, name), [["llc", "stp", "bridge"]], "{name}");
         }
-        assert_eq!(demanded(table, "net-pf-16"), None);
-        assert_eq!(demanded("", "bridge"), None);
+        assert_eq!(demanded(table, "aesni_intel"), [["crypto_simd", "aesni_intel"]]);
+        assert_eq!(demanded(table, "crypto-aes"), [vec!["aes_ti"], vec!["crypto_simd", "aesni_intel"]]);
+        for name in ["net-pf-16", ":", "stp", ""] {
+            assert!(demanded(table, name).is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_module_is_unpacked_from_its_place() {
+        let packed = |text: &str| {
+            let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::best());
+            encoder.write_all(text.as_bytes()).unwrap();
+            encoder.finish().unwrap()
+        };
+        let (llc, llc2) = (packed("first"), packed("second"));
+        let dir = tempfile::tempdir().unwrap();
+        let archive = dir.path().join("archive");
+        std::fs::write(&archive, [llc.as_slice(), &llc2].concat()).unwrap();
+        let index = format!("llc 0 {}\nllc2 {} {}\nodd 1\n", llc.len(), llc.len(), llc2.len());
+        for (module, text) in [("llc", "first"), ("llc2", "second")] {
+            let (at, length) = place(&index, module).unwrap();
+            assert_eq!(unpack(&archive, at, length).unwrap(), text.as_bytes(), "{module}");
+        }
+        assert_eq!((place(&index, "ll"), place(&index, "odd"), place("", "llc")), (None, None, None));
+        assert!(unpack(&archive, 1, 9).is_err(), "that is no beginning");
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bulkhead_protocol::agent::CreateContainerRequest;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Capability, Spec};
 use tokio::sync::watch;
 
 use super::error::ContainerError;
@@ -15,6 +15,7 @@ use super::state::Event;
 use super::{Attached, Container, Containers, Entry, bundle, check_id, devices, mounts, targets, workdir};
 use crate::cgroup::Cgroup;
 use crate::helper::{Job, Launched, launch};
+use crate::modules;
 use crate::stdio::{self, Owner};
 
 /// The id of a container that is being created. Free again when dropped, unless it was filled.
@@ -82,6 +83,7 @@ impl Containers {
         let mut spec = spec::fit(&request.spec, target, &pod_view())?;
         let disks = self.disks.come(id, &request.disks, &mut spec).await?;
         devices::add(&mut spec, devices::of_guest);
+        netfilter_for(&spec).await;
         let attached = match self.attach(request, &spec).await {
             Ok(attached) => Attached { disks, ..attached },
             Err(error) => {
@@ -174,6 +176,20 @@ pub(super) async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         // The blocking pool loses no work but by a panic, which goes on to the call's own task.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Loads what iptables and ip6tables of the legacy kind run modprobe for, by themselves and so in vain: there is none in
+/// a container, or none that finds a module. Everything else in the network the kernel asks for.
+async fn netfilter_for(spec: &Spec) {
+    let capabilities = spec.process().as_ref().and_then(|process| process.capabilities().as_ref());
+    let bounding = capabilities.and_then(|capabilities| capabilities.bounding().as_ref());
+    if !bounding.is_some_and(|bounding| bounding.contains(&Capability::NetAdmin)) {
+        return;
+    }
+    let loading = tokio::task::spawn_blocking(|| ["ip_tables", "ip6_tables"].map(modules::demand));
+    for error in loading.await.into_iter().flatten().filter_map(Result::err) {
+        tracing::warn!(error = %crate::status::chain(&error), "iptables of the legacy kind will not work");
     }
 }
 
