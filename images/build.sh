@@ -250,10 +250,10 @@ dpkg-deb -x "$deb" "$work/deb"
 extract_vmlinux "$(echo "$work"/deb/boot/vmlinuz-*)" "$work/vmlinux"
 
 tree=$(echo "$work"/deb/lib/modules/*)
-depmod -b "$work/deb" "${tree##*/}" || fail 'depmod cannot read the kernel package'
 find "$tree/kernel" -name '*.ko.*' | while read -r file; do
-    fail "$file is packed, and images/build.sh unpacks no modules"
+    decompress "$file" >"${file%.*}" && rm "$file"
 done
+depmod -b "$work/deb" "${tree##*/}" || fail 'depmod cannot read the kernel package'
 modules=$work/guest/lib/modules
 mkdir -p "$modules"
 

@@ -2,12 +2,16 @@
 
 use std::net::IpAddr;
 
-use bulkhead_protocol::agent::{Interface, Neighbour, Route, SetupRequest};
+use bulkhead_protocol::agent::{Interface, Neighbour, Route, SetupRequest, Sysctl};
 use futures::TryStreamExt;
+use rtnetlink::packet_core::Parseable;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope, RouteType};
+use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+
+use crate::{modules, sysctl};
 
 /// The loopback device is the first of every network namespace.
 const LOOPBACK: u32 = 1;
@@ -25,6 +29,8 @@ pub(crate) enum NetworkError {
     BadFamily { destination: String },
     #[error("the guest has no device {device:?}; it has {seen:?}")]
     NoDevice { device: String, seen: Vec<String> },
+    #[error("{value:?} is no policy rule")]
+    BadRule { value: Vec<u8> },
     #[error("open a netlink socket")]
     OpenNetlink(#[source] std::io::Error),
     #[error("list the guest's network devices")]
@@ -35,6 +41,8 @@ pub(crate) enum NetworkError {
     AddAddress { address: String, device: String, source: rtnetlink::Error },
     #[error("add route {route} on {device}")]
     AddRoute { route: String, device: String, source: rtnetlink::Error },
+    #[error("add a policy rule")]
+    AddRule(#[source] rtnetlink::Error),
     #[error("add neighbour {address} on {device}")]
     AddNeighbour { address: String, device: String, source: rtnetlink::Error },
 }
@@ -46,14 +54,16 @@ impl NetworkError {
             NetworkError::BadMac { .. }
             | NetworkError::BadAddress { .. }
             | NetworkError::BadCidr { .. }
-            | NetworkError::BadFamily { .. } => true,
+            | NetworkError::BadFamily { .. }
+            | NetworkError::BadRule { .. } => true,
             NetworkError::NoDevice { .. }
             | NetworkError::OpenNetlink(_)
             | NetworkError::ListLinks(_)
             | NetworkError::SetLink { .. }
             | NetworkError::AddAddress { .. }
             | NetworkError::AddRoute { .. }
-            | NetworkError::AddNeighbour { .. } => false,
+            | NetworkError::AddNeighbour { .. }
+            | NetworkError::AddRule(_) => false,
         }
     }
 }
@@ -66,7 +76,7 @@ struct Device {
     mac: Vec<u8>,
 }
 
-/// Loopback up, then devices, addresses, routes and neighbours as Setup says.
+/// Loopback up, then devices, sysctls, addresses, routes, neighbours and rules as Setup says.
 pub(crate) async fn apply(request: &SetupRequest) -> Result<(), NetworkError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::OpenNetlink)?;
     let connection = tokio::spawn(connection);
@@ -78,9 +88,6 @@ pub(crate) async fn apply(request: &SetupRequest) -> Result<(), NetworkError> {
 async fn apply_with(handle: &Handle, request: &SetupRequest) -> Result<(), NetworkError> {
     let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
     set_link(handle, "lo", up).await?;
-    if request.interfaces.is_empty() {
-        return Ok(());
-    }
     let found = devices(handle).await?;
     let mut named = Vec::new();
     for interface in &request.interfaces {
@@ -91,13 +98,25 @@ async fn apply_with(handle: &Handle, request: &SetupRequest) -> Result<(), Netwo
         set_link(handle, &device.name, message).await?;
     }
     for (device, interface) in named.iter().zip(&request.interfaces) {
+        name(handle, device, interface).await?;
+    }
+    set_all(&request.network_sysctls);
+    for (device, interface) in named.iter().zip(&request.interfaces) {
         bring_up(handle, device, interface).await?;
     }
+    let loopback = Device { index: LOOPBACK, name: "lo".to_owned(), mac: Vec::new() };
+    for address in &request.loopback_addresses {
+        add_address(handle, &loopback, address).await?;
+    }
+    named.push(loopback);
     for route in in_order(&request.routes) {
         add_route(handle, &named, route).await?;
     }
     for neighbour in &request.neighbours {
         add_neighbour(handle, &named, neighbour).await?;
+    }
+    for rule in &request.rules {
+        add_rule(handle, rule).await?;
     }
     Ok(())
 }
@@ -152,8 +171,8 @@ async fn set_link(handle: &Handle, device: &str, message: LinkMessage) -> Result
     handle.link().set(message).execute().await.map_err(fail)
 }
 
-async fn bring_up(handle: &Handle, device: &Device, interface: &Interface) -> Result<(), NetworkError> {
-    // A device is renamed while it is down, so name and MTU go first.
+/// Name, MTU and address: what a device gets while it is down.
+async fn name(handle: &Handle, device: &Device, interface: &Interface) -> Result<(), NetworkError> {
     let mut message: LinkMessageBuilder<LinkUnspec> =
         LinkUnspec::new_with_index(device.index).name(interface.name.clone());
     if interface.mtu != 0 {
@@ -162,7 +181,24 @@ async fn bring_up(handle: &Handle, device: &Device, interface: &Interface) -> Re
     if !interface.new_mac.is_empty() {
         message = message.address(mac(&interface.new_mac)?);
     }
-    set_link(handle, &interface.name, message.build()).await?;
+    set_link(handle, &interface.name, message.build()).await
+}
+
+/// As the node's kernel has it, which may be another one: what the guest's does not know is said and left out.
+fn set_all(sysctls: &[Sysctl]) {
+    for Sysctl { name, value, .. } in sysctls {
+        if name.starts_with("net/netfilter/")
+            && let Err(error) = modules::demand("nf_conntrack")
+        {
+            tracing::warn!(error = %crate::status::chain(&error), "no connection tracking");
+        }
+        if let Err(error) = sysctl::set(name, value) {
+            tracing::warn!(error = %crate::status::chain(&error), "a sysctl of the pod's network namespace is left out");
+        }
+    }
+}
+
+async fn bring_up(handle: &Handle, device: &Device, interface: &Interface) -> Result<(), NetworkError> {
     let up = LinkUnspec::new_with_index(device.index).up().build();
     set_link(handle, &interface.name, up).await?;
     for address in &interface.addresses {
@@ -194,8 +230,11 @@ fn in_order(routes: &[Route]) -> Vec<&Route> {
 }
 
 async fn add_route(handle: &Handle, named: &[Device], route: &Route) -> Result<(), NetworkError> {
-    let device = find_by_name(named, &route.device)?;
-    let message = route_message(device.index, route)?;
+    let device = match route.device.as_str() {
+        "" => None,
+        name => Some(find_by_name(named, name)?.index),
+    };
+    let message = route_message(device, route)?;
     let fail = |source| NetworkError::AddRoute {
         route: format!("{} via {:?}", destination_name(route), route.gateway),
         device: route.device.clone(),
@@ -204,15 +243,23 @@ async fn add_route(handle: &Handle, named: &[Device], route: &Route) -> Result<(
     handle.route().add(message.build()).replace().execute().await.map_err(fail)
 }
 
-fn route_message(index: u32, route: &Route) -> Result<RouteMessageBuilder<IpAddr>, NetworkError> {
+fn route_message(device: Option<u32>, route: &Route) -> Result<RouteMessageBuilder<IpAddr>, NetworkError> {
     let mixed = || NetworkError::BadFamily { destination: destination_name(route) };
     let (ip, prefix) = destination(route)?;
     let mut message = RouteMessageBuilder::<IpAddr>::new()
-        .output_interface(index)
         .scope(RouteScope::from(u8::try_from(route.scope).unwrap_or(0)))
         .destination_prefix(ip, prefix)
         .ok()
         .ok_or_else(mixed)?;
+    if let Some(index) = device {
+        message = message.output_interface(index);
+    }
+    if route.table != 0 {
+        message = message.table_id(route.table);
+    }
+    if let Some(kind) = u8::try_from(route.kind).ok().filter(|kind| *kind != 0) {
+        message = message.kind(RouteType::from(kind));
+    }
     if !route.gateway.is_empty() {
         message = message.gateway(address(&route.gateway)?).ok().ok_or_else(mixed)?;
     }
@@ -243,6 +290,22 @@ fn destination(route: &Route) -> Result<(IpAddr, u8), NetworkError> {
 
 fn destination_name(route: &Route) -> String {
     if route.destination.is_empty() { "default".to_owned() } else { route.destination.clone() }
+}
+
+async fn add_rule(handle: &Handle, rule: &[u8]) -> Result<(), NetworkError> {
+    let mut request = handle.rule().add();
+    *request.message_mut() = rule_message(rule)?;
+    match request.execute().await {
+        // Setup was repeated.
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
+        result => result.map_err(NetworkError::AddRule),
+    }
+}
+
+fn rule_message(rule: &[u8]) -> Result<RuleMessage, NetworkError> {
+    // struct fib_rule_hdr has 12 bytes; the parser takes them for granted.
+    let parsed = rule.get(..12).and_then(|_| RuleMessage::parse(rule).ok());
+    parsed.ok_or_else(|| NetworkError::BadRule { value: rule.to_owned() })
 }
 
 async fn add_neighbour(handle: &Handle, named: &[Device], neighbour: &Neighbour) -> Result<(), NetworkError> {
@@ -326,7 +389,16 @@ mod tests {
     #[test]
     fn a_gateway_of_another_family_is_refused() {
         let route = Route { family: 6, gateway: "10.0.0.1".into(), ..Default::default() };
-        assert!(route_message(2, &route).unwrap_err().is_callers_fault());
+        assert!(route_message(Some(2), &route).unwrap_err().is_callers_fault());
+    }
+
+    #[test]
+    fn a_rule_is_at_least_a_header() {
+        let rule = [2, 0, 32, 0, 100, 0, 0, 1, 2, 0, 0, 0];
+        assert_eq!(rule_message(&rule).unwrap().header.table, 100);
+        for bad in [&rule[..11], &[], &[rule.as_slice(), &[9, 0, 1]].concat()] {
+            assert!(rule_message(bad).unwrap_err().is_callers_fault(), "{bad:?}");
+        }
     }
 
     #[test]

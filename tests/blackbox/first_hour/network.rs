@@ -131,3 +131,63 @@ async fn netfilter_links_queues_and_tunnels_work_for_who_may_make_them() {
     assert_eq!((user("0", 82).await, user("7", 82).await), (true, false), "nft");
     stage.end(&pod).await;
 }
+
+/// What CNI plugins (`tuning`, `sbr`) and others leave beside addresses and routes of the main table.
+const LEFT_BY_CNI: &str = "
+ip link add eth1 type veth peer name peer1
+echo 1 > /proc/sys/net/ipv4/ip_forward
+echo 1000 > /proc/sys/net/core/somaxconn
+echo 0 > /proc/sys/net/ipv6/conf/default/accept_ra
+echo 1 > /proc/sys/net/ipv4/conf/eth1/arp_filter
+ip address add 10.99.0.1/24 dev eth1
+ip address add 10.50.0.1/32 dev lo
+ip address add fd50::1/128 dev lo
+ip link set lo up
+ip link set eth1 up
+ip neighbour add 10.99.0.7 lladdr 02:00:00:00:00:07 dev eth1 nud permanent
+ip route add default via 10.99.0.254 dev eth1 table 100
+ip route add 10.65.0.0/16 via 10.98.0.1 dev eth1 onlink table 1000
+ip route add blackhole 10.66.0.0/16
+ip route add unreachable 10.67.0.0/16
+ip route add prohibit 10.68.0.0/16 table 100
+ip -6 route add unreachable fd66::/64
+ip route add local 10.69.0.0/16 dev lo
+ip rule add from 10.99.0.1 table 100 priority 1000
+ip rule add not fwmark 7 to 10.65.0.0/16 table 1000 priority 1001
+ip -6 rule add to fd66::/64 prohibit priority 1002
+";
+
+/// How a pod shows it, each by the command before.
+const SHOWN: [(&str, &[&str]); 9] = [
+    ("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/core/somaxconn", &["1\n1000\n"]),
+    ("cat /proc/sys/net/ipv6/conf/default/accept_ra /proc/sys/net/ipv4/conf/eth1/arp_filter", &["0\n1\n"]),
+    ("ip addr show lo", &["127.0.0.1/8", "10.50.0.1/32", "fd50::1/128"]),
+    ("ip neigh", &["10.99.0.7 dev eth1 lladdr 02:00:00:00:00:07", "PERMANENT"]),
+    ("ip route", &["blackhole 10.66.0.0/16", "unreachable 10.67.0.0/16", "10.99.0.0/24 dev eth1"]),
+    ("ip -6 route", &["unreachable fd66::/64"]),
+    ("ip route show table 100", &["default via 10.99.0.254 dev eth1", "prohibit 10.68.0.0/16"]),
+    ("ip route show table 1000", &["10.65.0.0/16 via 10.98.0.1 dev eth1"]),
+    (
+        "ip rule",
+        &["1000:\tfrom 10.99.0.1 lookup 100", "1001:\tfrom all to 10.65.0.0/16 fwmark 0x7 lookup 1000"],
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cni_leaves_in_the_namespace_is_in_the_pod() {
+    let stage = stage!(Stage::any(Options { cni_commands: LEFT_BY_CNI.to_owned(), ..Options::default() }));
+    let cri = stage.cri();
+    let pod = cri.run_pod("tuned").await;
+    let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
+    for (command, parts) in SHOWN {
+        let shown = cri.exec(&container.id, command).await;
+        for part in parts {
+            assert!(shown.contains(part), "{command} lacks {part:?}: {shown}");
+        }
+    }
+    // Another node's, so to speak: it is local to the pod.
+    cri.exec(&container.id, "ping -c 1 -W 5 10.69.1.2").await;
+    let rules = cri.exec(&container.id, "ip -6 rule").await;
+    assert!(rules.contains("1002:\tfrom all to fd66::/64 lookup unspec prohibit"), "{rules}");
+    stage.end(&pod).await;
+}

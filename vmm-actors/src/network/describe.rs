@@ -4,7 +4,8 @@
 
 use std::net::IpAddr;
 
-use bulkhead_protocol::agent::{Interface, Neighbour, Route};
+use bulkhead_protocol::agent::{Interface, Neighbour, Route, Sysctl};
+use rtnetlink::packet_core::Emitable;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
@@ -12,12 +13,15 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteType, RouteVia,
 };
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
 use super::LinkStats;
 use super::record::is_tap_name;
+
+/// The loopback device is the first of every network namespace.
+const LOOPBACK: u32 = 1;
 
 /// What the agent sets up in the guest.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -28,6 +32,12 @@ pub struct PodNetwork {
     pub routes: Vec<Route>,
     /// Permanent entries only; the guest finds the others by itself.
     pub neighbours: Vec<Neighbour>,
+    /// In CIDR notation, but for those that the kernel gives.
+    pub loopback_addresses: Vec<String>,
+    /// Policy rules but for the kernel's own, as netlink has them.
+    pub rules: Vec<Vec<u8>>,
+    /// What CNI has changed, in the order in which it must be set.
+    pub sysctls: Vec<Sysctl>,
 }
 
 impl PodNetwork {
@@ -144,6 +154,12 @@ pub(super) fn interface(link: &CniLink, addresses: &[AddressMessage]) -> Interfa
     }
 }
 
+/// What `lo` has beside the addresses that every kernel gives it.
+pub(super) fn loopback_addresses(addresses: &[AddressMessage]) -> Vec<String> {
+    let own = addresses.iter().filter(|address| address.header.index == LOOPBACK);
+    own.filter_map(cidr).filter(|cidr| cidr != "127.0.0.1/8" && cidr != "::1/128").collect()
+}
+
 /// IPv6 link-local addresses are left out: the guest makes the same one from the same MAC address.
 fn cidr(message: &AddressMessage) -> Option<String> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
@@ -165,8 +181,8 @@ fn cidr(message: &AddressMessage) -> Option<String> {
     Some(format!("{address}/{}", message.header.prefix_len))
 }
 
-/// The main table's routes over these links. Those that the kernel makes by itself for every address are left out:
-/// the guest's kernel does the same.
+/// The routes of every table over these links, over `lo` and to nowhere. Those that the kernel makes by itself for every
+/// address are left out: the guest's kernel does the same.
 pub(super) fn routes(links: &[CniLink], messages: &[RouteMessage]) -> Vec<Route> {
     let mut routes: Vec<Route> = messages.iter().filter_map(|message| route(links, message)).collect();
     routes.sort_by_key(|route| !route.gateway.is_empty());
@@ -175,11 +191,12 @@ pub(super) fn routes(links: &[CniLink], messages: &[RouteMessage]) -> Vec<Route>
 
 fn route(links: &[CniLink], message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    if table(message) != u32::from(RouteHeader::RT_TABLE_MAIN)
-        || header.protocol == RouteProtocol::Kernel
-        || header.kind != RouteType::Unicast
-        || header.flags.contains(RouteFlags::Cloned)
-    {
+    let leads_nowhere = match header.kind {
+        RouteType::Unicast | RouteType::Local => false,
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => true,
+        _ => return None,
+    };
+    if header.protocol == RouteProtocol::Kernel || header.flags.contains(RouteFlags::Cloned) {
         return None;
     }
     let family = match header.address_family {
@@ -191,17 +208,23 @@ fn route(links: &[CniLink], message: &RouteMessage) -> Option<Route> {
         scope: u32::from(u8::from(header.scope)),
         family,
         onlink: header.flags.contains(RouteFlags::Onlink),
+        table: table(message),
+        kind: u32::from(u8::from(header.kind)),
         ..Route::default()
     };
     let mut device = None;
     for attribute in &message.attributes {
         apply(&mut route, &mut device, attribute, header.destination_prefix_length);
     }
-    let Some(link) = links.iter().find(|link| Some(link.index) == device) else {
+    if leads_nowhere {
+        return Some(route);
+    }
+    let link = links.iter().find(|link| Some(link.index) == device).map(|link| link.name.as_str());
+    let Some(link) = link.or((device == Some(LOOPBACK)).then_some("lo")) else {
         tracing::warn!(destination = route.destination, "route over no single link of the pod left out");
         return None;
     };
-    route.device.clone_from(&link.name);
+    link.clone_into(&mut route.device);
     Some(route)
 }
 
@@ -245,6 +268,20 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
         RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
         _ => None,
     }
+}
+
+/// The policy rules that somebody added. Flags but that for "not" are the kernel's findings.
+pub(super) fn rules(messages: Vec<RuleMessage>) -> Vec<Vec<u8>> {
+    let added = messages.into_iter().filter(|rule| {
+        !rule.attributes.iter().any(|one| matches!(one, RuleAttribute::Protocol(RouteProtocol::Kernel)))
+    });
+    let raw = added.map(|mut rule| {
+        rule.header.flags &= RuleFlags::Invert;
+        let mut bytes = vec![0; rule.buffer_len()];
+        rule.emit(&mut bytes);
+        bytes
+    });
+    raw.collect()
 }
 
 pub(super) fn neighbours(links: &[CniLink], messages: &[NeighbourMessage]) -> Vec<Neighbour> {

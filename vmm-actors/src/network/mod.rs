@@ -20,6 +20,7 @@ mod messages;
 mod prepare;
 mod record;
 mod session;
+mod sysctls;
 mod tc;
 
 pub use actor::Network;

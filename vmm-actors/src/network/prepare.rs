@@ -7,6 +7,7 @@ use rtnetlink::packet_route::link::LinkMessage;
 use super::describe::{self, CniLink, PodNetwork};
 use super::record::{LinkRecord, NetworkRecord, tap_name};
 use super::session::Session;
+use super::sysctls;
 use super::tc::Device;
 use super::{LinkStats, NetworkError, Prepared, PreparedLink};
 use crate::host::netns::Netns;
@@ -68,7 +69,7 @@ async fn prepare_in(namespace: &Netns, session: &Session) -> Result<Prepared, Ne
     if links.is_empty() {
         tracing::warn!(netns = %namespace.path().display(), "no link in the pod's namespace is up");
     }
-    let description = read(session, &links).await?;
+    let description = read(namespace, session, &links).await?;
     let names = links.iter().map(|link| tap_name(link.index)).collect();
     let taps = Tap::create(namespace, names).await.map_err(NetworkError::CreateTap)?;
     let record = record(namespace.path(), &links);
@@ -81,12 +82,19 @@ async fn prepare_in(namespace: &Netns, session: &Session) -> Result<Prepared, Ne
     Ok(Prepared { links: prepared, description, record })
 }
 
-async fn read(session: &Session, links: &[CniLink]) -> Result<PodNetwork, NetworkError> {
+async fn read(namespace: &Netns, session: &Session, links: &[CniLink]) -> Result<PodNetwork, NetworkError> {
     let addresses = session.addresses().await?;
     let interfaces = links.iter().map(|link| describe::interface(link, &addresses)).collect();
     let routes = describe::routes(links, &session.routes().await?);
     let neighbours = describe::neighbours(links, &session.neighbours().await?);
-    Ok(PodNetwork { interfaces, routes, neighbours })
+    Ok(PodNetwork {
+        interfaces,
+        routes,
+        neighbours,
+        loopback_addresses: describe::loopback_addresses(&addresses),
+        rules: describe::rules(session.rules().await?),
+        sysctls: sysctls::changed(namespace, links).await?,
+    })
 }
 
 fn record(netns: &Path, links: &[CniLink]) -> NetworkRecord {

@@ -7,7 +7,8 @@ use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteMessage;
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use super::NetworkError;
@@ -58,6 +59,20 @@ impl Session {
         let mut routes = collect("routes", self.handle.route().get(v4).execute()).await?;
         routes.extend(collect("routes", self.handle.route().get(v6).execute()).await?);
         Ok(routes)
+    }
+
+    /// None where the kernel knows no policy rules, or no IPv6.
+    pub(super) async fn rules(&self) -> Result<Vec<RuleMessage>, NetworkError> {
+        let mut rules = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            match self.handle.rule().get(version).execute().try_collect::<Vec<_>>().await {
+                Ok(found) => rules.extend(found),
+                Err(error)
+                    if matches!(errno(&error), Some(nix::libc::EAFNOSUPPORT | nix::libc::EOPNOTSUPP)) => {}
+                Err(source) => return Err(NetworkError::List { what: "rules", source }),
+            }
+        }
+        Ok(rules)
     }
 
     pub(super) async fn neighbours(&self) -> Result<Vec<NeighbourMessage>, NetworkError> {

@@ -203,28 +203,64 @@ async fn the_guest_is_told_what_cni_made() {
         .routes
         .iter()
         .map(|r| {
-            assert_eq!(r.device, "eth0");
-            let flags = (r.scope, r.family, r.metric, r.mtu, r.onlink);
+            assert_eq!((r.device.as_str(), r.kind), ("eth0", 1));
+            let flags = (r.scope, r.family, r.metric, r.mtu, r.onlink, r.table);
             format!("{} via {} from {} {flags:?}", r.destination, r.gateway, r.source)
         })
         .collect();
-    assert_eq!(
-        routes.remove(0),
-        "10.78.0.1/32 via  from  (253, 4, 0, 0, false)",
-        "on-link routes come first"
-    );
+    let mut with_gateway = routes.split_off(2);
     routes.sort();
+    let on_link = [
+        "10.78.0.1/32 via  from  (253, 4, 0, 0, false, 254)",
+        "10.79.0.0/16 via  from  (253, 4, 0, 0, false, 100)",
+    ];
+    assert_eq!(routes, on_link, "they come first");
+    with_gateway.sort();
     assert_eq!(
-        routes,
+        with_gateway,
         [
-            " via 10.9.0.1 from  (0, 4, 0, 0, false)",
-            " via fd09::1 from  (0, 6, 7, 0, false)",
-            "10.77.0.0/16 via 10.9.0.9 from 10.9.0.2 (0, 4, 0, 1300, true)",
+            " via 10.9.0.1 from  (0, 4, 0, 0, false, 254)",
+            " via fd09::1 from  (0, 6, 7, 0, false, 254)",
+            "10.77.0.0/16 via 10.9.0.9 from 10.9.0.2 (0, 4, 0, 1300, true, 254)",
         ]
     );
     let neighbours: Vec<_> =
         told.neighbours.iter().map(|n| (n.address.as_str(), n.mac.as_str(), n.device.as_str())).collect();
     assert_eq!(neighbours, [("10.9.0.1", HOST_MAC, "eth0")]);
+    assert_eq!(
+        (&told.sysctls, &told.rules, &told.loopback_addresses),
+        (&vec![], &vec![], &vec![]),
+        "as in any namespace"
+    );
+}
+
+#[tokio::test]
+async fn the_guest_is_told_what_else_was_set() {
+    let (pod, _host) = pod();
+    pod.run("sysctl -q -w net.core.somaxconn=77 net.ipv4.conf.eth0.arp_filter=1 net.ipv4.ip_forward=1");
+    pod.run("ip rule add not from 10.9.0.2 table 100 priority 5");
+    pod.run("ip address add 10.50.0.1/32 dev lo");
+    pod.run("ip route add local 10.51.0.0/16 dev lo");
+    pod.run("ip route add throw 10.52.0.0/16 table 100");
+    pod.run("ip -6 route add blackhole fd52::/64");
+    let told = prepare(&pod.path()).await.unwrap().description;
+    let sysctls: Vec<_> = told.sysctls.iter().map(|one| (one.name.as_str(), one.value.as_str())).collect();
+    for expected in
+        [("net/core/somaxconn", "77"), ("net/ipv4/conf/eth0/arp_filter", "1"), ("net/ipv4/ip_forward", "1")]
+    {
+        assert!(sysctls.contains(&expected), "{expected:?} is not in {sysctls:?}");
+    }
+    // linux/fib_rules.h: family, lengths, TOS, table, two reserved, action, flags; FR_ACT_TO_TBL is 1, FIB_RULE_INVERT 2.
+    assert_eq!(told.rules.len(), 1);
+    assert_eq!(told.rules[0][..12], [2, 0, 32, 0, 100, 0, 0, 1, 2, 0, 0, 0]);
+    assert_eq!(told.loopback_addresses, ["10.50.0.1/32"]);
+    let odd = told.routes.iter().filter(|route| route.device != "eth0");
+    let mut odd: Vec<_> = odd.map(|r| (r.destination.as_str(), r.device.as_str(), r.kind, r.table)).collect();
+    odd.sort_unstable();
+    assert_eq!(
+        odd,
+        [("10.51.0.0/16", "lo", 2, 255), ("10.52.0.0/16", "", 9, 100), ("fd52::/64", "", 6, 254)]
+    );
 }
 
 #[tokio::test]

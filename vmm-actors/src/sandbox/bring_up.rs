@@ -226,7 +226,8 @@ impl BringUp {
 
     fn setup_request(&self, network: network::PodNetwork) -> SetupRequest {
         let pod = &self.record.pod;
-        let network::PodNetwork { interfaces, routes, neighbours } = network;
+        let network::PodNetwork { interfaces, routes, neighbours, loopback_addresses, rules, sysctls } =
+            network;
         let addresses: Vec<IpAddr> = interfaces
             .iter()
             .flat_map(|interface| &interface.addresses)
@@ -240,6 +241,9 @@ impl BringUp {
             interfaces,
             routes,
             neighbours,
+            loopback_addresses,
+            rules,
+            network_sysctls: sysctls,
             sysctls: pod.sysctls.clone().into_iter().collect(),
             host_time_nanos: Nanos::now().0,
             shared_pid_namespace: pod.shared_pid_namespace,
