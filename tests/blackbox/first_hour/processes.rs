@@ -198,7 +198,7 @@ fn net_raw() -> [u8; 20] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn home_groups_and_file_capabilities_are_the_users() {
+async fn home_groups_and_what_files_give_are_the_users() {
     let stage = stage!(Stage::shared());
     let cri = stage.cri();
     let dir = tempfile::tempdir().unwrap();
@@ -212,6 +212,10 @@ async fn home_groups_and_file_capabilities_are_the_users() {
     std::fs::copy(&stage.node.base().busybox, &capable).unwrap();
     std::fs::set_permissions(&capable, PermissionsExt::from_mode(0o755)).unwrap();
     rustix::fs::setxattr(&capable, "security.capability", &net_raw(), XattrFlags::empty()).unwrap();
+    let set_user = dir.path().join("id");
+    std::fs::copy("/usr/bin/id", &set_user).unwrap();
+    std::fs::set_permissions(&set_user, PermissionsExt::from_mode(0o4755)).unwrap();
+    stage.node.run(&["mknod", "--mode=666", &dir.path().join("null").display().to_string(), "c", "1", "3"]).await;
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
 
     let pod = cri.run_pod("users").await;
@@ -226,6 +230,8 @@ async fn home_groups_and_file_capabilities_are_the_users() {
     }
     let mut config = as_user("grouped", "sleep 1000", 1000);
     config.mounts = vec![mount(dir.path(), "/x")];
+    // The libraries of the machine's id.
+    config.mounts.extend(["/usr", "/lib", "/lib64"].map(|path| mount(Path::new(path), path)));
     let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context.supplemental_groups = vec![7000];
     let container = cri.start(&pod, config).await;
@@ -233,6 +239,8 @@ async fn home_groups_and_file_capabilities_are_the_users() {
     assert_eq!(cri.exec(&container.id, made).await, "1000:7000\n1000:1000\n");
     let effective = cri.exec(&container.id, "/x/busybox grep CapEff /proc/self/status").await;
     assert_eq!(effective, "CapEff:\t0000000000002000\n", "of a program with file capabilities");
+    assert_eq!(cri.exec(&container.id, "/x/id -u; /x/id -ru").await, "0\n1000\n", "of a set-user-ID program");
+    assert_eq!(cri.exec(&container.id, "echo gone > /x/null; cat /x/null").await, "", "of a device node");
     stage.end(&pod).await;
 }
 

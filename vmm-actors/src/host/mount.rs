@@ -29,6 +29,9 @@ pub mod attribute {
     pub const NODEV: u64 = 0x4;
     /// No programs.
     pub const NOEXEC: u64 = 0x8;
+    /// Nothing that is mounted so can give anybody power over the host. A guest is not told of these three, and decides
+    /// for its own mounts.
+    pub const INERT: u64 = NOSUID | NODEV | NOEXEC;
     /// The three bits of the access time policy; none of them is `relatime`.
     pub const ATIME: u64 = 0x70;
     /// Access times are not kept.
@@ -49,7 +52,7 @@ pub enum Propagation {
     Slave,
 }
 
-/// How a bind mount differs from its source.
+/// How a bind mount differs from its source, beside being [inert](attribute::INERT), which all are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BindFlags {
     /// What is mounted below the source comes along.
@@ -327,7 +330,7 @@ fn set_flags(tree: BorrowedFd<'_>, flags: BindFlags) -> io::Result<()> {
         Propagation::Slave => libc::MS_SLAVE,
     };
     let below = if flags.recursive_read_only { attribute::RDONLY } else { 0 };
-    let all = MountAttr { attr_set: below, attr_clr: 0, propagation, userns_fd: 0 };
+    let all = MountAttr { attr_set: attribute::INERT | below, attr_clr: 0, propagation, userns_fd: 0 };
     set_attributes(tree, &all, libc::AT_RECURSIVE)?;
     if flags.set == 0 && flags.clear == 0 {
         return Ok(());

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use actix::Actor;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::mount::{MountFlags, mount, unmount};
 
 use crate::ask::ask;
@@ -38,6 +39,13 @@ fn a_container_is_seen_by_the_file_server_and_goes_without_a_trace() {
         assert_eq!(prepared.rootfs, Path::new("/run/bulkhead/share/c1/rootfs"));
         assert_eq!(prepared.binds[2], Path::new("/run/bulkhead/share/c1/mounts/7"));
         let place = share.join("c1");
+        let inert = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV | StatVfsMountFlags::NOEXEC;
+        let mounts = below(&share).unwrap();
+        assert_eq!(mounts.len(), 5);
+        for path in mounts {
+            let flags = statvfs(&path).unwrap().f_flag;
+            assert!(flags.contains(inert), "{}: {flags:?}", path.display());
+        }
         assert_eq!(guest.read(&place.join("rootfs/etc/name")).unwrap(), "lower");
         guest.write(&place.join("rootfs/etc/new")).unwrap();
         assert!(dir.join("snap/2/fs/etc/new").exists());

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::SHARE_DIR;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::mount::MountFlags;
 
 use super::options::{self, Kind};
 use super::volumes::{self, Volume};
@@ -36,11 +37,8 @@ pub async fn open(share: &Path) -> Result<(), MountsError> {
         let backing = PrivateDir::create(&backing(&share)).map_err(MountsError::Directory)?;
         let point = PrivateDir::create(&share).map_err(MountsError::Directory)?;
         // Private first: otherwise it would be a peer of what is around it, and mounts would appear in `backing`.
-        let flags = BindFlags {
-            set: attribute::RDONLY | attribute::NODEV | attribute::NOSUID,
-            propagation: Propagation::Private,
-            ..BindFlags::default()
-        };
+        let flags =
+            BindFlags { set: attribute::RDONLY, propagation: Propagation::Private, ..BindFlags::default() };
         let view = Mount::bind(backing.path(), &share, flags).map_err(MountsError::Mount)?;
         view.share().map_err(MountsError::Mount)?;
         view.keep();
@@ -326,7 +324,10 @@ impl Place {
     fn mount(&self, source: &Path, target: &Path, kind: Kind) -> Result<Mount, MountsError> {
         let mounted = match kind {
             Kind::Bind(flags) => Mount::bind(source, target, flags),
-            Kind::Filesystem(filesystem) => Mount::filesystem(&filesystem, target),
+            Kind::Filesystem(mut filesystem) => {
+                filesystem.flags |= MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+                Mount::filesystem(&filesystem, target)
+            }
         };
         mounted.map_err(MountsError::Mount)
     }
