@@ -12,6 +12,8 @@ use rustix::process::{chdir, chroot};
 
 use bulkhead_protocol::SHARE_DIR;
 
+use crate::cgroup;
+
 /// Where everything that belongs to the pod lives in the guest.
 pub(crate) const RUN_DIR: &str = "/run/bulkhead";
 
@@ -78,7 +80,8 @@ pub(crate) fn first() -> Result<(), BootError> {
 /// Mounts what containers need.
 pub(crate) fn second() -> Result<(), BootError> {
     SECOND.iter().try_for_each(attach)?;
-    for path in [RUN_DIR, SHARE_DIR] {
+    // Containers that start at once would make their cgroups' parent at once, and libcontainer fails the slower ones.
+    for path in [RUN_DIR, SHARE_DIR, cgroup::ALL] {
         std::fs::create_dir_all(path).map_err(|source| BootError::CreateDir { path, source })?;
     }
     if let Err(error) = std::fs::write("/proc/sys/fs/nr_open", MOST_OPEN_FILES) {

@@ -57,6 +57,38 @@ fn expect_dialled_once(stage: &Stage, pod: &Pod) {
     }
 }
 
+/// Nobody's end and no line of anybody's log is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_that_start_at_once_in_one_pod_say_all_and_end_well() {
+    const AT_ONCE: usize = 12;
+    const ROUNDS: usize = 3;
+    let stage = stage!(Stage::shared());
+    let cri = stage.cri();
+    let pod = cri.run_pod("many").await;
+    for round in 0..ROUNDS {
+        let run = async |number: usize| {
+            let name = format!("r{round}n{number}");
+            let container = cri
+                .start(
+                    &pod,
+                    Cri::shell(
+                        &name,
+                        &format!("for n in $(seq 20); do echo {name}-$n; done; echo {name} >&2"),
+                    ),
+                )
+                .await;
+            let status = cri.wait_exit(&container.id).await;
+            let lines: String = (1..=20).map(|line| format!("{name}-{line}\n")).collect();
+            let log = container.log();
+            let found = (status.exit_code, log.stdout, log.stderr);
+            assert_eq!(found, (0, lines, format!("{name}\n")), "{}: {}", status.reason, status.message);
+            cri.remove(&container.id).await;
+        };
+        join_all((0..AT_ONCE).map(run)).await;
+    }
+    stage.end(&pod).await;
+}
+
 /// Their number is bounded for each user, everything is root's, and the bound (128 as a rule) was the number of pods.
 /// It cannot be lowered for a test: it holds for the whole machine. The processes looked at are Bulkhead's alone.
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,8 @@ use crate::clock;
 
 /// Parent of the containers' cgroups, as libcontainer wants it: from the root of the hierarchy.
 pub(crate) const PARENT: &str = "/bulkhead";
+/// The same as a path.
+pub(crate) const ALL: &str = "/sys/fs/cgroup/bulkhead";
 /// Where the hierarchy is mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 /// Pause between two looks at a file that has no notification.
@@ -46,12 +48,12 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// Of a container.
     pub(crate) fn of(container: &str) -> Self {
-        Self { dir: Path::new(ROOT).join(PARENT.trim_start_matches('/')).join(container) }
+        Self { dir: Path::new(ALL).join(container) }
     }
 
     /// Of all containers.
     pub(crate) fn all() -> Self {
-        Self { dir: Path::new(ROOT).join(PARENT.trim_start_matches('/')) }
+        Self { dir: ALL.into() }
     }
 
     /// Does it exist?
