@@ -13,11 +13,12 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Process, Spec};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::workload::Workload;
-use super::{Job, PROCESS_FILE, Report, SPEC_FILE, STATE_DIR, encode};
+use super::workload::{self, Workload};
+use super::{FILTER_FILE, Job, PROCESS_FILE, Report, SPEC_FILE, STATE_DIR, encode};
 use crate::cgroup::Cgroup;
 use crate::status;
 
@@ -74,30 +75,34 @@ fn builder(id: &str, console: Option<&Path>) -> Result<ContainerBuilder, Libcont
         .validate_id()
 }
 
-fn create(id: &str, bundle: &Path, console: Option<&Path>) -> Result<u32, LibcontainerError> {
-    let builder = builder(id, console)?.with_executor(Workload::default());
-    let container = builder.as_init(bundle).with_systemd(false).with_detach(true).build()?;
+fn create(id: &str, bundle: &Path, console: Option<&Path>) -> Result<u32, MakeError> {
+    let spec_file = bundle.join(SPEC_FILE);
+    let mut spec: Spec = read(&spec_file)?;
+    write(&bundle.join(FILTER_FILE), &workload::filter(&spec))?;
+    let workload = Workload::of_init(&mut spec);
+    write(&spec_file, &spec)?;
+    let builder = builder(id, console).map_err(MakeError::Build)?.with_executor(workload);
+    let made = builder.as_init(bundle).with_systemd(false).with_detach(true).build();
+    let container = made.map_err(MakeError::Build)?;
     Ok(container.pid().map_or(0, |pid| pid.as_raw().unsigned_abs()))
 }
 
-fn exec(id: &str, bundle: &Path, console: Option<&Path>) -> Result<u32, ExecError> {
+fn exec(id: &str, bundle: &Path, console: Option<&Path>) -> Result<u32, MakeError> {
     let process_file = bundle.join(PROCESS_FILE);
     let mut process: Process = read(&process_file)?;
-    let workload = Workload::of_exec(&read(&bundle.join(SPEC_FILE))?, &mut process);
-    let text = serde_json::to_vec(&process).map_err(std::io::Error::from);
-    text.and_then(|text| std::fs::write(&process_file, text))
-        .map_err(|source| ExecError::Write { path: process_file.clone(), source })?;
-    let builder = builder(id, console).map_err(ExecError::Build)?.with_executor(workload);
-    let init = Container::load(Path::new(STATE_DIR).join(id)).map_err(ExecError::Build)?.pid();
+    let workload = Workload::of_exec(read(&bundle.join(FILTER_FILE))?, &mut process);
+    write(&process_file, &process)?;
+    let builder = builder(id, console).map_err(MakeError::Build)?.with_executor(workload);
+    let init = Container::load(Path::new(STATE_DIR).join(id)).map_err(MakeError::Build)?.pid();
     let below = init.and_then(|init| Cgroup::of(id).below_for_exec(init.as_raw().unsigned_abs()));
     let tenant = builder.as_tenant().with_process(Some(process_file)).with_sub_cgroup(below);
     let made = tenant.with_detach(true).build();
-    Ok(made.map_err(ExecError::Build)?.as_raw().unsigned_abs())
+    Ok(made.map_err(MakeError::Build)?.as_raw().unsigned_abs())
 }
 
-/// An exec that was not made.
+/// A process that was not made.
 #[derive(Debug, thiserror::Error)]
-enum ExecError {
+enum MakeError {
     #[error("read {path}")]
     Read { path: PathBuf, source: std::io::Error },
     #[error("write {path}")]
@@ -106,9 +111,15 @@ enum ExecError {
     Build(LibcontainerError),
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ExecError> {
+fn write(path: &Path, value: &impl Serialize) -> Result<(), MakeError> {
+    let text = serde_json::to_vec(value).map_err(std::io::Error::from);
+    text.and_then(|text| std::fs::write(path, text))
+        .map_err(|source| MakeError::Write { path: path.to_owned(), source })
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T, MakeError> {
     let parsed = std::fs::read(path).and_then(|text| Ok(serde_json::from_slice(&text)?));
-    parsed.map_err(|source| ExecError::Read { path: path.to_owned(), source })
+    parsed.map_err(|source| MakeError::Read { path: path.to_owned(), source })
 }
 
 /// The next child after the unshare is the init process of the new namespace.

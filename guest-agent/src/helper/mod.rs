@@ -18,6 +18,8 @@ pub(crate) const STATE_DIR: &str = "/run/bulkhead/state";
 
 /// In a bundle: the container's OCI spec.
 pub(crate) const SPEC_FILE: &str = "config.json";
+/// The container's seccomp filter, or null, in its bundle. Its helper takes it out of the spec, and execs need it, too.
+const FILTER_FILE: &str = "seccomp.json";
 /// In a bundle: the OCI `process` object of the exec that is being started.
 pub(crate) const PROCESS_FILE: &str = "process.json";
 

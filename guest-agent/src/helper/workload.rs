@@ -1,8 +1,10 @@
 //! The last steps of a new process, taken in the process itself: what libcontainer leaves out.
 //!
 //! libcontainer gives no seccomp filter to an exec, leaves its terminal to root, and takes only programs that everybody
-//! may execute. Giving the terminal away takes CAP_CHOWN, and loading a filter CAP_SYS_ADMIN unless no_new_privs is set
-//! (seccomp(2)), so an exec keeps its capabilities until both are done, and drops them here.
+//! may execute. To an init process it does give one, but waits for the start behind it, with calls that a profile need
+//! not allow. So filters are loaded here, with as little as can be between them and the program. Loading one takes
+//! CAP_SYS_ADMIN unless no_new_privs is set (seccomp(2)), and giving the terminal away CAP_CHOWN: capabilities are kept
+//! until both are done, and dropped here as well.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -13,8 +15,9 @@ use std::path::{Path, PathBuf};
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use libcontainer::{capabilities, seccomp};
-use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp, Process, Spec};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::status;
 
@@ -29,10 +32,11 @@ const LONGEST_INTERPRETER: usize = 256;
 pub(super) struct Workload {
     /// Whose the terminal becomes, if there is one. A container's own is given away from outside.
     terminal_of: Option<u32>,
-    /// Filter to load. A container's own is libcontainer's affair.
+    /// Filter to load.
     filter: Option<LinuxSeccomp>,
     /// Capabilities to go down to in the end: libcontainer was kept from it.
     capabilities: Option<LinuxCapabilities>,
+    no_new_privileges: bool,
 }
 
 /// A program that cannot be started.
@@ -44,6 +48,8 @@ enum ProgramError {
     NotInPath(String),
     #[error("executable '{path}' cannot be executed: {reason}")]
     NotExecutable { path: PathBuf, reason: rustix::io::Errno },
+    #[error("{act}: {reason}")]
+    NotConfined { act: &'static str, reason: String },
     #[error("exec {path}: {}{}", in_words(*reason), missing_interpreter(path, *reason))]
     NotExecuted { path: PathBuf, reason: rustix::io::Errno },
 }
@@ -68,14 +74,34 @@ fn missing_interpreter(path: &Path, reason: rustix::io::Errno) -> String {
 }
 
 impl Workload {
-    /// Of an exec in a container with this spec. Takes out of `process` what is done here instead.
-    pub(super) fn of_exec(container: &Spec, process: &mut Process) -> Self {
+    /// Of the init process of a container. Takes out of its spec what is done here instead. A filter that asks somebody
+    /// on a socket stays: libcontainer passes that on, or says why it cannot.
+    pub(super) fn of_init(spec: &mut Spec) -> Self {
+        let Some(filter) = filter(spec).filter(|filter| !seccomp::is_notify(filter)) else {
+            return Self::default();
+        };
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_seccomp(None);
+        }
+        let Some(process) = spec.process_mut() else {
+            return Self { filter: Some(filter), ..Self::default() };
+        };
+        Self { terminal_of: None, ..Self::confined(Some(filter), process) }
+    }
+
+    /// Of an exec in a container with this filter. Takes out of `process` what is done here instead.
+    pub(super) fn of_exec(filter: Option<LinuxSeccomp>, process: &mut Process) -> Self {
+        Self::confined(filter, process)
+    }
+
+    fn confined(filter: Option<LinuxSeccomp>, process: &mut Process) -> Self {
         let capabilities = process.capabilities().clone();
         process.set_capabilities(None);
         Self {
             terminal_of: (process.terminal() == Some(true)).then(|| process.user().uid()),
-            filter: container.linux().as_ref().and_then(|linux| linux.seccomp().clone()),
+            filter,
             capabilities,
+            no_new_privileges: process.no_new_privileges() == Some(true),
         }
     }
 
@@ -87,18 +113,79 @@ impl Workload {
             .map_err(|errno| refused("give the terminal to its user", &errno))
     }
 
-    fn confine(&self) -> Result<(), ExecutorValidationError> {
-        if let Some(filter) = &self.filter {
-            seccomp::initialize_seccomp(filter)
-                .map_err(|error| refused("load the seccomp filter", &error))?;
+    /// The order is that of other runtimes, and of what a profile must allow: with no_new_privs the filter is the last.
+    fn confine(&self) -> Result<(), ProgramError> {
+        if self.no_new_privileges {
+            self.drop_capabilities()?;
+            return self.load_filter();
         }
-        if let Some(kept) = &self.capabilities {
-            let syscall = SyscallType::default().create_syscall();
-            capabilities::drop_privileges(kept, syscall.as_ref())
-                .map_err(|error| refused("drop capabilities", &error))?;
-        }
-        Ok(())
+        self.load_filter()?;
+        self.drop_capabilities()
     }
+
+    fn load_filter(&self) -> Result<(), ProgramError> {
+        let Some(filter) = &self.filter else { return Ok(()) };
+        seccomp::initialize_seccomp(filter)
+            .map(drop)
+            .map_err(|error| not_confined("load the seccomp filter", &error))
+    }
+
+    fn drop_capabilities(&self) -> Result<(), ProgramError> {
+        let Some(kept) = &self.capabilities else { return Ok(()) };
+        let syscall = SyscallType::default().create_syscall();
+        capabilities::drop_privileges(kept, syscall.as_ref())
+            .map_err(|error| not_confined("drop capabilities", &error))
+    }
+
+    /// Returns only on failure. All that needs calls of the kernel comes before the filter.
+    fn execute(&self, spec: &Spec) -> Result<Infallible, ProgramError> {
+        let path = self.find(spec)?;
+        let zero_byte = || ProgramError::NotExecuted { path: path.clone(), reason: rustix::io::Errno::INVAL };
+        let name = CString::new(path.as_os_str().as_encoded_bytes()).ok().ok_or_else(zero_byte)?;
+        let args = c_strings(arguments(spec)?).ok_or_else(zero_byte)?;
+        let env = c_strings(environment(spec)).ok_or_else(zero_byte)?;
+        self.confine()?;
+        let Err(errno) = nix::unistd::execve(&name, &args, &env);
+        Err(ProgramError::NotExecuted { path, reason: as_rustix(errno) })
+    }
+
+    /// Looks for a program with no more power over files than it will have itself: others may execute what its user may
+    /// not.
+    fn find(&self, spec: &Spec) -> Result<PathBuf, ProgramError> {
+        let look = || arguments(spec).and_then(|args| program(args, &search_path(spec)));
+        let Some(kept) = &self.capabilities else { return look() };
+        let own = capabilities_now()?;
+        let mut lowered = own;
+        for (capability, flag) in [
+            (Capability::DacOverride, CapabilitySet::DAC_OVERRIDE),
+            (Capability::DacReadSearch, CapabilitySet::DAC_READ_SEARCH),
+        ] {
+            if !kept.effective().as_ref().is_some_and(|effective| effective.contains(&capability)) {
+                lowered.effective.remove(flag);
+            }
+        }
+        set_capabilities_now(lowered)?;
+        let found = look();
+        set_capabilities_now(own)?;
+        found
+    }
+}
+
+fn capabilities_now() -> Result<CapabilitySets, ProgramError> {
+    rustix::thread::capabilities(None).map_err(|errno| not_confined("read capabilities", &errno))
+}
+
+fn set_capabilities_now(sets: CapabilitySets) -> Result<(), ProgramError> {
+    rustix::thread::set_capabilities(None, sets).map_err(|errno| not_confined("lower capabilities", &errno))
+}
+
+/// The seccomp filter of a container.
+pub(super) fn filter(container: &Spec) -> Option<LinuxSeccomp> {
+    container.linux().as_ref().and_then(|linux| linux.seccomp().clone())
+}
+
+fn not_confined(act: &'static str, error: &dyn std::error::Error) -> ProgramError {
+    ProgramError::NotConfined { act, reason: status::chain(error) }
 }
 
 fn refused(act: &str, error: &dyn std::error::Error) -> ExecutorValidationError {
@@ -109,9 +196,9 @@ impl Executor for Workload {
     /// The last chance to say why nothing will run.
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         self.give_terminal()?;
-        self.confine()?;
-        let found = arguments(spec).and_then(|args| program(args, &search_path(spec)));
-        found.map(drop).map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
+        self.find(spec)
+            .map(drop)
+            .map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
     }
 
     /// The program gets its environment with [`Executor::exec`], and nothing before it looks at one.
@@ -122,7 +209,7 @@ impl Executor for Workload {
     /// Says on the process's stderr, too, why it did not work: once a container has been created, that is the one place
     /// where its user looks.
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let text = match execute(spec) {
+        let text = match self.execute(spec) {
             Ok(never) => match never {},
             Err(error) => status::chain(&error),
         };
@@ -131,23 +218,6 @@ impl Executor for Workload {
         }
         Err(ExecutorError::Other(text))
     }
-}
-
-/// Returns only on failure.
-fn execute(spec: &Spec) -> Result<Infallible, ProgramError> {
-    let args = arguments(spec)?;
-    let path = program(args, &search_path(spec))?;
-    let reason = match c_strings([path.as_os_str().as_encoded_bytes()]).as_deref() {
-        Some([name]) => match (c_strings(args), c_strings(environment(spec))) {
-            (Some(args), Some(env)) => {
-                let Err(errno) = nix::unistd::execve(name, &args, &env);
-                as_rustix(errno)
-            }
-            _zero_byte => rustix::io::Errno::INVAL,
-        },
-        _zero_byte => rustix::io::Errno::INVAL,
-    };
-    Err(ProgramError::NotExecuted { path, reason })
 }
 
 /// `None` when one of them has a zero byte.
@@ -247,23 +317,43 @@ mod tests {
         "capabilities": {"effective": ["CAP_CHOWN"]}}"#;
 
     #[test]
-    fn an_exec_gets_the_containers_filter_and_drops_capabilities_behind_it() {
+    fn filter_and_capabilities_are_taken_out_of_libcontainers_hands() {
         let mut plain = process(PLAIN);
-        let workload = Workload::of_exec(&spec(FILTERED), &mut plain);
-        assert!(workload.filter.is_some() && workload.capabilities.is_some());
+        let workload = Workload::of_exec(filter(&spec(FILTERED)), &mut plain);
+        assert!(workload.filter.is_some() && workload.capabilities.is_some() && !workload.no_new_privileges);
         assert!(plain.capabilities().is_none());
 
         let mut free = process(PLAIN);
-        let workload = Workload::of_exec(&spec(r#"{"ociVersion": "1.2.0", "linux": {}}"#), &mut free);
+        let workload = Workload::of_exec(None, &mut free);
         assert!(workload.filter.is_none() && workload.capabilities.is_some());
         assert!(free.capabilities().is_none());
+
+        let whole = |linux: &str, nnp: &str| {
+            let process = PLAIN.replacen('{', &format!("{{{nnp}"), 1);
+            spec(&format!(r#"{{"ociVersion": "1.2.0", "process": {process}, "linux": {linux}}}"#))
+        };
+        let mut init =
+            whole(r#"{"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}"#, r#""noNewPrivileges": true, "#);
+        let workload = Workload::of_init(&mut init);
+        assert!(workload.filter.is_some() && workload.capabilities.is_some() && workload.no_new_privileges);
+        assert!(filter(&init).is_none() && init.process().as_ref().unwrap().capabilities().is_none());
+
+        let asks = r#"{"seccomp": {"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}}"#;
+        for left_alone in ["{}", asks] {
+            let before = whole(left_alone, "");
+            let mut after = before.clone();
+            let workload = Workload::of_init(&mut after);
+            assert!(workload.filter.is_none() && workload.capabilities.is_none());
+            assert_eq!(after, before);
+        }
     }
 
     #[test]
     fn the_terminal_of_an_exec_becomes_its_users() {
         let of = |terminal: &str| {
             let text = PLAIN.replace(r#""uid": 0"#, r#""uid": 7"#).replacen('{', &format!("{{{terminal}"), 1);
-            Workload::of_exec(&spec(FILTERED), &mut process(&text)).terminal_of
+            Workload::of_exec(None, &mut process(&text)).terminal_of
         };
         assert_eq!(of(r#""terminal": true, "#), Some(7));
         assert_eq!((of(""), of(r#""terminal": false, "#)), (None, None));

@@ -180,6 +180,10 @@ async fn a_program_that_cannot_be_executed_is_named_with_the_cause() {
     nameless.envs = vec![api::KeyValue { key: String::new(), value: "x".into() }];
     let said = said_of(cri, &pod, nameless).await;
     assert!(said.contains("environment"), "{said:?}");
+    let mut too_large = running("too-large", &["/bin/true"]);
+    too_large.envs = vec![api::KeyValue { key: "LONG".into(), value: "x".repeat(LONGEST) }];
+    let said = said_of(cri, &pod, too_large).await;
+    assert!(said.contains("argument list too long"), "a variable: {said:?}");
     let mut large = Cri::shell("large", "env | grep -c ^V; echo $LONG | wc -c");
     large.envs = (0..10_000).map(|n| api::KeyValue { key: format!("V{n}"), value: n.to_string() }).collect();
     large.envs.push(api::KeyValue { key: "LONG".into(), value: "x".repeat(LONGEST - 1024) });
@@ -215,7 +219,10 @@ async fn home_groups_and_what_files_give_are_the_users() {
     let set_user = dir.path().join("id");
     std::fs::copy("/usr/bin/id", &set_user).unwrap();
     std::fs::set_permissions(&set_user, PermissionsExt::from_mode(0o4755)).unwrap();
-    stage.node.run(&["mknod", "--mode=666", &dir.path().join("null").display().to_string(), "c", "1", "3"]).await;
+    stage
+        .node
+        .run(&["mknod", "--mode=666", &dir.path().join("null").display().to_string(), "c", "1", "3"])
+        .await;
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
 
     let pod = cri.run_pod("users").await;
@@ -241,6 +248,46 @@ async fn home_groups_and_what_files_give_are_the_users() {
     assert_eq!(effective, "CapEff:\t0000000000002000\n", "of a program with file capabilities");
     assert_eq!(cri.exec(&container.id, "/x/id -u; /x/id -ru").await, "0\n1000\n", "of a set-user-ID program");
     assert_eq!(cri.exec(&container.id, "echo gone > /x/null; cat /x/null").await, "", "of a device node");
+    stage.end(&pod).await;
+}
+
+/// What runc calls between the filter and the program, and what a static busybox does. Nothing else is allowed.
+const SMALLEST: &str = r#"{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [
+    {"action": "SCMP_ACT_ALLOW", "names": ["capget", "capset", "prctl", "setuid", "setgid", "setgroups", "chdir", "getcwd", "faccessat", "faccessat2",
+        "fstat", "newfstatat", "fstatfs", "openat", "getdents64", "close", "fcntl", "futex", "execve", "exit", "exit_group",
+        "read", "write", "mmap", "munmap", "epoll_ctl", "rt_sigreturn", "tgkill", "getpid", "gettid", "getppid",
+        "brk", "arch_prctl", "set_tid_address", "set_robust_list", "rseq", "prlimit64", "readlink", "readlinkat",
+        "getrandom", "mprotect", "uname", "getuid", "geteuid", "nanosleep", "clock_nanosleep"]}]}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seccomp_profile_may_allow_no_more_than_runc_and_the_program_need() {
+    let stage = stage!(Stage::shared());
+    let cri = stage.cri();
+    let profile = stage.node.dir().join("smallest.json");
+    std::fs::write(&profile, SMALLEST).unwrap();
+    let pod = cri.run_pod("smallest").await;
+    for (name, uid, no_new_privs) in [("root", 0, false), ("user", 1000, false), ("user-nnp", 1000, true)] {
+        let mut config = as_user(name, "", uid);
+        config.command = vec!["/bin/sleep".into(), "1000".into()];
+        config.args = Vec::new();
+        let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        context.no_new_privs = no_new_privs;
+        context.seccomp = Some(api::SecurityProfile {
+            profile_type: api::security_profile::ProfileType::Localhost.into(),
+            localhost_ref: profile.display().to_string(),
+        });
+        let container = cri.start(&pod, config).await;
+        let said = cri.try_exec(&container.id, &["/bin/echo", "up"]).await.unwrap();
+        assert_eq!(said, (0, "up\n".into(), String::new()), "{name}");
+        let (code, _, error) = cri.try_exec(&container.id, &["/bin/mkdir", "/tmp/x"]).await.unwrap();
+        assert!(code != 0 && error.contains("not permitted"), "{name}: {code} {error}");
+        let (_, status, _) = cri.try_exec(&container.id, &["/bin/cat", "/proc/self/status"]).await.unwrap();
+        let capabilities = if uid == 0 { "CapEff:\t00000000a80425fb" } else { "CapEff:\t0000000000000000" };
+        assert!(status.contains("Seccomp:\t2") && status.contains(capabilities), "{name}: {status}");
+        let (_, of_init, _) = cri.try_exec(&container.id, &["/bin/cat", "/proc/1/status"]).await.unwrap();
+        assert!(of_init.contains("Seccomp:\t2") && of_init.contains(capabilities), "{name}: {of_init}");
+    }
+    std::fs::remove_file(profile).unwrap();
     stage.end(&pod).await;
 }
 
