@@ -1,13 +1,17 @@
 //! Directories, the lock that keeps a second instance out, and listening sockets.
 
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::net::UnixListener;
+
+/// Connections that wait to be taken, as tokio has it.
+const BACKLOG: i32 = 1024;
 
 /// What keeps the service from starting.
 #[derive(Debug, thiserror::Error)]
@@ -100,17 +104,24 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, SocketError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(SocketError::RemoveOld { path: path.to_path_buf(), source }),
     }
-    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
-    let bound = UnixListener::bind(path);
-    rustix::process::umask(before);
-    let bind_error = |source| SocketError::Bind { path: path.to_path_buf(), source };
-    let listener = bound.map_err(bind_error)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(bind_error)?;
-    Ok(listener)
+    bind(path).map_err(|source| SocketError::Bind { path: path.to_path_buf(), source })
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Linux gives the file the mode of its socket (unix_bind in net/unix/af_unix.c). A umask would hold for the whole
+    // process, and so for what other threads make meanwhile.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    UnixListener::from_std(socket.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[tokio::test]

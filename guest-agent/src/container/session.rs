@@ -36,8 +36,8 @@ mod tests {
 
     #[test]
     fn only_members_of_the_session_are_killed() {
-        let mut leader = Command::new("setsid").args(["sleep", "600"]).spawn().unwrap();
-        let mut stranger = Command::new("sleep").arg("600").spawn().unwrap();
+        let mut leader = Command::new("setsid").args(["sleep", "60"]).spawn().unwrap();
+        let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
         let session = Pid::from_child(&leader);
         while getsid(Some(session)) != Ok(session) {
             std::thread::yield_now();
