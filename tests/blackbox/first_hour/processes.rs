@@ -69,6 +69,13 @@ async fn streams_and_terminal_belong_to_the_containers_user() {
     let answer = ["/bin/sh", "-c", "echo exec > /dev/stdout; echo said > /dev/stderr"];
     let answer = cri.try_exec(&plain.id, &answer).await.unwrap();
     assert_eq!(answer, (0, "exec\n".to_owned(), "said\n".to_owned()));
+    let url =
+        exec(&stage.node, &plain.id, &["/bin/sh", "-c", "read line < /dev/stdin; echo $line"], false).await;
+    let output = talk(&stage.node, &url, |mut session| {
+        session.stdin(b"read again\n");
+        session.finish()
+    });
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "read again\n");
     let log = plain.log();
     assert_eq!((log.stdout.as_str(), log.stderr.as_str()), ("out\n", "err\n"));
 
