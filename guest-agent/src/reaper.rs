@@ -228,20 +228,25 @@ mod tests {
         }
     }
 
+    /// Set in a process that runs one test and nothing else.
+    const ALONE: &str = "BULKHEAD_TEST_ALONE";
+
     /// In a process of its own: a reaper takes every child of its process, those of other tests, too.
     #[test]
     fn real_children_are_reaped_with_code_and_signal() {
+        if std::env::var_os(ALONE).is_some() {
+            return tokio::runtime::Runtime::new().unwrap().block_on(reap_real_children());
+        }
         let alone = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "reaper::tests::alone_real_children_are_reaped"])
+            .args(["--exact", "reaper::tests::real_children_are_reaped_with_code_and_signal"])
+            .env(ALONE, "1")
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&alone.stdout);
         assert!(alone.status.success() && said.contains("1 passed"), "{said}");
     }
 
-    #[tokio::test]
-    #[ignore = "run by real_children_are_reaped_with_code_and_signal"]
-    async fn alone_real_children_are_reaped() {
+    async fn reap_real_children() {
         let reaper = Reaper::start().unwrap();
         let since = clock::boot_nanos();
         let spawn =
