@@ -185,3 +185,22 @@ async fn small_memory_and_no_huge_pages_run_or_say_why() {
     }
     stage.end(&pod).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_an_upper_layer_of_an_overlay_with_user_attributes() {
+    let stage = stage!(Stage::shared());
+    let cri = stage.cri();
+    let volume = tempfile::tempdir().unwrap();
+    let pod = cri.try_run_pod(privileged_pod(cri, "layers")).await.unwrap();
+    let mut config = privileged(Cri::shell("layers", "sleep 1000"));
+    config.mounts = vec![mount(volume.path(), "/v")];
+    let container = cri.start(&pod, config).await;
+    let script = "set -e; cd /v; mkdir -p lower/dir upper work merged; echo old > lower/gone; echo old > lower/changed
+        echo old > lower/dir/inner; ln -s changed lower/link
+        mount -t overlay layers -o lowerdir=lower,upperdir=upper,workdir=work,userxattr merged
+        cd merged; rm gone; echo new > changed; rm -r dir; mkdir dir; echo new > dir/fresh; mv link moved
+        ls; ls dir; cat changed dir/fresh moved; cd ..; umount merged; cat lower/gone lower/changed lower/dir/inner";
+    let shown = cri.exec(&container.id, script).await;
+    assert_eq!(shown, "changed\ndir\nmoved\nfresh\nnew\nnew\nnew\nold\nold\nold\n");
+    stage.end(&pod).await;
+}
