@@ -114,36 +114,35 @@ lean() {
     strip --strip-unneeded --remove-section=.BTF --remove-section=.comment "$@"
 }
 
-# A beginning for awk programs that read modules.dep: what a module needs, by its place below kernel/. depmod names last
-# what must be loaded first.
-needs='
-    FILENAME ~ /modules\.dep$/ {
-        path = $1; sub(/:$/, "", path); sub(/^kernel\//, "", path)
-        $1 = ""; gsub(/ kernel\//, " "); needs[path] = $0
-    }'
+# A beginning for awk programs that read what depmod wrote: a module's place below kernel/, and its name as the kernel
+# spells it.
+spelling='
+    function place(field) { sub(/:$/, "", field); sub(/^kernel\//, "", field); return field }
+    function name(path) { sub(/.*\//, "", path); sub(/\.ko$/, "", path); gsub(/-/, "_", path); return path }'
+# The same, with what each module needs; depmod names last what must be loaded first.
+needs=$spelling'
+    FILENAME ~ /modules\.dep$/ { path = place($1); $1 = ""; gsub(/ kernel\//, " "); needs[path] = $0 }'
 
 # chosen LIST: the files below kernel/ that the rules of a list take, in depmod's order. demand.list says what a rule is.
 chosen() {
-    awk -v aliases="$tree/modules.alias" -v list="$1" '
-        function plain(name) { gsub(/-/, "_", name); return name }
+    awk -v aliases="$tree/modules.alias" -v list="$1" "$spelling"'
         function fail(rule) {
             print "  image: " list ": the kernel package has nothing for \"" rule "\"" >"/dev/stderr"
             failed = 1
         }
         # Whether the rule, a folder or a module, is about this one.
-        function about(rule, path, name) {
-            return rule ~ /\/$/ ? index(path, rule) == 1 : plain(rule) == name
+        function about(rule, path) {
+            return rule ~ /\/$/ ? index(path, rule) == 1 : name(rule) == name(path)
         }
         FILENAME == list { sub(/#.*/, ""); if (NF) { rule[++rules] = $1; by[rules] = $2 }; next }
         FILENAME == aliases { if ($1 == "alias") alias[$3] = alias[$3] " " $2; next }
         {
-            path = $1; sub(/:$/, "", path); sub(/^kernel\//, "", path)
-            name = path; sub(/.*\//, "", name); sub(/\.ko$/, "", name); name = plain(name)
+            path = place($1)
             taken = 0
             for (i = 1; i <= rules; i++) {
                 out = rule[i] ~ /^!/
-                if (!about(substr(rule[i], out ? 2 : 1), path, name)) continue
-                if (by[i] != "" && index(alias[name], " " by[i]) == 0) continue
+                if (!about(substr(rule[i], out ? 2 : 1), path)) continue
+                if (by[i] != "" && index(alias[name(path)], " " by[i]) == 0) continue
                 used[i] = 1
                 taken = !out
             }
@@ -174,7 +173,6 @@ in_order() {
 demand() {
     awk -v wanted="$*" "$needs"'
         $1 == "alias" { if ($2 !~ /[*?[]/) alias[$3] = alias[$3] " " $2 }
-        function name(path) { sub(/.*\//, "", path); sub(/\.ko$/, "", path); gsub(/-/, "_", path); return path }
         END {
             n = split(wanted, want, " ")
             for (i = 1; i <= n; i++) {

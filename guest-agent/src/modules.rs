@@ -63,13 +63,7 @@ pub(crate) enum ModuleError {
 
 /// Sorts the image's list into stages.
 pub(crate) fn plan() -> Result<Stages, ModuleError> {
-    let path = Path::new(DIR).join("order");
-    match std::fs::read_to_string(&path) {
-        Ok(list) => Ok(stages(&list, buses())),
-        // A kernel with everything built in.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Stages::default()),
-        Err(source) => Err(ModuleError::ReadList { path, source }),
-    }
+    Ok(read("order")?.map(|list| stages(&list, buses())).unwrap_or_default())
 }
 
 /// Loads modules in order. One that fails is reported and does not keep the next from loading.
@@ -98,6 +92,10 @@ pub(crate) fn on_demand(args: &[String]) -> ExitCode {
 /// # Errors
 /// [`ModuleError`] for the first that does not load.
 pub(crate) fn demand(name: &str) -> Result<(), ModuleError> {
+    // The agent asks again with every container that needs it, and the lists are long.
+    if is_live(name) {
+        return Ok(());
+    }
     load_demanded(name).map(|_found| ())
 }
 
@@ -116,7 +114,7 @@ fn load_demanded(name: &str) -> Result<bool, ModuleError> {
     result
 }
 
-/// One of the files that say what waits; none, where all is built in.
+/// One of the image's lists; none, where all is built in.
 fn read(file: &str) -> Result<Option<String>, ModuleError> {
     let path = Path::new(DIR).join(file);
     match std::fs::read_to_string(&path) {
@@ -139,8 +137,7 @@ fn demanded<'a>(table: &'a str, name: &str) -> Vec<Vec<&'a str>> {
 
 fn load_archived(module: &str, index: &str) -> Result<(), ModuleError> {
     // A dependency is loaded more often than not; unpacking it to hear so costs more than looking.
-    let state = std::fs::read_to_string(Path::new("/sys/module").join(module).join("initstate"));
-    if state.is_ok_and(|state| state.trim() == "live") {
+    if is_live(module) {
         return Ok(());
     }
     let path = Path::new(DIR).join("archive");
@@ -152,6 +149,12 @@ fn load_archived(module: &str, index: &str) -> Result<(), ModuleError> {
         Err(error) if !is_fine(error) => Err(ModuleError::Load { path: module.into(), source: error }),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Whether a module is loaded and ready. One that is built in never says so.
+fn is_live(module: &str) -> bool {
+    let state = std::fs::read_to_string(Path::new("/sys/module").join(module).join("initstate"));
+    state.is_ok_and(|state| state.trim() == "live")
 }
 
 /// Where a module begins in the archive, and its length there, in bytes.

@@ -186,12 +186,12 @@ async fn name(handle: &Handle, device: &Device, interface: &Interface) -> Result
 
 /// As the node's kernel has it, which may be another one: what the guest's does not know is said and left out.
 fn set_all(sysctls: &[Sysctl]) {
+    if sysctls.iter().any(|sysctl| sysctl.name.starts_with("net/netfilter/"))
+        && let Err(error) = modules::demand("nf_conntrack")
+    {
+        tracing::warn!(error = %crate::status::chain(&error), "no connection tracking");
+    }
     for Sysctl { name, value, .. } in sysctls {
-        if name.starts_with("net/netfilter/")
-            && let Err(error) = modules::demand("nf_conntrack")
-        {
-            tracing::warn!(error = %crate::status::chain(&error), "no connection tracking");
-        }
         if let Err(error) = sysctl::set(name, value) {
             tracing::warn!(error = %crate::status::chain(&error), "a sysctl of the pod's network namespace is left out");
         }

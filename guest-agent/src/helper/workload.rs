@@ -86,15 +86,12 @@ impl Workload {
         let Some(process) = spec.process_mut() else {
             return Self { filter: Some(filter), ..Self::default() };
         };
-        Self { terminal_of: None, ..Self::confined(Some(filter), process) }
+        // The terminal of a container is given away from outside.
+        Self { terminal_of: None, ..Self::of_exec(Some(filter), process) }
     }
 
     /// Of an exec in a container with this filter. Takes out of `process` what is done here instead.
     pub(super) fn of_exec(filter: Option<LinuxSeccomp>, process: &mut Process) -> Self {
-        Self::confined(filter, process)
-    }
-
-    fn confined(filter: Option<LinuxSeccomp>, process: &mut Process) -> Self {
         let capabilities = process.capabilities().clone();
         process.set_capabilities(None);
         Self {

@@ -82,7 +82,7 @@ impl PrivateDir {
         let bounded = Filesystem {
             kind: "tmpfs".to_owned(),
             source: BOUND.into(),
-            flags: MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            flags: MountFlags::empty(),
             data: vec!["mode=0700".to_owned(), format!("size={limit}")],
         };
         // From here on it goes with the directory.

@@ -205,19 +205,20 @@ impl Mount {
         Ok(tree)
     }
 
-    /// Mounts a file system. Options that are longer than the kernel takes at once are shortened by naming the
+    /// Mounts a file system, [inert](attribute::INERT) as all. Options that are longer than the kernel takes at once are shortened by naming the
     /// directories of an overlay relative to the one that they have in common.
     ///
     /// # Errors
     /// [`MountError::Attach`].
     pub fn filesystem(filesystem: &Filesystem, target: &Path) -> Result<Self, MountError> {
         let Filesystem { kind, source, flags, data } = filesystem;
+        let flags = *flags | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let text = data.join(",");
         let mounted = if text.len() < PAGE {
-            mount_here(kind, source, target, *flags, &text)
+            mount_here(kind, source, target, flags, &text)
         } else {
             let (base, text) = crate::host::overlay::relative(data);
-            mount_from(&base, || mount_here(kind, source, target, *flags, &text))
+            mount_from(&base, || mount_here(kind, source, target, flags, &text))
         };
         // The kernel does not say which layer of an overlay is at fault; the options name them all.
         let described = if text.is_empty() { kind.to_owned() } else { format!("{kind}, {text}") };

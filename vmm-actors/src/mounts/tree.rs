@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bulkhead_protocol::SHARE_DIR;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-use rustix::mount::MountFlags;
 
 use super::options::{self, Kind};
 use super::volumes::{self, Volume};
@@ -324,10 +323,7 @@ impl Place {
     fn mount(&self, source: &Path, target: &Path, kind: Kind) -> Result<Mount, MountsError> {
         let mounted = match kind {
             Kind::Bind(flags) => Mount::bind(source, target, flags),
-            Kind::Filesystem(mut filesystem) => {
-                filesystem.flags |= MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-                Mount::filesystem(&filesystem, target)
-            }
+            Kind::Filesystem(filesystem) => Mount::filesystem(&filesystem, target),
         };
         mounted.map_err(MountsError::Mount)
     }

@@ -9,8 +9,6 @@
 //! announcement's listener ───────┘
 //! ```
 
-use std::net::IpAddr;
-
 use bulkhead_protocol::agent::SetupRequest;
 
 use super::children::{Children, Host};
@@ -226,13 +224,9 @@ impl BringUp {
 
     fn setup_request(&self, network: network::PodNetwork) -> SetupRequest {
         let pod = &self.record.pod;
+        let addresses = network.addresses();
         let network::PodNetwork { interfaces, routes, neighbours, loopback_addresses, rules, sysctls } =
             network;
-        let addresses: Vec<IpAddr> = interfaces
-            .iter()
-            .flat_map(|interface| &interface.addresses)
-            .filter_map(|cidr| cidr.split('/').next()?.parse().ok())
-            .collect();
         SetupRequest {
             sandbox_id: self.record.id.to_string(),
             hostname: pod.hostname.clone(),
