@@ -4,7 +4,7 @@
 
 log=$(mktemp)
 trap 'rm -rf "$log"' EXIT
-passed=0 failed=0 skipped=0 times=''
+passed=0 failed=0 skipped=0 times='' reasons=''
 
 # count: adds up what the tests in $log said
 count() {
@@ -45,8 +45,14 @@ step() {
         # Failed tests inside are counted already.
         [ "$tests_failed" -gt 0 ] || failed=$((failed + 1))
         echo "test step::$name ... FAILED ($took s)"
+        reasons+="---- $name"$'\n'"$(reasons)"$'\n'
     fi
     return "$code"
+}
+
+# reasons: what the step in $log failed of: panics with what follows, errors, else its last lines
+reasons() {
+    grep -A 12 -e ' panicked at ' -e '^error' -e '^E: ' "$log" | head -n 100 | grep . || tail -n 20 "$log"
 }
 
 # leave_out NAME WHY: a step that cannot run here
@@ -56,6 +62,8 @@ leave_out() {
 }
 
 finish() {
+    # Once more at the end, where whoever looks at a failed run looks first.
+    [ -z "$reasons" ] || printf '\n==== reasons\n%s' "$reasons"
     echo
     echo "==== durations"
     printf '%s' "$times"

@@ -254,7 +254,7 @@ mod tests {
         let code = reaper.claim(spawn("exit 5"), since).await.unwrap();
         assert_eq!(code.status, 5);
         assert!(code.at_nanos > 0);
-        let pid = spawn("sleep 60");
+        let pid = spawn("exec sleep 60");
         let end = reaper.claim(pid, since);
         reaper.signal(pid, 9).unwrap();
         assert_eq!(end.await.unwrap().status, 137);

@@ -3,10 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bulkhead_tests::controller::{Controller, sandbox_id};
-use bulkhead_tests::cri::Cri;
 use bulkhead_tests::node::Options;
 use bulkhead_tests::{processes, wait};
-use k8s_cri::v1::PodSandboxConfig;
 use nix::sys::signal::Signal;
 use tonic::Code;
 
@@ -16,25 +14,11 @@ fn controller(stage: &Stage) -> Controller {
     Controller::new(&stage.node.controller_socket())
 }
 
-/// A configuration that names no cgroup parent, so that nobody but the sandboxer makes cgroups.
-fn pod_config(cri: &Cri) -> PodSandboxConfig {
-    let mut config = cri.pod_config("direct");
-    config.linux.as_mut().unwrap().cgroup_parent.clear();
-    config
-}
-
-/// Makes the default parent cgroup exist, which may stay, and looks anew.
-async fn warm_up(stage: &mut Stage) {
-    let pod = stage.cri().try_run_pod(pod_config(stage.cri())).await.unwrap();
-    stage.cri().end_pod(&pod).await;
-    stage.look_again().await;
-}
-
 /// The id works, from Create to Shutdown.
 async fn expect_usable(stage: &Stage, id: &str) {
     let (name, controller) = ("usable", controller(stage));
     let netns = stage.node.make_pod_netns(name, 200).await;
-    let request = Controller::create_request(id, &netns, &pod_config(stage.cri()));
+    let request = Controller::create_request(id, &netns, &stage.cri().pod_config_without_cgroup("direct"));
     controller.create(request).await.unwrap_or_else(|status| panic!("Create {id} again: {status:?}"));
     let started = controller.start(id).await.unwrap_or_else(|status| panic!("Start {id} again: {status:?}"));
     assert!(started.address.starts_with("ttrpc+unix:///") && started.version == 3, "{started:?}");
@@ -68,9 +52,9 @@ async fn an_unknown_sandbox_is_not_found_and_stopping_it_is_fine() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_create_of_one_id_is_refused_and_harms_nothing() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    warm_up(&mut stage).await;
+    stage.warm_up().await;
     let controller = controller(&stage);
-    let (id, config) = (sandbox_id(2), pod_config(stage.cri()));
+    let (id, config) = (sandbox_id(2), stage.cri().pod_config_without_cgroup("direct"));
     let netns = stage.node.make_pod_netns("twice", 2).await;
     controller.create(Controller::create_request(&id, &netns, &config)).await.unwrap();
     let again = controller.create(Controller::create_request(&id, &netns, &config)).await.unwrap_err();
@@ -92,17 +76,19 @@ async fn a_second_create_of_one_id_is_refused_and_harms_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_belongs_to_the_namespace_that_its_create_named() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    warm_up(&mut stage).await;
+    stage.warm_up().await;
     let (id, controller) = (sandbox_id(7), controller(&stage));
     let netns = stage.node.make_pod_netns("elsewhere", 7).await;
-    let request = Controller::create_request(&id, &netns, &pod_config(stage.cri()));
+    let request = Controller::create_request(&id, &netns, &stage.cri().pod_config_without_cgroup("direct"));
     controller.create_in("elsewhere", request).await.unwrap();
     controller.start(&id).await.unwrap();
     let shims = stage.running("containerd-shim-bulkhead-v2");
     let told = |line: &[String]| line.windows(2).any(|pair| pair == ["--namespace", "elsewhere"]);
     assert!(shims.len() == 1 && told(&shims[0].args), "{shims:?}");
     // Ids are one for all namespaces: the sandboxer's files and cgroups are.
-    let again = controller.create(Controller::create_request(&id, &netns, &pod_config(stage.cri()))).await;
+    let again = controller
+        .create(Controller::create_request(&id, &netns, &stage.cri().pod_config_without_cgroup("direct")))
+        .await;
     assert_eq!(again.unwrap_err().code(), Code::AlreadyExists);
     controller.stop(&id).await.unwrap();
     controller.shutdown(&id).await.unwrap();
@@ -114,7 +100,7 @@ async fn a_pod_belongs_to_the_namespace_that_its_create_named() {
 async fn ids_that_are_no_file_names_are_refused() {
     let stage = stage!(Stage::shared_vm());
     let controller = controller(&stage);
-    let config = pod_config(stage.cri());
+    let config = stage.cri().pod_config_without_cgroup("direct");
     let long = "a".repeat(500);
     for id in ["", ".", "..", "a/b", "../../etc", "/abs", "a\0b", "a b", long.as_str()] {
         let create = controller.create(Controller::create_request(id, "/run/netns/none", &config)).await;
@@ -128,7 +114,7 @@ async fn ids_that_are_no_file_names_are_refused() {
 async fn options_that_are_no_pod_are_refused() {
     let stage = stage!(Stage::shared_vm());
     let controller = controller(&stage);
-    let (id, config) = (sandbox_id(3), pod_config(stage.cri()));
+    let (id, config) = (sandbox_id(3), stage.cri().pod_config_without_cgroup("direct"));
     let good = Controller::create_request(&id, "/run/netns/none", &config);
     let mut missing = good.clone();
     missing.options = None;
@@ -147,10 +133,14 @@ async fn options_that_are_no_pod_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_namespace_that_is_not_there_is_named() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    warm_up(&mut stage).await;
+    stage.warm_up().await;
     let controller = controller(&stage);
     let id = sandbox_id(4);
-    let request = Controller::create_request(&id, "/run/netns/not-there", &pod_config(stage.cri()));
+    let request = Controller::create_request(
+        &id,
+        "/run/netns/not-there",
+        &stage.cri().pod_config_without_cgroup("direct"),
+    );
     let failed = match controller.create(request).await {
         Err(status) => status,
         Ok(()) => controller.start(&id).await.map(drop).expect_err("there is no network to start with"),
@@ -165,12 +155,15 @@ async fn a_network_namespace_that_is_not_there_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_and_status_are_answered_while_start_runs() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    warm_up(&mut stage).await;
+    stage.warm_up().await;
     let controller = controller(&stage);
     for (number, delay) in [(10_u8, 0_u64), (11, 100), (12, 400)] {
         let (id, name) = (sandbox_id(number.into()), format!("busy{number}"));
         let netns = stage.node.make_pod_netns(&name, number).await;
-        controller.create(Controller::create_request(&id, &netns, &pod_config(stage.cri()))).await.unwrap();
+        controller
+            .create(Controller::create_request(&id, &netns, &stage.cri().pod_config_without_cgroup("direct")))
+            .await
+            .unwrap();
         let start = tokio::spawn({
             let (controller, id) = (controller.clone(), id.clone());
             async move { controller.start(&id).await }
@@ -205,13 +198,16 @@ async fn stop_and_status_are_answered_while_start_runs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_taken_back_leaves_nothing() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    warm_up(&mut stage).await;
+    stage.warm_up().await;
     for (number, delay) in [(20_u8, 30_u64), (21, 300), (22, 900)] {
         // A connection of its own, so that hanging up is seen as containerd's cancelling is.
         let controller = controller(&stage);
         let (id, name) = (sandbox_id(number.into()), format!("gone{number}"));
         let netns = stage.node.make_pod_netns(&name, number).await;
-        controller.create(Controller::create_request(&id, &netns, &pod_config(stage.cri()))).await.unwrap();
+        controller
+            .create(Controller::create_request(&id, &netns, &stage.cri().pod_config_without_cgroup("direct")))
+            .await
+            .unwrap();
         let limit = Duration::from_millis(delay);
         let cut = tokio::time::timeout(limit, controller.start(&id)).await;
         assert!(cut.is_err(), "the VM booted within {delay} ms: this test cancels nothing");
@@ -224,11 +220,15 @@ async fn a_start_taken_back_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_create_taken_back_leaves_nothing() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    warm_up(&mut stage).await;
+    stage.warm_up().await;
     for number in 30..40_u8 {
         let controller = controller(&stage);
         let id = sandbox_id(number.into());
-        let request = Controller::create_request(&id, "/run/netns/none", &pod_config(stage.cri()));
+        let request = Controller::create_request(
+            &id,
+            "/run/netns/none",
+            &stage.cri().pod_config_without_cgroup("direct"),
+        );
         let limit = Duration::from_micros(u64::from(number - 30) * 300);
         let cut = tokio::time::timeout(limit, controller.create(request)).await;
         if matches!(cut, Ok(Ok(()))) {
@@ -242,9 +242,9 @@ async fn a_create_taken_back_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_deadline_passes_leaves_nothing() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    warm_up(&mut stage).await;
+    stage.warm_up().await;
     for millis in [200, 600, 1000] {
-        let config = pod_config(stage.cri());
+        let config = stage.cri().pod_config_without_cgroup("direct");
         let deadline = Duration::from_millis(millis);
         let run = stage.cri().try_run_pod_with(config, "bulkhead", deadline).await;
         let status = run.map(drop).expect_err("no VM boots that fast here");
@@ -258,11 +258,14 @@ async fn a_pod_whose_deadline_passes_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn wait_answers_when_the_sandbox_ends_and_at_once_afterwards() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    warm_up(&mut stage).await;
+    stage.warm_up().await;
     let controller = controller(&stage);
     let id = sandbox_id(50);
     let netns = stage.node.make_pod_netns("waited", 50).await;
-    controller.create(Controller::create_request(&id, &netns, &pod_config(stage.cri()))).await.unwrap();
+    controller
+        .create(Controller::create_request(&id, &netns, &stage.cri().pod_config_without_cgroup("direct")))
+        .await
+        .unwrap();
     controller.start(&id).await.unwrap();
     let wait = tokio::spawn({
         let (controller, id) = (controller.clone(), id.clone());
@@ -286,12 +289,15 @@ async fn wait_answers_when_the_sandbox_ends_and_at_once_afterwards() {
 #[tokio::test(flavor = "multi_thread")]
 async fn field_20_the_network_namespace_of_a_killed_pod_serves_the_next() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    warm_up(&mut stage).await;
+    stage.warm_up().await;
     let controller = controller(&stage);
     let netns = stage.node.make_pod_netns("again", 60).await;
     for number in 60..62 {
         let id = sandbox_id(number);
-        controller.create(Controller::create_request(&id, &netns, &pod_config(stage.cri()))).await.unwrap();
+        controller
+            .create(Controller::create_request(&id, &netns, &stage.cri().pod_config_without_cgroup("direct")))
+            .await
+            .unwrap();
         controller.start(&id).await.unwrap_or_else(|status| panic!("pod {number} there: {status:?}"));
         processes::signal(stage.the_one(VMM).pid, Signal::SIGKILL);
         assert_eq!(controller.wait(&id).await.unwrap().exit_status, 137);

@@ -224,18 +224,9 @@ async fn field_24_the_vmm_dies_while_the_sandboxer_is_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_9_while_a_pod_starts_leaves_nothing() {
     let mut stage = stage!(Stage::vm(Options::default()));
-    // Under the default parent: kubelet could not remove the cgroup of a pod that nobody has cleaned up yet.
-    let nested = |stage: &Stage, name: &str| {
-        let mut config = stage.cri().pod_config(name);
-        config.linux.as_mut().unwrap().cgroup_parent.clear();
-        config
-    };
-    let pod = stage.cri().try_run_pod(nested(&stage, "before")).await.unwrap();
-    stage.cri().end_pod(&pod).await;
-    stage.look_again().await;
+    stage.warm_up().await;
     for delay in [50, 300, 1000] {
-        let config = nested(&stage, "halfway");
-        let start = stage.cri().try_run_pod(config);
+        let start = stage.cri().try_run_pod(stage.cri().pod_config_without_cgroup("halfway"));
         let killer = async {
             tokio::time::sleep(Duration::from_millis(delay)).await;
             let pid = stage.node.sandboxer_pid().unwrap();

@@ -131,6 +131,13 @@ impl Stage {
         self.before.expect_nothing_left(&self.node).await;
     }
 
+    /// Makes the default parent cgroup exist, which may stay, and looks anew.
+    pub(crate) async fn warm_up(&mut self) {
+        let pod = self.cri().try_run_pod(self.cri().pod_config_without_cgroup("warm-up")).await.unwrap();
+        self.cri().end_pod(&pod).await;
+        self.look_again().await;
+    }
+
     /// Stops and removes the pod; nothing may be left.
     pub(crate) async fn end(&self, pod: &Pod) {
         self.cri().end_pod(pod).await;

@@ -30,25 +30,40 @@ fn kill_member(pid: u32, leader: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command};
 
     use super::*;
 
+    /// A process that a failing test does not leave behind.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn start(command: &mut Command) -> Self {
+            Self(command.spawn().unwrap())
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            drop(self.0.kill());
+            drop(self.0.wait());
+        }
+    }
+
     #[test]
     fn only_members_of_the_session_are_killed() {
-        let mut leader = Command::new("setsid").args(["sleep", "60"]).spawn().unwrap();
-        let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
-        let session = Pid::from_child(&leader);
+        let mut leader = Sleeper::start(Command::new("setsid").args(["sleep", "1000"]));
+        let mut stranger = Sleeper::start(Command::new("sleep").arg("1000"));
+        let session = Pid::from_child(&leader.0);
         while getsid(Some(session)) != Ok(session) {
             std::thread::yield_now();
         }
-        assert!(!kill_member(stranger.id(), leader.id()));
-        assert!(kill_member(leader.id(), leader.id()));
-        assert!(!leader.wait().unwrap().success());
-        assert!(stranger.try_wait().unwrap().is_none(), "another session's process lives on");
-        stranger.kill().unwrap();
-        stranger.wait().unwrap();
-        assert!(!kill_member(leader.id(), leader.id()), "it is no more");
+        assert!(!kill_member(stranger.0.id(), leader.0.id()), "a stranger is a member of {session:?}");
+        assert!(kill_member(leader.0.id(), leader.0.id()), "the leader: {:?}", leader.0.try_wait());
+        assert_eq!(leader.0.wait().unwrap().signal(), Some(9));
+        assert_eq!(stranger.0.try_wait().unwrap(), None, "another session's process lives on");
+        assert!(!kill_member(leader.0.id(), leader.0.id()), "it is no more");
         assert!(!kill_member(0, 0));
     }
 }

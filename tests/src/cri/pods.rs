@@ -55,6 +55,15 @@ impl Cri {
         }
     }
 
+    /// As [`Cri::pod_config`], and names no cgroup parent, so that nobody but the sandboxer makes cgroups: kubelet could
+    /// not remove the cgroup of a pod that nobody has cleaned up yet.
+    #[must_use]
+    pub fn pod_config_without_cgroup(&self, name: &str) -> api::PodSandboxConfig {
+        let mut config = self.pod_config(name);
+        config.linux.get_or_insert_default().cgroup_parent.clear();
+        config
+    }
+
     /// Runs a pod; panics when that fails.
     pub async fn run_pod(&self, name: &str) -> Pod {
         let config = self.pod_config(name);
