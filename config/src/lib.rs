@@ -17,5 +17,5 @@ pub use fault::{Fault, Faults};
 pub use load::Scope;
 pub use settings::{
     Accelerator, CacheMode, Cgroup, Guest, Hypervisor, LogFormat, Machine, Qemu, Sandboxer, Settings, Shim,
-    Virtiofsd, Vm,
+    Virtiofsd, Vm, WithoutOverhead,
 };

@@ -186,6 +186,19 @@ pub enum CacheMode {
 pub struct Cgroup {
     /// Parent of a pod's cgroup when the pod names none.
     pub default_parent: String,
+    /// What becomes of a pod whose RuntimeClass has no overhead, and whose limit leaves its VM no room.
+    pub without_overhead: WithoutOverhead,
+}
+
+/// What becomes of a pod that brings no overhead for its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WithoutOverhead {
+    /// It does not start.
+    Refuse,
+    /// VMM and helpers are in a cgroup beside the pod's own.
+    #[default]
+    Outside,
 }
 
 impl Default for Sandboxer {
@@ -261,6 +274,6 @@ impl Default for Virtiofsd {
 
 impl Default for Cgroup {
     fn default() -> Self {
-        Self { default_parent: "/bulkhead".into() }
+        Self { default_parent: "/bulkhead".into(), without_overhead: WithoutOverhead::default() }
     }
 }

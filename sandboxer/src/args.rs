@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// Print the settings in effect as TOML, defaults included; then end.
     #[arg(long, conflicts_with = "check_config")]
     pub print_config: bool,
+    /// Print the Kubernetes RuntimeClass that fits the settings, its overhead above all; then end.
+    #[arg(long, conflicts_with_all = ["check_config", "print_config"])]
+    pub print_runtimeclass: bool,
 }
 
 impl Args {
@@ -29,7 +32,7 @@ impl Args {
     /// # Errors
     /// Every [`Fault`](bulkhead_config::Fault) at once.
     pub(crate) fn settings(&self) -> Result<Settings, Faults> {
-        let scope = if self.print_config { Scope::Values } else { Scope::Host };
+        let scope = if self.print_config || self.print_runtimeclass { Scope::Values } else { Scope::Host };
         match &self.config {
             Some(file) => Settings::load(file, scope),
             None if Path::new(DEFAULT_CONFIG).exists() => Settings::load(Path::new(DEFAULT_CONFIG), scope),

@@ -10,6 +10,7 @@ mod metrics;
 mod orphans;
 mod pod_config;
 mod pods;
+mod runtime_class;
 mod service;
 mod sockets;
 mod status;
@@ -37,6 +38,8 @@ fn main() -> ExitCode {
         say("ok\n")
     } else if args.print_config {
         print(&settings)
+    } else if args.print_runtimeclass {
+        say(&runtime_class::manifest(&settings))
     } else {
         run(settings)
     }

@@ -54,6 +54,19 @@ fn every_fault_is_on_stderr_and_the_code_is_2() {
     }
 }
 
+/// Like the settings, it needs nothing of the host it is printed on.
+#[test]
+fn the_runtime_class_that_is_printed_fits_the_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(dir.path(), "mine.toml", "[vm]\nmemory_mib = 1000\n[guest]\nkernel = \"/not/here\"\n");
+    let output = sandboxer(&["--config", file.to_str().unwrap(), "--print-runtimeclass"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let printed = text(&output.stdout);
+    for line in ["kind: RuntimeClass", "handler: bulkhead", "    memory: 1192Mi", "    bulkhead: \"true\""] {
+        assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
+    }
+}
+
 #[test]
 fn a_missing_file_is_named() {
     let output = sandboxer(&["--config", "/nowhere/bulkhead.toml", "--check-config"]);

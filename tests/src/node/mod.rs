@@ -348,6 +348,14 @@ pub fn make_cgroup(group: &str) {
     cgroups::create(group);
 }
 
+/// Removes a cgroup in every hierarchy, which must be empty.
+///
+/// # Panics
+/// If it cannot be removed.
+pub fn remove_cgroup(group: &str) {
+    cgroups::remove_empty(group).unwrap_or_else(|error| panic!("{error}"));
+}
+
 /// Removes containerd's cgroup for pods that name no parent, unless somebody is in it.
 pub fn remove_default_cgroup() {
     // In use, or gone already: both are well.

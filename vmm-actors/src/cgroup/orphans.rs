@@ -20,7 +20,7 @@ pub fn find_by_name(id: &SandboxId) -> Result<CgroupRecord, CgroupError> {
     for root in Layout::detect()?.roots() {
         find(root, &directory_name(id), MAX_DEPTH, &mut directories);
     }
-    Ok(CgroupRecord { directories, parents: Vec::new() })
+    Ok(CgroupRecord { directories, ..CgroupRecord::default() })
 }
 
 fn find(directory: &Path, name: &str, depth: usize, found: &mut Vec<PathBuf>) {

@@ -9,13 +9,16 @@ use super::layout::Layout;
 use crate::id::SandboxId;
 
 /// Enough to find everything in a pod's cgroup and to remove it, be it half made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CgroupRecord {
     /// The pod's own directory: one for each hierarchy of v1, or the one of v2.
     pub directories: Vec<PathBuf>,
     /// Directories above it that are ours to remove when they are empty, the uppermost first.
     #[serde(default)]
     pub parents: Vec<PathBuf>,
+    /// It lies beside the pod's cgroup instead of in it.
+    #[serde(default)]
+    pub outside: bool,
 }
 
 /// Decides where the cgroup of a sandbox is: a child of `parent`, or of `default_parent` when that is empty.
@@ -27,6 +30,16 @@ pub fn plan(parent: &str, default_parent: &str, id: &SandboxId) -> Result<Cgroup
     plan_in(&Layout::detect()?, parent, default_parent, id)
 }
 
+/// As [`plan`], for a VM that has no room in the pod's own cgroup, `pod`: a sibling of that, so that whatever the
+/// cgroups above share out and limit (kubelet's QoS class and what is allocatable) holds for the VM too. At the top of the
+/// tree there is nothing above, and `default_parent` takes it.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_outside(pod: &str, default_parent: &str, id: &SandboxId) -> Result<CgroupRecord, CgroupError> {
+    plan_outside_in(&Layout::detect()?, pod, default_parent, id)
+}
+
 pub(super) fn plan_in(
     layout: &Layout,
     parent: &str,
@@ -34,7 +47,25 @@ pub(super) fn plan_in(
     id: &SandboxId,
 ) -> Result<CgroupRecord, CgroupError> {
     let (named, is_default) = if parent.is_empty() { (default_parent, true) } else { (parent, false) };
-    let parent = expand(named)?;
+    Ok(below(layout, &expand(named)?, is_default, id))
+}
+
+fn plan_outside_in(
+    layout: &Layout,
+    pod: &str,
+    default_parent: &str,
+    id: &SandboxId,
+) -> Result<CgroupRecord, CgroupError> {
+    let pod = expand(pod)?;
+    let record = match pod.rsplit_once('/') {
+        Some((parent, _)) if !parent.is_empty() => below(layout, parent, false, id),
+        Some(_) | None => below(layout, &expand(default_parent)?, true, id),
+    };
+    Ok(CgroupRecord { outside: true, ..record })
+}
+
+/// The cgroup of a sandbox below an expanded parent.
+fn below(layout: &Layout, parent: &str, is_default: bool, id: &SandboxId) -> CgroupRecord {
     let directories = layout.directories(&format!("{parent}/{}", directory_name(id)));
     let mut parents = Vec::new();
     for root in layout.roots() {
@@ -49,7 +80,7 @@ pub(super) fn plan_in(
             }
         }
     }
-    Ok(CgroupRecord { directories, parents })
+    CgroupRecord { directories, parents, outside: false }
 }
 
 /// Name of the pod's own directory.
@@ -114,6 +145,28 @@ mod tests {
         {
             assert!(expand(parent).is_err(), "{parent} was taken");
         }
+    }
+
+    #[test]
+    fn outside_is_beside_the_pods_own_cgroup_or_below_the_default_parent() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let layout = Layout::V2(dir.path().into());
+        let id = SandboxId::new("x1").unwrap();
+        std::fs::create_dir_all(dir.path().join("kubepods/burstable/pod7")).unwrap();
+        for (pod, place) in [
+            ("/kubepods/burstable/pod7", "kubepods/burstable/bulkhead-x1"),
+            ("/kubepods/pod7", "kubepods/bulkhead-x1"),
+            ("kubepods-burstable-pod7.slice", "kubepods.slice/kubepods-burstable.slice/bulkhead-x1"),
+            ("/pod7", "own/bulkhead-x1"),
+            ("/", "own/bulkhead-x1"),
+        ] {
+            let record = plan_outside_in(&layout, pod, "/own", &id).unwrap();
+            assert_eq!(record.directories, [dir.path().join(place)], "{pod}");
+            assert!(record.outside, "{pod}");
+        }
+        let kept = plan_outside_in(&layout, "/kubepods/burstable/pod7", "/own", &id).unwrap();
+        assert_eq!(kept.parents, Vec::<PathBuf>::new(), "kubelet's own");
+        assert!(plan_outside_in(&layout, "kubepods", "/own", &id).is_err());
     }
 
     #[test]

@@ -75,7 +75,7 @@ mod tests {
             fs::create_dir_all(&cgroup).unwrap();
             fs::write(cgroup.join(file), format!("{value}\n")).unwrap();
         }
-        (dir, CgroupRecord { directories: vec![pod], parents: Vec::new() })
+        (dir, CgroupRecord { directories: vec![pod], ..CgroupRecord::default() })
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn v2_files_get_the_limits_and_give_the_figures() {
     let dir = TempDir::new().unwrap();
     let pod = dir.path().join("kubepods/bulkhead-x");
     fake_v2(&pod);
-    let record = CgroupRecord { directories: vec![pod.clone()], parents: Vec::new() };
+    let record = CgroupRecord { directories: vec![pod.clone()], ..CgroupRecord::default() };
     let limits = Limits {
         cpu_period: Some(50_000),
         cpu_quota: Some(75_000),
@@ -303,7 +303,7 @@ fn v2_controllers_are_passed_on_from_the_root_down() {
     }
     fs::write(pod.join("cgroup.controllers"), "cpu\n").unwrap();
     fs::write(root.join("cgroup.subtree_control"), "cpu memory pids io cpuset\n").unwrap();
-    let record = CgroupRecord { directories: vec![pod], parents: Vec::new() };
+    let record = CgroupRecord { directories: vec![pod], ..CgroupRecord::default() };
     create(&record, &Limits::default()).unwrap();
     // The root has passed everything on already; a plain file keeps what was written last.
     assert_eq!(
@@ -318,7 +318,7 @@ fn v2_takes_huge_pages_and_raw_files_of_controllers_only() {
     let dir = TempDir::new().unwrap();
     let pod = dir.path().join("kubepods/bulkhead-x");
     fake_v2(&pod);
-    let record = CgroupRecord { directories: vec![pod.clone()], parents: Vec::new() };
+    let record = CgroupRecord { directories: vec![pod.clone()], ..CgroupRecord::default() };
     let hugepages =
         [("2MB", 4 << 20), ("1GB", 1 << 30), ("../../x", 1)].map(|(size, bytes)| (size.into(), bytes));
     let unified = |key: &str| [(key.to_owned(), "123".to_owned())].into();
@@ -338,7 +338,7 @@ fn v2_takes_huge_pages_and_raw_files_of_controllers_only() {
 fn v1_takes_huge_pages_and_no_raw_files() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("hugetlb.2MB.limit_in_bytes"), "0").unwrap();
-    let record = CgroupRecord { directories: vec![dir.path().to_owned()], parents: Vec::new() };
+    let record = CgroupRecord { directories: vec![dir.path().to_owned()], ..CgroupRecord::default() };
     let limits = Limits { hugepages: [("2MB".into(), 5)].into(), ..Limits::default() };
     update(&record, &limits).unwrap();
     assert_eq!(fs::read_to_string(dir.path().join("hugetlb.2MB.limit_in_bytes")).unwrap(), "5");

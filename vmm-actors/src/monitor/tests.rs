@@ -44,7 +44,7 @@ fn fake(dir: &TempDir, files: &[(&str, &str)]) -> CgroupRecord {
     for (name, text) in files {
         fs::write(directory.join(name), text).unwrap();
     }
-    CgroupRecord { directories: vec![directory], parents: Vec::new() }
+    CgroupRecord { directories: vec![directory], ..CgroupRecord::default() }
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_v1_limit_of_nothing_is_none() {
 fn a_host_without_the_controller_says_nothing() {
     let dir = TempDir::new().unwrap();
     assert_eq!(oom_kills(&fake(&dir, &[])), None);
-    let gone = CgroupRecord { directories: vec!["/nonexistent/x".into()], parents: Vec::new() };
+    let gone = CgroupRecord { directories: vec!["/nonexistent/x".into()], ..CgroupRecord::default() };
     assert_eq!(oom_kills(&gone), None);
 }
 

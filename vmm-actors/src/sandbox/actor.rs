@@ -15,7 +15,7 @@ use super::plug::Plugs;
 use super::record::{Nanos, Phase, Record, RecordError};
 use super::recorder::Recorder;
 use super::release::{Release, Scope};
-use super::sizing::raised;
+use super::sizing::beyond_the_pod;
 use super::state::{Cause, Class, Effect, Event, State};
 use super::timeline::Timeline;
 use super::waiters::Waiters;
@@ -148,9 +148,8 @@ impl Sandbox {
     fn bring_up(&mut self, ctx: &mut Context<Self>) {
         let Some(children) = self.children.clone() else { return };
         let size = self.record.size(&self.host.settings);
-        if let Some(text) = raised(&self.record.pod, size) {
-            info!("{text}");
-            self.warning(text);
+        if let Some(text) = beyond_the_pod(&self.record.cgroup, &self.record.pod, size) {
+            warn!("{text}");
         }
         let own = ctx.address();
         let host_ready = move || {

@@ -7,6 +7,7 @@ use actix::{Context, Handler};
 use super::actor::Sandbox;
 use super::messages::{Observe, Snapshot};
 use super::record::Nanos;
+use super::sizing::beyond_the_pod;
 use super::state::State;
 
 impl Sandbox {
@@ -24,6 +25,8 @@ impl Sandbox {
 
     fn snapshot(&self) -> Snapshot {
         let alive = self.state.cause().is_none();
+        let size = self.record.size(&self.host.settings);
+        let beyond = beyond_the_pod(&self.record.cgroup, &self.record.pod, size);
         let vmm =
             self.record.vm.as_ref().map(|vm| format!("{}, {}", self.host.driver.name(vm), vm.acceleration));
         Snapshot {
@@ -35,10 +38,10 @@ impl Sandbox {
             created_at: self.record.created_at.into(),
             exited_at: self.ended_at.map(Into::into),
             address: self.address(),
-            warnings: self.warnings.iter().chain(&self.left).cloned().collect(),
+            warnings: beyond.iter().chain(&self.warnings).chain(&self.left).cloned().collect(),
             pod: format!("{}/{}", self.record.pod.namespace, self.record.pod.name),
             vmm,
-            size: self.record.size(&self.host.settings),
+            size,
             containers: self.record.containers.keys().map(ToString::to_string).collect(),
             steps: self.timeline.steps(),
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bulkhead_config::Settings;
+use bulkhead_config::{Settings, WithoutOverhead};
 use serde::{Deserialize, Serialize};
 
 pub use store::{Broken, Found, RecordError, Store};
@@ -75,16 +75,17 @@ impl Record {
     /// [`CgroupError`] when the pod's cgroup parent cannot be one.
     pub fn intend(request: CreateSandbox, settings: &Settings) -> Result<Self, CgroupError> {
         let CreateSandbox { id, containerd_namespace, netns, pod } = request;
+        let size = size_of(&pod.resources, Basis::from(&settings.vm));
         Ok(Self {
             phase: Phase::Starting,
             // Without /proc nothing of a sandbox can be made; the bring-up says so better than this could.
             boot_id: boot_id().unwrap_or_default(),
             created_at: Nanos::now(),
             dir: PodDir::new(&settings.sandboxer.run_dir, &id),
-            cgroup: cgroup::plan(&pod.cgroup_parent, &settings.cgroup.default_parent, &id)?,
+            cgroup: plan_cgroup(&pod, settings, &id, size)?,
             network: network::plan(&netns),
             netns,
-            size: Some(size_of(&pod.resources, Basis::from(&settings.vm))),
+            size: Some(size),
             basis: Some(Basis::from(&settings.vm)),
             pod,
             vm: None,
@@ -114,20 +115,42 @@ impl Record {
         Limits::needed_bytes(self.size(settings).memory_bytes())
     }
 
-    /// What kubelet makes, or is about to make, of the memory limit of the pod's own cgroup, in bytes. None where
-    /// nobody has named that cgroup, or the limit.
+    /// What kubelet makes, or is about to make, of the memory limit of the cgroup right above, in bytes. None where that
+    /// is not the pod's own, or nobody has named the limit.
     pub(super) fn planned_bytes(&self) -> Option<u64> {
         let PodSpec { resources, overhead, cgroup_parent, .. } = &self.pod;
         let limit = u64::try_from(resources.memory_limit_bytes).ok().filter(|limit| *limit > 0)?;
         let overhead = u64::try_from(overhead.memory_limit_bytes).unwrap_or(0);
-        (!cgroup_parent.is_empty()).then_some(limit.saturating_add(overhead))
+        let below_the_pods = !cgroup_parent.is_empty() && !self.cgroup.outside;
+        below_the_pods.then_some(limit.saturating_add(overhead))
     }
 
     /// What the pod may use of the host.
     pub(super) fn host_limits(&self, settings: &Settings) -> Limits {
         let guest = self.size(settings).memory_bytes();
-        Limits::for_pod(&self.pod.resources, &self.pod.overhead, guest)
+        let limits = Limits::for_pod(&self.pod.resources, &self.pod.overhead, guest);
+        // Beside the pod's cgroup, nothing that was made for the pod bounds it.
+        if self.cgroup.outside { limits.bounded_for(guest) } else { limits }
     }
+}
+
+/// Where VMM and helpers of a pod go: into the pod's own cgroup, or beside it where that has no room for a VM and
+/// nobody has said how much a VM takes.
+fn plan_cgroup(
+    pod: &PodSpec,
+    settings: &Settings,
+    id: &SandboxId,
+    size: Size,
+) -> Result<CgroupRecord, CgroupError> {
+    let default_parent = &settings.cgroup.default_parent;
+    let inside = cgroup::plan(&pod.cgroup_parent, default_parent, id)?;
+    let may_leave = settings.cgroup.without_overhead == WithoutOverhead::Outside
+        && pod.overhead.memory_limit_bytes <= 0
+        && !pod.cgroup_parent.is_empty();
+    if may_leave && cgroup::check_room(&inside, Limits::needed_bytes(size.memory_bytes()), None).is_err() {
+        return cgroup::plan_outside(&pod.cgroup_parent, default_parent, id);
+    }
+    Ok(inside)
 }
 
 /// How far a sandbox got, as far as a successor must know.

@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use bulkhead_config::Vm;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Limits;
+use crate::cgroup::{CgroupRecord, Limits};
 use crate::pod_spec::{PodSpec, Resources};
 use crate::vm::Size;
 
@@ -60,8 +60,25 @@ pub(super) fn size_of(pod: &Resources, basis: Basis) -> Size {
     }
 }
 
-/// What an operator should know of a pod whose limit and overhead are too small for its VM: the host allows it more.
-pub(super) fn raised(pod: &PodSpec, size: Size) -> Option<String> {
+/// What an operator should know of a pod whose VM may use more of the host than the pod's limit and overhead say.
+pub(super) fn beyond_the_pod(cgroup: &CgroupRecord, pod: &PodSpec, size: Size) -> Option<String> {
+    outside(cgroup, size).or_else(|| raised(pod, size))
+}
+
+/// Nothing that kubelet and the scheduler reckon with counts a VM that is not in the pod's own cgroup.
+fn outside(cgroup: &CgroupRecord, size: Size) -> Option<String> {
+    let directory = cgroup.directories.first().filter(|_| cgroup.outside)?;
+    let needed_mib = Limits::needed_bytes(size.memory_bytes()) >> 20;
+    Some(format!(
+        "the pod's RuntimeClass has no overhead, and its memory limit has no room for a VM: VMM and helpers are in \
+         cgroup {}, limited to {needed_mib} MiB, which the scheduler does not know of; give the RuntimeClass \
+         overhead.podFixed.memory",
+        directory.display()
+    ))
+}
+
+/// The host allows a pod whose limit and overhead are too small for its VM more than those.
+fn raised(pod: &PodSpec, size: Size) -> Option<String> {
     let limit = u64::try_from(pod.resources.memory_limit_bytes).ok().filter(|limit| *limit > 0)?;
     let asked = limit.saturating_add(u64::try_from(pod.overhead.memory_limit_bytes).unwrap_or(0));
     let needed = Limits::needed_bytes(size.memory_bytes());

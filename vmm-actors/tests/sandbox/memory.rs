@@ -1,8 +1,10 @@
 //! The host's memory: what becomes of a pod that the host's OOM killer comes for.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use bulkhead_config::WithoutOverhead;
+use vmm_actors::registry::CreateSandbox;
 use vmm_actors::sandbox::state::{Cause, Class};
 use vmm_actors::testing::{EAT, FakeDriver, Fault};
 
@@ -100,17 +102,64 @@ async fn a_vm_that_the_host_kills_before_it_runs_fails_the_start() {
     node.assert_nothing_left();
 }
 
-#[actix::test]
-async fn a_pod_whose_parent_does_not_allow_what_its_vm_needs_is_refused() {
-    let Some(node) = Node::new() else { return };
-    let service = node.serve(FakeDriver::default());
+/// A request for a pod whose own cgroup, the path, allows 100 MiB; `None` after saying why there is none.
+fn tight(node: &Node) -> Option<(CreateSandbox, PathBuf)> {
     let mut request = node.request("p");
     request.pod.cgroup_parent = format!("{}/pod1", node.settings.cgroup.default_parent);
     let parent = PathBuf::from(format!("/sys/fs/cgroup/memory{}", request.pod.cgroup_parent));
     if fs::create_dir_all(&parent).is_err() || !parent.join(LIMIT).exists() {
-        return println!("skipped: this test limits memory by cgroup v1's {LIMIT}");
+        println!("skipped: this test limits memory by cgroup v1's {LIMIT}");
+        return None;
     }
     fs::write(parent.join(LIMIT), (100 * MIB).to_string()).unwrap();
+    Some((request, parent))
+}
+
+/// kubelet's own, which a pod leaves alone.
+fn remove_kubelets(parent: &Path) {
+    fs::remove_dir(parent).unwrap();
+    fs::remove_dir(parent.parent().unwrap()).unwrap();
+}
+
+#[actix::test]
+async fn a_pod_without_overhead_runs_beside_its_cgroup_and_says_so() {
+    let Some(node) = Node::new() else { return };
+    let Some((mut request, parent)) = tight(&node) else { return };
+    let service = node.serve(FakeDriver::default());
+    request.pod.overhead.memory_limit_bytes = 1;
+    let refused = service.sandboxes.create(request.clone()).await.unwrap_err();
+    let Cause { reason, .. } = crate::node::cause(refused);
+    assert!(reason.contains("overhead"), "an overhead that is too small is refused: {reason}");
+    request.pod.overhead.memory_limit_bytes = 0;
+    service.sandboxes.create(request).await.unwrap();
+    service.start("p").await.unwrap();
+
+    let beside = parent.with_file_name("bulkhead-p");
+    let vmm = node.record("p").unwrap().vm.unwrap().vmm.pid.to_string();
+    let inside = fs::read_to_string(beside.join("cgroup.procs")).unwrap();
+    assert!(inside.lines().any(|pid| pid == vmm), "{inside:?} without {vmm}");
+    let needed = u64::from(node.settings.vm.memory_mib.get()) + 192;
+    let limit = |cgroup: &Path| fs::read_to_string(cgroup.join(LIMIT)).unwrap().trim().to_owned();
+    assert_eq!(limit(&beside), (needed * MIB).to_string());
+    assert_eq!(limit(&parent), (100 * MIB).to_string(), "kubelet's own");
+    let status = service.status("p").await.unwrap();
+    let told =
+        |warning: &String| warning.contains("no overhead") && warning.contains(&format!("{needed} MiB"));
+    assert!(status.warnings.iter().any(told), "{:?}", status.warnings);
+
+    service.stop("p").await;
+    service.shutdown("p").await;
+    assert!(!beside.exists());
+    remove_kubelets(&parent);
+    node.assert_nothing_left();
+}
+
+#[actix::test]
+async fn a_pod_whose_parent_does_not_allow_what_its_vm_needs_is_refused() {
+    let Some(mut node) = Node::new() else { return };
+    node.place.settings.cgroup.without_overhead = WithoutOverhead::Refuse;
+    let Some((request, parent)) = tight(&node) else { return };
+    let service = node.serve(FakeDriver::default());
     let error = service.sandboxes.create(request.clone()).await.unwrap_err();
     let Cause { class, reason } = crate::node::cause(error);
     assert_eq!(class, Class::Invalid, "{reason}");
@@ -124,9 +173,7 @@ async fn a_pod_whose_parent_does_not_allow_what_its_vm_needs_is_refused() {
     service.sandboxes.create(request).await.unwrap();
     service.start("p").await.unwrap();
     service.shutdown("p").await;
-    // kubelet's own, which a pod leaves alone.
-    fs::remove_dir(&parent).unwrap();
-    fs::remove_dir(parent.parent().unwrap()).unwrap();
+    remove_kubelets(&parent);
     node.assert_nothing_left();
 }
 
