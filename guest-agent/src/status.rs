@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt::Write;
+use std::io::ErrorKind;
 
 use bulkhead_protocol::version::NoCommonVersion;
 use ttrpc::Code;
@@ -85,7 +86,14 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::Create { source, .. } | ContainerError::StartExec { source, .. } => {
             launch_code(source)
         }
+        // A sub-path that leads out of its volume, or through a file.
+        ContainerError::Memory { source, .. }
+            if matches!(source.kind(), ErrorKind::CrossesDevices | ErrorKind::NotADirectory) =>
+        {
+            Code::FAILED_PRECONDITION
+        }
         ContainerError::Mount { .. }
+        | ContainerError::Memory { .. }
         | ContainerError::Disk { .. }
         | ContainerError::WriteFile { .. }
         | ContainerError::RemoveFile { .. }

@@ -64,15 +64,15 @@ impl Pod for Pods {
         let request = container_request(container, request);
         let prepared =
             detached(CALL, async move { sandboxes.prepare_container(&sandbox, request).await }).await?;
-        let disks = prepared.disks.iter().map(Message::write_to_bytes).collect::<Result<_, _>>();
         let unwritable = |error: protobuf::Error| {
-            ttrpc(Failure::new(Code::Internal, format!("a disk cannot be described to the guest: {error}")))
+            ttrpc(Failure::new(Code::Internal, format!("a volume cannot be described to the guest: {error}")))
         };
         Ok(PrepareContainerResponse {
             guest_spec: prepared.spec,
             guest_rootfs: prepared.rootfs,
             host_sockets: prepared.sockets.into_iter().map(host_socket).collect(),
-            guest_disks: disks.map_err(unwritable)?,
+            guest_disks: for_agent(&prepared.disks).map_err(unwritable)?,
+            guest_memory_volumes: for_agent(&prepared.memory).map_err(unwritable)?,
             ..Default::default()
         })
     }
@@ -111,6 +111,11 @@ impl Pod for Pods {
         detached(CALL, started).await?;
         Ok(Nothing::default())
     }
+}
+
+/// Messages of the agent's contract, as the shim proxy hands them on.
+fn for_agent<M: Message>(messages: &[M]) -> protobuf::Result<Vec<Vec<u8>>> {
+    messages.iter().map(Message::write_to_bytes).collect()
 }
 
 /// Runs to the end, caller or no caller.

@@ -35,5 +35,7 @@ pub const SHARE_DIR: &str = "/run/bulkhead/share";
 pub const SHARE_TAG: &str = "bulkhead";
 /// Where the agent listens for the host's unix sockets: `<container id>/<number>` below it.
 pub const SOCKET_DIR: &str = "/run/bulkhead/sockets";
+/// Where the agent binds the parts of its volumes in memory that containers have: `<container id>/<number>` below it.
+pub const MEMORY_DIR: &str = "/run/bulkhead/memory";
 /// Feature of an agent that takes CPUs and memory which are added while its VM runs.
 pub const FEATURE_GROWTH: &str = "growth";

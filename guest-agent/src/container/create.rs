@@ -122,8 +122,17 @@ impl Containers {
         let wanted = request.mounts.clone();
         let sources: Vec<PathBuf> = spec::binds(spec).map(|(source, _)| source.to_owned()).collect();
         let volumes = Arc::clone(&self.volumes);
+        let (id, memory) = (request.container_id.clone(), Arc::clone(&self.memory));
+        let in_memory = request.memory_volumes.clone();
         blocking(move || {
-            let mounts = mounts::attach_all(&wanted)?;
+            let mut mounts = mounts::attach_all(&wanted)?;
+            match memory.attach(&id, &in_memory) {
+                Ok(made) => mounts.extend(made),
+                Err(error) => {
+                    mounts::detach_all(&mounts);
+                    return Err(error);
+                }
+            }
             Ok(Attached { mounts, volumes: volumes.visit(&sources), disks: Vec::new() })
         })
         .await

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::error::ContainerError;
 use super::state::State;
-use super::{Attached, Container, Containers, KILL, KILL_LIMIT, bundle, create, mounts};
+use super::{Attached, Container, Containers, KILL, KILL_LIMIT, bundle, create, memory, mounts};
 use crate::cgroup::Cgroup;
 use crate::helper::STATE_DIR;
 
@@ -91,6 +91,7 @@ impl Containers {
         let (id_of, attached, volumes) = (id.to_owned(), attached.clone(), Arc::clone(&self.volumes));
         let left = create::blocking(move || {
             mounts::detach_all(&attached.mounts);
+            memory::forget(&id_of);
             mounts::leave_share(&id_of, &volumes, &attached.volumes);
             Ok(())
         });

@@ -55,6 +55,8 @@ pub(crate) enum ContainerError {
     Disk { path: PathBuf, act: &'static str, source: io::Error },
     #[error("mount {fs_type} at {target}")]
     Mount { fs_type: String, target: PathBuf, source: io::Error },
+    #[error("make the volume in memory {name:?}")]
+    Memory { name: String, source: io::Error },
     #[error("write {path}")]
     WriteFile { path: PathBuf, source: io::Error },
     #[error("remove {path}")]

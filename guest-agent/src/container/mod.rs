@@ -9,6 +9,7 @@ mod delete;
 mod devices;
 mod disks;
 mod error;
+mod memory;
 mod mounts;
 mod process;
 mod run;
@@ -57,6 +58,7 @@ pub(crate) struct Containers {
     reaper: Arc<Reaper>,
     streams: Arc<Streams>,
     volumes: Arc<mounts::Volumes>,
+    memory: Arc<memory::Memory>,
     disks: disks::Disks,
     sockets: Arc<HostSockets>,
 }
@@ -111,6 +113,7 @@ impl Containers {
             reaper,
             streams,
             volumes: Arc::default(),
+            memory: Arc::default(),
             disks: disks::Disks::default(),
             sockets,
         })

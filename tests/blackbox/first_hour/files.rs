@@ -3,7 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
-use bulkhead_tests::cri::{Cri, mount};
+use bulkhead_tests::cri::{Container, Cri, mount};
 use bulkhead_tests::image::{self, Image};
 use k8s_cri::v1 as api;
 
@@ -13,7 +13,7 @@ use crate::stage::{Stage, stage};
 /// An image as distributions make them: its /etc/resolv.conf leads to a file that only a running system has.
 const LINKS: &str = "bulkhead.test/links:1";
 
-fn privileged(mut config: api::ContainerConfig) -> api::ContainerConfig {
+pub(super) fn privileged(mut config: api::ContainerConfig) -> api::ContainerConfig {
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
     config
 }
@@ -195,12 +195,19 @@ async fn a_volume_is_an_upper_layer_of_an_overlay_with_user_attributes() {
     let mut config = privileged(Cri::shell("layers", "sleep 1000"));
     config.mounts = vec![mount(volume.path(), "/v")];
     let container = cri.start(&pod, config).await;
-    let script = "set -e; cd /v; mkdir -p lower/dir upper work merged; echo old > lower/gone; echo old > lower/changed
-        echo old > lower/dir/inner; ln -s changed lower/link
-        mount -t overlay layers -o lowerdir=lower,upperdir=upper,workdir=work,userxattr merged
-        cd merged; rm gone; echo new > changed; rm -r dir; mkdir dir; echo new > dir/fresh; mv link moved
-        ls; ls dir; cat changed dir/fresh moved; cd ..; umount merged; cat lower/gone lower/changed lower/dir/inner";
-    let shown = cri.exec(&container.id, script).await;
-    assert_eq!(shown, "changed\ndir\nmoved\nfresh\nnew\nnew\nnew\nold\nold\nold\n");
+    expect_layers(cri, &container, ",userxattr").await;
     stage.end(&pod).await;
+}
+
+/// An overlay whose upper layer is in `/v` works, with whiteouts, opaque directories and renames.
+pub(super) async fn expect_layers(cri: &Cri, container: &Container, option: &str) {
+    let script = format!(
+        "set -e; cd /v; mkdir -p lower/dir upper work merged; echo old > lower/gone; echo old > lower/changed
+        echo old > lower/dir/inner; ln -s changed lower/link
+        mount -t overlay layers -o lowerdir=lower,upperdir=upper,workdir=work{option} merged
+        cd merged; rm gone; echo new > changed; rm -r dir; mkdir dir; echo new > dir/fresh; mv link moved
+        ls; ls dir; cat changed dir/fresh moved; cd ..; umount merged; cat lower/gone lower/changed lower/dir/inner"
+    );
+    let shown = cri.exec(&container.id, &script).await;
+    assert_eq!(shown, "changed\ndir\nmoved\nfresh\nnew\nnew\nnew\nold\nold\nold\n");
 }

@@ -3,5 +3,6 @@
 //! Every test here also passes on the control runtime (`BULKHEAD_TEST_CONTROL=1`), unless it says why it cannot.
 
 mod files;
+mod memory;
 mod network;
 mod processes;

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocol::{SHARE_DIR, SOCKET_DIR};
+use bulkhead_protocol::{MEMORY_DIR, SHARE_DIR, SOCKET_DIR};
 use oci_spec::runtime::{
     Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, PosixRlimitBuilder,
     PosixRlimitType, Process, Root, Spec,
@@ -120,33 +120,33 @@ pub fn for_guest(config: &[u8], target: Target<'_>) -> Result<GuestSpec, SpecErr
 }
 
 impl GuestSpec {
-    /// Heeds what the host has made of the binds. Those that are unix sockets get the agent's as sources; they, and
-    /// those in `read_only` (both by [`Bind::index`]), are read-only by the guest where they are to be, because the
-    /// host does not see to it.
+    /// Heeds what the host has made of the binds. Those that the agent makes get its places as sources; they, and those
+    /// that another container may write to, are read-only by the guest where they are to be, because the host does not
+    /// see to it.
     ///
     /// # Errors
     /// [`SpecError::Parse`], [`SpecError::Write`]: not of a spec that [`for_guest`] made.
-    pub fn settle(
-        &mut self,
-        container_id: &str,
-        sockets: &[u32],
-        read_only: &[u32],
-    ) -> Result<(), SpecError> {
-        if sockets.is_empty() && read_only.is_empty() {
+    pub fn settle(&mut self, container_id: &str, left: &LeftToGuest) -> Result<(), SpecError> {
+        if *left == LeftToGuest::default() {
             return Ok(());
         }
         let parse = |source| SpecError::Parse { source };
         let mut spec: Spec = serde_json::from_slice(&self.spec_json).map_err(parse)?;
         let mut mounts = spec.mounts().clone().unwrap_or_default();
-        let dir = Path::new(SOCKET_DIR).join(container_id);
         for bind in &self.binds {
-            let (is_socket, is_shared) = (sockets.contains(&bind.index), read_only.contains(&bind.index));
+            let dir = match bind.index {
+                index if left.sockets.contains(&index) => Some(SOCKET_DIR),
+                index if left.memory.contains(&index) => Some(MEMORY_DIR),
+                _ => None,
+            };
+            let is_left = dir.is_some() || left.read_only.contains(&bind.index);
             let is_it = |mount: &&mut Mount| mount.source().as_ref() == Some(&bind.guest_path);
             for mount in mounts.iter_mut().filter(is_it) {
-                if is_socket {
-                    mount.set_source(Some(dir.join(bind.index.to_string())));
+                if let Some(dir) = dir {
+                    let place = Path::new(dir).join(container_id).join(bind.index.to_string());
+                    mount.set_source(Some(place));
                 }
-                if (is_socket || is_shared) && bind.read_only != ReadOnly::Nothing {
+                if is_left && bind.read_only != ReadOnly::Nothing {
                     let options = mount.options().iter().flatten().cloned().chain(["ro".to_owned()]);
                     mount.set_options(Some(options.collect()));
                 }
@@ -156,6 +156,17 @@ impl GuestSpec {
         self.spec_json = serde_json::to_vec(&spec).map_err(|source| SpecError::Write { source })?;
         Ok(())
     }
+}
+
+/// What of a container's binds the host leaves to the guest, each by [`Bind::index`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeftToGuest {
+    /// Unix sockets of the host, which the agent listens for.
+    pub sockets: Vec<u32>,
+    /// Volumes in memory, which the agent makes.
+    pub memory: Vec<u32>,
+    /// Those in the share that the container may only read, and that are writable there.
+    pub read_only: Vec<u32>,
 }
 
 fn refuse_hooks(hooks: Option<&Hooks>) -> Result<(), SpecError> {

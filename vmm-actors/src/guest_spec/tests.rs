@@ -116,24 +116,29 @@ fn binds_come_in_through_the_share() {
 }
 
 #[test]
-fn a_socket_comes_from_the_agent() {
-    let (before, mut guest) = accepted(&containerd_spec());
-    guest.settle("c1", &[], &[]).unwrap();
-    guest.settle("c1", &[1], &[]).unwrap();
-    let after: Value = serde_json::from_slice(&guest.spec_json).unwrap();
-    let (before, after) = (before["mounts"].as_array().unwrap(), after["mounts"].as_array().unwrap());
-    let changed: Vec<_> = before.iter().zip(after).filter(|(before, after)| before != after).collect();
-    let [(_, socket)] = changed.as_slice() else { panic!("{changed:?}") };
-    assert_eq!(socket["destination"], "/data");
-    assert_eq!(socket["source"], "/run/bulkhead/sockets/c1/1");
-    assert_eq!(socket["options"], json!(["rbind", "rslave", "ro"]), "nobody else sees to ro");
-    assert_eq!(before.len(), after.len());
+fn sockets_and_volumes_in_memory_come_from_the_agent() {
+    for (left, source) in [
+        (LeftToGuest { sockets: vec![1], ..LeftToGuest::default() }, "/run/bulkhead/sockets/c1/1"),
+        (LeftToGuest { memory: vec![1], ..LeftToGuest::default() }, "/run/bulkhead/memory/c1/1"),
+    ] {
+        let (before, mut guest) = accepted(&containerd_spec());
+        guest.settle("c1", &LeftToGuest::default()).unwrap();
+        guest.settle("c1", &left).unwrap();
+        let after: Value = serde_json::from_slice(&guest.spec_json).unwrap();
+        let (before, after) = (before["mounts"].as_array().unwrap(), after["mounts"].as_array().unwrap());
+        let changed: Vec<_> = before.iter().zip(after).filter(|(before, after)| before != after).collect();
+        let [(_, changed)] = changed.as_slice() else { panic!("{changed:?}") };
+        assert_eq!(changed["destination"], "/data");
+        assert_eq!(changed["source"], source);
+        assert_eq!(changed["options"], json!(["rbind", "rslave", "ro"]), "nobody else sees to ro");
+        assert_eq!(before.len(), after.len());
+    }
 }
 
 #[test]
 fn the_guest_sees_to_read_only_where_the_host_does_not() {
     let (_, mut guest) = accepted(&containerd_spec());
-    guest.settle("c1", &[], &[0, 1]).unwrap();
+    guest.settle("c1", &LeftToGuest { read_only: vec![0, 1], ..LeftToGuest::default() }).unwrap();
     let after: Value = serde_json::from_slice(&guest.spec_json).unwrap();
     let find = |at: &str| {
         let mounts = after["mounts"].as_array().unwrap();

@@ -25,6 +25,47 @@ pub fn source(path: &Path) -> io::Result<Option<String>> {
     Ok(source_in(&fs::read("/proc/thread-self/mountinfo")?, path))
 }
 
+/// A mount of some file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where.
+    pub point: PathBuf,
+    /// What of the file system is mounted there, from its root.
+    pub root: PathBuf,
+}
+
+impl Mounted {
+    /// What a path at or below the mount point is in the file system, from its root and without a slash before it. `None`
+    /// if the path lies elsewhere.
+    #[must_use]
+    pub fn inside(&self, path: &Path) -> Option<PathBuf> {
+        let below = path.strip_prefix(&self.point).ok()?;
+        let root = self.root.strip_prefix("/").unwrap_or(&self.root);
+        // A join with nothing would end with a slash.
+        Some(root.components().chain(below.components()).collect())
+    }
+}
+
+/// Every mount of the file system with this device number, stat(2)'s `st_dev`; the topmost come last.
+///
+/// # Errors
+/// What reading the kernel's list says.
+pub fn of_device(device: u64) -> io::Result<Vec<Mounted>> {
+    Ok(of_device_in(&fs::read("/proc/thread-self/mountinfo")?, device))
+}
+
+/// Fields 3 to 5: device, root, mount point.
+fn of_device_in(text: &[u8], device: u64) -> Vec<Mounted> {
+    let wanted = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let mounted = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ').skip(2);
+        (fields.next()? == wanted.as_bytes()).then_some(())?;
+        let root = OsString::from_vec(unescape(fields.next()?)).into();
+        Some(Mounted { root, point: mount_point(line)? })
+    };
+    text.split(|byte| *byte == b'\n').filter_map(mounted).collect()
+}
+
 /// The second field behind the separator.
 fn source_in(text: &[u8], path: &Path) -> Option<String> {
     let mut lines = text.split(|byte| *byte == b'\n');
@@ -80,6 +121,23 @@ mod tests {
         5 2 0:8 / /p/c/with\\040space\\134 rw - tmpfs x rw\n\
         6 5 0:9 / /p/c/with\\040space\\134 rw - tmpfs x rw\n\
         7 1 0:9 / /pp rw - tmpfs x rw\n";
+
+    #[test]
+    fn the_mounts_of_a_device_say_what_of_it_they_show() {
+        let list = b"1 0 8:1 / / rw - ext4 /dev/vda rw\n\
+            2 1 0:5 / /pods/v rw - tmpfs x rw\n\
+            3 1 0:5 /a/b /sub rw - tmpfs x rw\n\
+            4 1 0:50 / /other rw - tmpfs x rw\n";
+        let found = of_device_in(list, rustix::fs::makedev(0, 5));
+        let points: Vec<_> = found.iter().map(|mount| mount.point.to_str().unwrap()).collect();
+        assert_eq!(points, ["/pods/v", "/sub"]);
+        let inside = |number: usize, path: &str| found[number].inside(Path::new(path));
+        assert_eq!(inside(0, "/pods/v"), Some(PathBuf::new()));
+        assert_eq!(inside(0, "/pods/v/c"), Some("c".into()));
+        assert_eq!(inside(1, "/sub"), Some("a/b".into()));
+        assert_eq!(inside(1, "/sub/c"), Some("a/b/c".into()));
+        assert_eq!(inside(1, "/pods/v"), None);
+    }
 
     #[test]
     fn what_lies_on_top_comes_first_and_neighbours_are_not_listed() {

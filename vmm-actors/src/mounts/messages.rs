@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use actix::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{HostSocket, MountsError};
+use super::{HostSocket, MemoryVolume, MountsError};
 use crate::ask::Reply;
 use crate::host::process::ProcessIdentity;
 use crate::id::ContainerId;
@@ -28,6 +28,8 @@ pub struct Prepare {
     pub rootfs: Vec<RootfsMount>,
     /// Volumes.
     pub binds: Vec<BindMount>,
+    /// UID of the pod, if its volumes in memory are the guest's to make.
+    pub memory_of: Option<String>,
     /// Who serves the share, if somebody does already.
     pub server: Option<FileServer>,
     /// Where the guest finds them.
@@ -79,6 +81,15 @@ pub struct BindMount {
     pub options: Vec<String>,
 }
 
+/// The volumes of a container.
+#[derive(Debug, Clone, Default)]
+pub struct Volumes {
+    /// All of them.
+    pub binds: Vec<BindMount>,
+    /// [`Prepare::memory_of`].
+    pub memory_of: Option<String>,
+}
+
 /// The process that exports the share, in a mount namespace of its own.
 #[derive(Debug, Clone)]
 pub struct FileServer {
@@ -97,6 +108,8 @@ pub struct PreparedMounts {
     pub binds: Vec<PathBuf>,
     /// Those of the volumes that are unix sockets: nothing is mounted for them.
     pub sockets: Vec<HostSocket>,
+    /// Those that are in memory: nothing is mounted for them either.
+    pub memory: Vec<MemoryVolume>,
     /// Numbers of those volumes that the container may only read while the share has them writable, for another.
     pub read_only_in_guest: Vec<u32>,
 }

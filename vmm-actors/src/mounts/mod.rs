@@ -13,12 +13,14 @@
 //! One kind of volume is not mounted in the view but in the file server's own mount namespace: one that has mounts
 //! below it and gets no news of them. Here it would keep the host from removing a directory that it has unmounted.
 //!
-//! A unix socket is no volume at all: it is described for the shim proxy, which connects to it for the guest.
+//! A unix socket is no volume at all: it is described for the shim proxy, which connects to it for the guest. A volume in
+//! memory is described for the guest, which makes it.
 //!
 //! Every name follows from ids: `<container>/rootfs` and `<container>/mounts/<number>`, which is a link where several
 //! containers may have the same volume. What a crash leaves is found in the kernel's own list.
 
 mod actor;
+mod memory;
 mod messages;
 mod options;
 mod sockets;
@@ -26,7 +28,10 @@ mod tree;
 mod volumes;
 
 pub use actor::Mounts;
-pub use messages::{BindMount, Close, FileServer, Open, Prepare, PreparedMounts, Release, RootfsMount};
+pub use memory::{MemoryVolume, Ownership};
+pub use messages::{
+    BindMount, Close, FileServer, Open, Prepare, PreparedMounts, Release, RootfsMount, Volumes,
+};
 pub use options::OptionError;
 pub use sockets::{HostSocket, SocketKind};
 pub use tree::{close, open, prepare, prepare_for, release};

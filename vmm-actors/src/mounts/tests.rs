@@ -1,4 +1,5 @@
 mod host_mounts;
+mod memory;
 mod rig;
 mod sockets;
 
@@ -266,12 +267,25 @@ fn the_actor_answers_and_a_command_outlives_its_caller() {
         drop(answer);
         crate::ask::tell(
             &mounts,
-            Prepare { container: id("c1"), rootfs: rootfs.clone(), binds: vec![], server: None, reply },
+            Prepare {
+                container: id("c1"),
+                rootfs: rootfs.clone(),
+                binds: vec![],
+                memory_of: None,
+                server: None,
+                reply,
+            },
         )
         .unwrap();
-        let again =
-            ask(&mounts, |reply| Prepare { container: id("c1"), rootfs, binds: vec![], server: None, reply })
-                .await;
+        let again = ask(&mounts, |reply| Prepare {
+            container: id("c1"),
+            rootfs,
+            binds: vec![],
+            memory_of: None,
+            server: None,
+            reply,
+        })
+        .await;
         assert!(again.unwrap_err().to_string().contains("there already"));
         ask(&mounts, |reply| Release { container: id("c1"), reply }).await.unwrap();
         ask(&mounts, |reply| Close { reply }).await.unwrap();

@@ -12,7 +12,10 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::options::{self, Kind};
 use super::volumes::{self, Volume};
-use super::{BindMount, FileServer, HostSocket, MountsError, PreparedMounts, RootfsMount, sockets};
+use super::{
+    BindMount, FileServer, HostSocket, MemoryVolume, MountsError, PreparedMounts, RootfsMount, Volumes,
+    memory, sockets,
+};
 use crate::host::dir::{self, PrivateDir};
 use crate::host::mount::{self, BindFlags, Mount, Propagation, attribute};
 use crate::host::mount_ns::MountNs;
@@ -58,7 +61,7 @@ pub async fn prepare(
     rootfs: Vec<RootfsMount>,
     binds: Vec<BindMount>,
 ) -> Result<PreparedMounts, MountsError> {
-    prepare_for(None, share, container, rootfs, binds).await
+    prepare_for(None, share, container, rootfs, Volumes { binds, memory_of: None }).await
 }
 
 /// Mounts a container's root file system and volumes.
@@ -70,10 +73,10 @@ pub async fn prepare_for(
     share: &Path,
     container: ContainerId,
     rootfs: Vec<RootfsMount>,
-    binds: Vec<BindMount>,
+    volumes: Volumes,
 ) -> Result<PreparedMounts, MountsError> {
     let share = real(share);
-    let result = prepare_all(server, share.clone(), container, rootfs, binds).await;
+    let result = prepare_all(server, share.clone(), container, rootfs, volumes).await;
     if result.is_err() {
         // Of volumes that were new, the mount is gone and its place is left.
         if let Err(error) = volumes::release_unused(&share).await {
@@ -88,7 +91,7 @@ async fn prepare_all(
     share: PathBuf,
     container: ContainerId,
     rootfs: Vec<RootfsMount>,
-    binds: Vec<BindMount>,
+    volumes: Volumes,
 ) -> Result<PreparedMounts, MountsError> {
     blocking(move || {
         let place = Place::new(&share, container)?;
@@ -102,12 +105,16 @@ async fn prepare_all(
             made.0.push(place.mount_rootfs(mount)?);
         }
         let mut apart = Vec::new();
-        let mut prepared = place.seen_by_guest(&binds);
-        for bind in &binds {
-            let volume = match place.source(bind)? {
+        let mut prepared = place.seen_by_guest(&volumes.binds);
+        for bind in &volumes.binds {
+            let volume = match place.source(bind, volumes.memory_of.as_deref())? {
                 Source::Volume(volume) => volume,
                 Source::Socket(socket) => {
                     prepared.sockets.push(socket);
+                    continue;
+                }
+                Source::Memory(memory) => {
+                    prepared.memory.push(memory);
                     continue;
                 }
             };
@@ -241,6 +248,7 @@ impl Drop for Undo {
 enum Source {
     Volume(Volume),
     Socket(HostSocket),
+    Memory(MemoryVolume),
 }
 
 /// One container's part of the share.
@@ -284,7 +292,7 @@ impl Place {
         self.mount(source, &target, kind)
     }
 
-    fn source(&self, bind: &BindMount) -> Result<Source, MountsError> {
+    fn source(&self, bind: &BindMount, memory_of: Option<&str>) -> Result<Source, MountsError> {
         let flags = options::bind(&bind.options)
             .map_err(|source| MountsError::Options { source_path: bind.source.clone(), source })?;
         let metadata = fs::metadata(&bind.source).map_err(|source| MountsError::FindSource {
@@ -295,6 +303,11 @@ impl Place {
         })?;
         if metadata.file_type().is_socket() {
             return sockets::describe(bind, &metadata, &self.container).map(Source::Socket);
+        }
+        if let Some(pod_uid) = memory_of
+            && let Some(memory) = memory::describe(bind, &metadata, pod_uid)?
+        {
+            return Ok(Source::Memory(memory));
         }
         let flags = self.keep_out(&bind.source, flags);
         let (number, source) = (bind.number, bind.source.clone());
@@ -360,6 +373,7 @@ impl Place {
             rootfs: container.join("rootfs"),
             binds: binds.iter().map(|bind| mounts.join(bind.number.to_string())).collect(),
             sockets: Vec::new(),
+            memory: Vec::new(),
             read_only_in_guest: Vec::new(),
         }
     }

@@ -17,7 +17,7 @@ use super::record::{ContainerRecord, Record};
 use super::state::State;
 use super::waiters::Waiters;
 use crate::ask::{AskError, Reply, ask};
-use crate::guest_spec::{Bind, GuestSpec, Propagation, ReadOnly, Target, for_guest};
+use crate::guest_spec::{Bind, GuestSpec, LeftToGuest, Propagation, ReadOnly, Target, for_guest};
 use crate::id::ContainerId;
 use crate::mounts;
 use crate::pod_spec::PodSpec;
@@ -133,6 +133,7 @@ impl Sandbox {
             .virtiofsd
             .as_ref()
             .map(|virtiofsd| mounts::FileServer { process: virtiofsd.process.clone(), share: "/".into() });
+        let memory_of = self.record.guest_memory_volumes.then(|| self.record.pod.uid.clone());
         let running = self.state == State::Running;
         let plugging = if running {
             self.plug(&request.id, wanted, &children.vm)
@@ -147,7 +148,7 @@ impl Sandbox {
             if again {
                 release_mounts(&children.mounts, &request.id).await?;
             }
-            let prepared = make_mounts((&children.mounts, server), request, spec).await?;
+            let prepared = make_mounts((&children.mounts, server, memory_of), request, spec).await?;
             Ok(PreparedContainer { disks, ..prepared })
         }
     }
@@ -241,24 +242,47 @@ async fn read_spec(request: &ContainerRequest, pod: &PodSpec) -> Result<GuestSpe
 }
 
 async fn make_mounts(
-    (mounts, server): (&actix::Addr<mounts::Mounts>, Option<mounts::FileServer>),
+    (mounts, server, memory_of): (&actix::Addr<mounts::Mounts>, Option<mounts::FileServer>, Option<String>),
     request: ContainerRequest,
     mut spec: GuestSpec,
 ) -> Result<PreparedContainer, SandboxError> {
     let ContainerRequest { id, rootfs, .. } = request;
     let container = id.clone();
     let binds = spec.binds.iter().map(bind_mount).collect();
-    let asked = ask(mounts, |reply| mounts::Prepare { container: id, rootfs, binds, server, reply });
+    let asked =
+        ask(mounts, |reply| mounts::Prepare { container: id, rootfs, binds, memory_of, server, reply });
     let made = asked.await.map_err(|failed| not_mounted(container.clone(), &failed))?;
-    let numbers: Vec<u32> = made.sockets.iter().map(|socket| socket.number).collect();
-    if let Err(source) = spec.settle(container.as_str(), &numbers, &made.read_only_in_guest) {
+    let left = LeftToGuest {
+        sockets: made.sockets.iter().map(|socket| socket.number).collect(),
+        memory: made.memory.iter().map(|volume| volume.number).collect(),
+        read_only: made.read_only_in_guest,
+    };
+    if let Err(source) = spec.settle(container.as_str(), &left) {
         if let Err(left) = release_mounts(mounts, &container).await {
             warn!(%container, error = chain(&left), "mounts are left");
         }
         return Err(SandboxError::Spec { container, source });
     }
     let rootfs = spec.rootfs.to_string_lossy().into_owned();
-    Ok(PreparedContainer { spec: spec.spec_json, rootfs, sockets: made.sockets, disks: Vec::new() })
+    let memory = made.memory.into_iter().map(memory_volume).collect();
+    Ok(PreparedContainer { spec: spec.spec_json, rootfs, sockets: made.sockets, memory, disks: Vec::new() })
+}
+
+fn memory_volume(volume: mounts::MemoryVolume) -> bulkhead_protocol::agent::MemoryVolume {
+    let mounts::MemoryVolume { number, name, size_bytes, root, sub_path, sub } = volume;
+    bulkhead_protocol::agent::MemoryVolume {
+        number,
+        name,
+        size_bytes,
+        uid: root.uid,
+        gid: root.gid,
+        mode: root.mode,
+        sub_path,
+        sub_uid: sub.uid,
+        sub_gid: sub.gid,
+        sub_mode: sub.mode,
+        ..Default::default()
+    }
 }
 
 fn bind_mount(bind: &Bind) -> mounts::BindMount {

@@ -144,6 +144,8 @@ pub struct PreparedContainer {
     pub rootfs: String,
     /// Unix sockets of the host that the container has.
     pub sockets: Vec<crate::mounts::HostSocket>,
+    /// Volumes in memory that the container has.
+    pub memory: Vec<bulkhead_protocol::agent::MemoryVolume>,
     /// Block devices that were plugged into the VM for it.
     pub disks: Vec<bulkhead_protocol::agent::Disk>,
 }

@@ -64,6 +64,9 @@ pub struct Record {
     /// Block devices of the host that are, or may be, plugged into the VM.
     #[serde(default)]
     pub disks: Disks,
+    /// Its volumes in memory are tmpfs of the guest; in records of releases that shared the node's with it, they are not.
+    #[serde(default)]
+    pub guest_memory_volumes: bool,
     /// Containers whose mounts exist or may exist.
     pub containers: BTreeMap<ContainerId, ContainerRecord>,
 }
@@ -92,6 +95,7 @@ impl Record {
             virtiofsd: None,
             shim: None,
             disks: Disks::default(),
+            guest_memory_volumes: true,
             containers: BTreeMap::new(),
             containerd_namespace,
             id,

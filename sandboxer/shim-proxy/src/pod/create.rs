@@ -193,6 +193,7 @@ fn guest_request(
         container_id: new.id.clone(),
         mounts: parts("guest mount", &prepared.guest_mounts)?,
         disks: parts("guest disk", &prepared.guest_disks)?,
+        memory_volumes: parts("volume in memory", &prepared.guest_memory_volumes)?,
         spec: prepared.guest_spec,
         rootfs: prepared.guest_rootfs,
         stdio: Some(new.stdio.for_guest()).into(),

@@ -80,7 +80,8 @@ fn a_directory_that_the_host_unmounted_can_be_removed_while_a_container_has_it()
 
         let binds = vec![volume(0, &dir.join("host/volume"), "rbind,rprivate,ro")];
         let known = Some(FileServer { process: process.clone(), share: share.clone() });
-        prepare_for(known, &share, id("c1"), vec![overlay(dir)], binds).await.unwrap();
+        let volumes = Volumes { binds, memory_of: None };
+        prepare_for(known, &share, id("c1"), vec![overlay(dir)], volumes).await.unwrap();
         assert_eq!(fs::read_to_string(seen("c1/mounts/0/below/file")).unwrap(), "there");
         assert!(!share.join("c1/mounts/0/below").exists(), "it is in our way");
         fs::write(seen("c1/mounts/0/below/new"), "only the volume itself is read-only").unwrap();
