@@ -1,5 +1,6 @@
 //! Which values are impossible, whatever the host. Pure.
 
+use std::net::SocketAddr;
 use std::path::{Component, Path};
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -66,7 +67,7 @@ impl Findings {
 
 /// Every path among the settings, by key.
 pub(crate) fn paths(settings: &Settings) -> [(&'static str, &Path); 11] {
-    let Settings { sandboxer, shim, guest, vm, qemu, virtiofsd, cgroup: _ } = settings;
+    let Settings { sandboxer, shim, guest, vm, qemu, virtiofsd, cgroup: _, metrics: _ } = settings;
     [
         ("sandboxer.listen", &sandboxer.listen),
         ("sandboxer.run_dir", &sandboxer.run_dir),
@@ -91,6 +92,7 @@ pub(crate) fn values(settings: &Settings) -> Vec<Finding> {
         }
     }
     directories(settings, &mut findings);
+    metrics(settings, &mut findings);
     logs(settings, &mut findings);
     numbers(settings, &mut findings);
     arguments(settings, &mut findings);
@@ -134,6 +136,22 @@ fn directories(settings: &Settings, findings: &mut Findings) {
         "an absolute path below the root (/bulkhead) or a slice (bulkhead.slice)",
     );
     findings.unless(usable, "cgroup.default_parent", quoted(parent), example);
+}
+
+fn metrics(settings: &Settings, findings: &mut Findings) {
+    let listen = &settings.metrics.listen;
+    let is_loopback = listen.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+    let is_path = Path::new(listen).is_absolute() && listen.len() <= MAX_SOCKET_PATH;
+    let example = (
+        "neither the path of a unix socket nor a loopback address with a port",
+        "/run/bulkhead/metrics.sock or 127.0.0.1:9464; empty for no metrics",
+    );
+    findings.unless(
+        listen.is_empty() || is_loopback || is_path,
+        "metrics.listen",
+        quoted(Path::new(listen)),
+        example,
+    );
 }
 
 fn logs(settings: &Settings, findings: &mut Findings) {

@@ -16,6 +16,6 @@ pub use check::{MAX_RUN_DIR, MAX_SOCKET_PATH};
 pub use fault::{Fault, Faults};
 pub use load::Scope;
 pub use settings::{
-    Accelerator, CacheMode, Cgroup, Guest, Hypervisor, LogFormat, Machine, Qemu, Sandboxer, Settings, Shim,
-    Virtiofsd, Vm, WithoutOverhead,
+    Accelerator, CacheMode, Cgroup, Guest, Hypervisor, LogFormat, Machine, Metrics, Qemu, Sandboxer,
+    Settings, Shim, Virtiofsd, Vm, WithoutOverhead,
 };

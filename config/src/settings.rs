@@ -23,6 +23,8 @@ pub struct Settings {
     pub virtiofsd: Virtiofsd,
     /// Host cgroups of the pods.
     pub cgroup: Cgroup,
+    /// Figures for Prometheus.
+    pub metrics: Metrics,
 }
 
 /// `[sandboxer]`: sockets, directories, logging.
@@ -188,6 +190,14 @@ pub struct Cgroup {
     pub default_parent: String,
     /// What becomes of a pod whose RuntimeClass has no overhead, and whose limit leaves its VM no room.
     pub without_overhead: WithoutOverhead,
+}
+
+/// `[metrics]`: figures for Prometheus.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where they are served. Checked: empty, the path of a unix socket, or a loopback address with a port.
+    pub listen: String,
 }
 
 /// What becomes of a pod that brings no overhead for its VM.

@@ -98,6 +98,11 @@ fn each_slip_is_named_with_what_would_be_right() {
              or a slice (bulkhead.slice)",
         ),
         (
+            "[metrics]\nlisten = \"0.0.0.0:9464\"",
+            "metrics.listen = \"0.0.0.0:9464\": neither the path of a unix socket nor a loopback address with a port; \
+             /run/bulkhead/metrics.sock or 127.0.0.1:9464; empty for no metrics",
+        ),
+        (
             "[sandboxer]\nstate_dir = \"/run/bulkhead/state\"",
             "sandboxer.state_dir = \"/run/bulkhead/state\": lies in run_dir, which is gone after a reboot; \
              a directory on disk, for example /var/lib/bulkhead",

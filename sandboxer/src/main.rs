@@ -5,6 +5,7 @@
 mod args;
 mod caller_limits;
 mod controller;
+mod exporter;
 mod logging;
 mod metrics;
 mod orphans;

@@ -10,14 +10,15 @@ use containerd_sandbox::ServeError;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vmm_actors::Sandboxes;
 use vmm_actors::registry::RecoveryReport;
 use vmm_actors::sandbox::chain;
 use vmm_actors::sandbox::record::RecordError;
 use vmm_actors::vm::Acceleration;
 use vmm_actors::vm::qemu::QemuDriver;
+use vmm_actors::{Sandboxes, Telemetry};
 
 use crate::controller::Controller;
+use crate::exporter::{self, ExporterError};
 use crate::sockets::{SocketError, listen, lock, make_directory};
 use crate::{orphans, pods};
 
@@ -54,6 +55,9 @@ pub(crate) enum ServiceError {
         /// Why.
         source: ServeError,
     },
+    /// The Prometheus endpoint.
+    #[error(transparent)]
+    Exporter(#[from] ExporterError),
     /// Signals.
     #[error("cannot listen for signals")]
     Signals {
@@ -76,7 +80,8 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
 
     let driver = Arc::new(QemuDriver::new(&settings));
     tokio::spawn(try_virtualisation(Arc::clone(&driver)));
-    let (sandboxes, recovered) = Sandboxes::start_up(Arc::clone(&settings), driver)
+    let telemetry = Telemetry::new().map_err(ExporterError::from)?;
+    let (sandboxes, recovered) = Sandboxes::start_up(Arc::clone(&settings), driver, telemetry.clone())
         .map_err(|source| ServiceError::Records { source })?;
     report(&recovered);
 
@@ -89,6 +94,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
         let server = pods::serve(sandboxes.clone(), control).await;
         shim_proxies.push(server.map_err(|source| ServiceError::ServePods { source })?);
     }
+    exporter::start(&settings.metrics.listen, sandboxes.clone(), telemetry).await?;
     tell_systemd(NotifyState::Ready);
     tracing::info!(listen = %sandboxer.listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
 

@@ -60,6 +60,7 @@ mod host_memory;
 mod host_sockets;
 mod lifecycle;
 mod limits;
+mod metrics;
 mod namespaces;
 mod oom;
 mod orphans;

@@ -2,6 +2,7 @@
 # Brings the peers that Debian 12 has not, or has too old, into <repository>/.peers:
 #
 #   .peers/bin/{virtiofsd,vhost-device-vsock}      crate registry, or a link to the machine's own
+#   .peers/bin/promtool                            Debian's package prometheus, whose daemon is not installed
 #   .peers/containerd-2.4/bin/{containerd,ctr,containerd-shim-runc-v2}
 #                                                     Go module proxy, newest stable line
 #   .peers/containerd-2.3/bin/…                    Go module proxy, long-term support
@@ -123,6 +124,19 @@ cri_tools() {
     say "cri-tools $version: $(took "$since")"
 }
 
+# promtool: Prometheus' check of what it is to scrape.
+promtool() {
+    local place
+    [ ! -x "$peers/bin/promtool" ] || { say "promtool is there"; return; }
+    say "taking promtool out of Debian's package prometheus"
+    place=$(mktemp -d)
+    # apt's own user writes where it may, so it says that it may not write here.
+    (cd "$place" && apt-get -qq download prometheus 2>/dev/null && dpkg-deb -x ./*.deb .) ||
+        fail "cannot get Debian's package prometheus: run apt-get update, then this again"
+    install -m 0755 "$place/usr/bin/promtool" "$peers/bin/promtool"
+    rm -rf "$place"
+}
+
 wanted=${1:-all}
 case "$wanted" in
     all | demo) ;;
@@ -141,4 +155,5 @@ if [ "$wanted" = all ]; then
     containerd_line 2.3
     containerd_line 2.1
     cri_tools
+    promtool
 fi

@@ -29,6 +29,7 @@ pub mod registry;
 pub mod sandbox;
 mod sandboxes;
 pub mod shim;
+mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod virtiofsd;
@@ -36,3 +37,4 @@ pub mod vm;
 
 pub use pod_spec::{PodSpec, PortMapping, ResourceLimit, Resources};
 pub use sandboxes::Sandboxes;
+pub use telemetry::Telemetry;

@@ -19,6 +19,7 @@ use crate::sandbox::{
     PrepareContainer, PreparedContainer, ReleaseContainer, Sandbox, SandboxError, Shutdown, Snapshot, Start,
     Started, Stop, Update, Wait,
 };
+use crate::telemetry::Telemetry;
 use crate::vm::Driver;
 
 /// A handle to every sandbox of the node.
@@ -36,10 +37,12 @@ impl Sandboxes {
     pub fn start_up(
         settings: Arc<Settings>,
         driver: Arc<dyn Driver>,
+        telemetry: Telemetry,
     ) -> Result<(Self, RecoveryReport), RecordError> {
         let store = Store::open(&settings.sandboxer.state_dir)?;
         let (recovered, report) = registry::recover(&store, &settings.sandboxer.run_dir)?;
-        let host = Host { settings, driver, store };
+        telemetry.recovered(&report);
+        let host = Host { settings, driver, store, telemetry };
         Ok((Self { registry: Registry::new(host, recovered).start() }, report))
     }
 

@@ -1,6 +1,6 @@
 //! The Agent actor.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, SpawnHandle, WrapFuture};
 use bulkhead_protocol::agent::Announce;
@@ -35,6 +35,8 @@ pub struct Agent {
     waiter: Option<Waiter>,
     guest: Option<Guest>,
     missed: u32,
+    /// When it answered last.
+    heard: Option<Instant>,
 }
 
 /// How far the session is.
@@ -81,7 +83,16 @@ impl Agent {
     /// it. `parent` is told when it falls silent.
     #[must_use]
     pub fn new(dir: PodDir, boot_timeout: Duration, parent: Recipient<AgentSilent>) -> Self {
-        Self { dir, boot_timeout, parent, state: State::Cold, waiter: None, guest: None, missed: 0 }
+        Self {
+            dir,
+            boot_timeout,
+            parent,
+            state: State::Cold,
+            waiter: None,
+            guest: None,
+            missed: 0,
+            heard: None,
+        }
     }
 
     /// A session to a guest that an earlier instance of this service has set up. It is dialled at once, and by every
@@ -89,7 +100,16 @@ impl Agent {
     #[must_use]
     pub fn adopt(dir: PodDir, parent: Recipient<AgentSilent>) -> Self {
         let boot_timeout = BEAT_WITHIN;
-        Self { dir, boot_timeout, parent, state: State::Lost, waiter: None, guest: None, missed: 0 }
+        Self {
+            dir,
+            boot_timeout,
+            parent,
+            state: State::Lost,
+            waiter: None,
+            guest: None,
+            missed: 0,
+            heard: None,
+        }
     }
 
     fn announced(&mut self, announced: std::io::Result<Announce>, ctx: &mut Context<Self>) {
@@ -114,6 +134,7 @@ impl Agent {
     fn up(&mut self, session: Session, guest: Guest, ctx: &mut Context<Self>) {
         self.state = State::Up(session);
         self.missed = 0;
+        self.heard = Some(Instant::now());
         self.guest = Some(guest.clone());
         if let Some(Waiter { reply, deadline }) = self.waiter.take() {
             ctx.cancel_future(deadline);
@@ -195,6 +216,7 @@ impl Agent {
                     tracing::info!(dir = %self.dir.path().display(), "the guest answers again");
                 }
                 self.missed = 0;
+                self.heard = Some(Instant::now());
                 if let Some((session, guest)) = opened {
                     let booted_in = self.guest.as_ref().and_then(|guest| guest.booted_in);
                     self.up(session, Guest { booted_in, ..guest }, ctx);
@@ -354,7 +376,8 @@ impl Handler<Observe> for Agent {
     type Result = ();
     fn handle(&mut self, Observe { reply }: Observe, _: &mut Self::Context) {
         let state = if self.missed >= SILENT_AFTER { "silent" } else { self.state.name() };
-        answer(reply, Ok(AgentView { state, guest: self.guest.clone(), missed: self.missed }));
+        let heard = self.heard.map(|at| at.elapsed());
+        answer(reply, Ok(AgentView { state, guest: self.guest.clone(), missed: self.missed, heard }));
     }
 }
 

@@ -109,6 +109,8 @@ pub struct AgentView {
     pub guest: Option<Guest>,
     /// Heartbeats missed in a row.
     pub missed: u32,
+    /// How long ago the guest answered last; none if this process has not heard of it.
+    pub heard: Option<Duration>,
 }
 
 /// The guest does not answer any more. Told once; told again only after it has answered in between.

@@ -101,6 +101,7 @@ impl Handler<Create> for Registry {
                 Ok(record) => self.give_life(id, Begin::New { record: Box::new(record), reply }, ctx),
                 Err(refused) => {
                     let cause = Cause { class: Class::Invalid, reason: chain(&refused) };
+                    self.host.telemetry.did_not_start(cause.class);
                     drop(reply.send(Err(SandboxError::Ended { id, cause })));
                 }
             },

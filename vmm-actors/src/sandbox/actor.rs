@@ -70,13 +70,13 @@ impl Sandbox {
             containers: Containers::recorded(&record),
             plugs: Plugs::default(),
             recorder: Recorder::new(host.store.clone()),
+            timeline: Timeline::begin(host.telemetry.clone()),
             host,
             record,
             state,
             first: Some(first),
             children: None,
             span,
-            timeline: Timeline::begin(),
             warnings: Vec::new(),
             updating: false,
             ended_at,
@@ -169,7 +169,11 @@ impl Sandbox {
                 sandbox.bringing_up = None;
                 match outcome {
                     Ok(up) => sandbox.brought_up(up, ctx),
-                    Err(failed) => sandbox.note(Event::BringUpFailed(failed.cause()), ctx),
+                    Err(failed) => {
+                        let cause = failed.cause();
+                        sandbox.host.telemetry.did_not_start(cause.class);
+                        sandbox.note(Event::BringUpFailed(cause), ctx);
+                    }
                 }
             },
         );
@@ -193,7 +197,10 @@ impl Sandbox {
         let saved = async move { timeline.step("record running", save).await };
         ctx.spawn(saved.into_actor(self).map(|saved, sandbox, ctx| {
             let event = match saved {
-                Ok(()) => Event::Committed,
+                Ok(()) => {
+                    sandbox.timeline.started();
+                    Event::Committed
+                }
                 Err(failed) => Event::CommitFailed(Cause { class: Class::Exhausted, reason: chain(&failed) }),
             };
             sandbox.note(event, ctx);
@@ -255,6 +262,7 @@ impl Sandbox {
     }
 
     fn save_stopped(&mut self, cause: Cause, ctx: &mut Context<Self>) {
+        self.host.telemetry.ended(cause.class);
         self.record.phase = Phase::Stopped { cause, at: self.end_time() };
         let save = self.save();
         ctx.spawn(save.into_actor(self).map(|saved, sandbox, _| {

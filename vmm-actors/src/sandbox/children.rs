@@ -17,6 +17,7 @@ use crate::monitor::{self, Monitor};
 use crate::mounts::Mounts;
 use crate::network::Network;
 use crate::shim::{self, Shim, ShimSpec};
+use crate::telemetry::Telemetry;
 use crate::virtiofsd::{self, Virtiofsd};
 use crate::vm::{self, Driver, Vm};
 
@@ -29,6 +30,8 @@ pub struct Host {
     pub driver: Arc<dyn Driver>,
     /// The records.
     pub store: Store,
+    /// Counters and histograms.
+    pub telemetry: Telemetry,
 }
 
 /// One of each, alive as long as the sandbox actor.

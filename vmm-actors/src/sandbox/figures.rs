@@ -6,7 +6,7 @@ use super::actor::Sandbox;
 use super::error::{SandboxError, chain};
 use super::messages::{Metrics, PodMetrics};
 use crate::ask::{answer, ask};
-use crate::{cgroup, network};
+use crate::{agent, cgroup, network};
 
 impl Handler<Metrics> for Sandbox {
     type Result = ();
@@ -19,13 +19,15 @@ impl Handler<Metrics> for Sandbox {
         };
         let (id, cgroup, network) = (self.id(), self.record.cgroup.clone(), self.record.network.clone());
         let work = async move {
-            let (cgroup, network) = tokio::join!(
+            let (cgroup, network, guest) = tokio::join!(
                 ask(&children.cgroup, |reply| cgroup::Stats { record: cgroup, reply }),
                 ask(&children.network, |reply| network::Stats { record: network, reply }),
+                ask(&children.agent, |reply| agent::Observe { reply }),
             );
             // A pod whose network is gone still has CPU and memory to show.
             let network = network.unwrap_or_default();
-            let metrics = cgroup.map(|cgroup| PodMetrics { cgroup, network });
+            let guest_heard = guest.ok().and_then(|view| view.heard);
+            let metrics = cgroup.map(|cgroup| PodMetrics { cgroup, network, guest_heard });
             drop(
                 reply.send(metrics.map_err(|failed| SandboxError::Resources { id, reason: chain(&failed) })),
             );

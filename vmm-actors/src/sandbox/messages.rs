@@ -1,5 +1,6 @@
 //! What a sandbox hears.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -81,6 +82,8 @@ pub struct Snapshot {
     pub reason: Option<String>,
     /// Pid of the VMM; 0 when there is none.
     pub pid: u32,
+    /// Its processes on the host by what they are, as long as they may live.
+    pub processes: BTreeMap<&'static str, u32>,
     /// When Create came.
     pub created_at: SystemTime,
     /// When it ended.
@@ -182,6 +185,8 @@ pub struct PodMetrics {
     pub cgroup: crate::cgroup::PodStats,
     /// Counters of the pod's links, from the pod's view.
     pub network: Vec<crate::network::LinkStats>,
+    /// How long ago the guest answered a heartbeat last; none if this process has not heard of it.
+    pub guest_heard: Option<Duration>,
 }
 
 /// Give the pod other limits. What is not set keeps what it is; a VM that has to grow does, or nothing is changed.

@@ -1,12 +1,13 @@
 //! What a sandbox tells of itself.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use actix::{Context, Handler};
 
 use super::actor::Sandbox;
 use super::messages::{Observe, Snapshot};
-use super::record::Nanos;
+use super::record::{Nanos, Record};
 use super::sizing::beyond_the_pod;
 use super::state::State;
 
@@ -23,6 +24,18 @@ impl Sandbox {
         format!("ttrpc+unix://{}", self.record.dir.task_sock().display())
     }
 
+    fn processes(&self) -> BTreeMap<&'static str, u32> {
+        let Record { vm, virtiofsd, shim, .. } = &self.record;
+        let helper = vm.as_ref().and_then(|vm| vm.vsock_helper.as_ref());
+        let all = [
+            ("vmm", vm.as_ref().map(|vm| vm.vmm.pid)),
+            ("vsock", helper.map(|helper| helper.pid)),
+            ("virtiofsd", virtiofsd.as_ref().map(|virtiofsd| virtiofsd.process.pid)),
+            ("shim_proxy", shim.as_ref().map(|shim| shim.process.pid)),
+        ];
+        all.into_iter().filter_map(|(part, pid)| Some((part, pid?))).collect()
+    }
+
     fn snapshot(&self) -> Snapshot {
         let alive = self.state.cause().is_none();
         let size = self.record.size(&self.host.settings);
@@ -35,6 +48,7 @@ impl Sandbox {
             state: self.state.name(),
             reason: self.state.cause().map(|cause| cause.reason.clone()),
             pid: if alive { self.vmm_pid() } else { 0 },
+            processes: if alive { self.processes() } else { BTreeMap::new() },
             created_at: self.record.created_at.into(),
             exited_at: self.ended_at.map(Into::into),
             address: self.address(),

@@ -49,6 +49,23 @@ pub enum Class {
     Lost,
 }
 
+impl Class {
+    /// All there are.
+    pub const ALL: [Self; 5] = [Self::Asked, Self::Invalid, Self::Exhausted, Self::TimedOut, Self::Lost];
+
+    /// As a label of a metric.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Invalid => "invalid",
+            Self::Exhausted => "exhausted",
+            Self::TimedOut => "timed_out",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 impl Cause {
     /// Somebody asked for the end.
     #[must_use]
@@ -164,6 +181,20 @@ pub struct Refused {
 
 /// State and effects that follow.
 pub type Step = (State, Vec<Effect>);
+
+/// What [`State::name`] can answer of a sandbox that is still known.
+pub const NAMES: [&str; 10] = [
+    "being created",
+    "starting",
+    "created",
+    "running",
+    "failed",
+    "being undone",
+    "stopping",
+    "being removed",
+    "stopped",
+    "stopped, with something left to release",
+];
 
 impl State {
     /// Name for Status, logs and refusals.

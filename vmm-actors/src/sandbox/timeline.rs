@@ -6,17 +6,24 @@ use std::time::Instant;
 use tracing::Instrument;
 
 use super::messages::StepTime;
+use crate::telemetry::Telemetry;
 
 /// Steps of one sandbox, shared by the futures that take them.
 #[derive(Debug, Clone)]
 pub(super) struct Timeline {
     began: Instant,
     steps: Arc<Mutex<Vec<StepTime>>>,
+    telemetry: Telemetry,
 }
 
 impl Timeline {
-    pub(super) fn begin() -> Self {
-        Self { began: Instant::now(), steps: Arc::default() }
+    pub(super) fn begin(telemetry: Telemetry) -> Self {
+        Self { began: Instant::now(), steps: Arc::default(), telemetry }
+    }
+
+    /// The sandbox runs.
+    pub(super) fn started(&self) {
+        self.telemetry.started(self.began.elapsed());
     }
 
     /// Runs a step and notes its times, whether it succeeds or not.
@@ -25,6 +32,7 @@ impl Timeline {
         let output = work.instrument(tracing::debug_span!("step", name = step)).await;
         let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let end = self.began.elapsed();
+        self.telemetry.step(step, end.saturating_sub(begin));
         let time = StepTime { step, begin_micros: micros(begin), micros: micros(end.saturating_sub(begin)) };
         self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(time);
         output

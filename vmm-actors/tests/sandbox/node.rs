@@ -15,7 +15,7 @@ use vmm_actors::sandbox::record::{Found, Record, Store};
 use vmm_actors::sandbox::state::Cause;
 use vmm_actors::sandbox::{SandboxError, Snapshot, Started};
 use vmm_actors::testing::{FakeDriver, fake_shim, fake_virtiofsd};
-use vmm_actors::{PodSpec, Sandboxes};
+use vmm_actors::{PodSpec, Sandboxes, Telemetry};
 
 /// How long anything may take that takes milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -61,8 +61,12 @@ impl Place {
     /// Begins to serve, with whatever a predecessor left.
     pub(crate) fn serve(&self, driver: FakeDriver) -> Service {
         let driver = Arc::new(driver);
-        let (sandboxes, report) =
-            Sandboxes::start_up(Arc::new(self.settings.clone()), Arc::clone(&driver) as _).unwrap();
+        let (sandboxes, report) = Sandboxes::start_up(
+            Arc::new(self.settings.clone()),
+            Arc::clone(&driver) as _,
+            Telemetry::new().unwrap(),
+        )
+        .unwrap();
         Service { sandboxes, driver, report, place: self.clone() }
     }
 }

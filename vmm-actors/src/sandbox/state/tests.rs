@@ -25,6 +25,13 @@ fn states() -> Vec<State> {
     ]
 }
 
+#[test]
+fn every_state_has_its_name_in_the_list() {
+    let names: std::collections::BTreeSet<_> =
+        states().iter().filter(|state| !matches!(state, State::Gone(_))).map(State::name).collect();
+    assert_eq!(names, NAMES.into_iter().collect());
+}
+
 fn events() -> Vec<Event> {
     vec![
         Event::HostReady,
