@@ -9,6 +9,7 @@
 #   .peers/containerd-2.1/bin/…                    Go module proxy, oldest supported line
 #   .peers/cri-tools/bin/{critest.test,crictl,ginkgo,suite-helper}
 #                                                     Go module proxy: the CRI validation suite
+#   .peers/helm/bin/chart                          Go module proxy: Helm's linter and templates, Kubernetes' types
 #
 #   tests/peers/build.sh all      everything (what no argument means, too)
 #   tests/peers/build.sh demo     what one pod needs: helpers and the newest containerd
@@ -137,6 +138,20 @@ promtool() {
     rm -rf "$place"
 }
 
+# helm: builds the checker of charts and manifests in helm/, of the versions that helm/go.mod names.
+helm() {
+    local module="$here/helm" program="$peers/helm/bin/chart" since=$SECONDS
+    if [ "$program" -nt "$module/main.go" ] && [ "$program" -nt "$module/go.mod" ]; then
+        say "the checker of charts is there"
+        return
+    fi
+    say "building Helm's linter and templates from the Go module proxy (about 3 minutes)"
+    mkdir -p "$peers/helm/bin"
+    (cd "$module" && CGO_ENABLED=0 go build -mod=readonly -trimpath -buildvcs=false -ldflags '-s -w' -o "$program" .)
+    touch "$program"
+    say "the checker of charts: $(took "$since")"
+}
+
 wanted=${1:-all}
 case "$wanted" in
     all | demo) ;;
@@ -156,4 +171,5 @@ if [ "$wanted" = all ]; then
     containerd_line 2.1
     cri_tools
     promtool
+    helm
 fi
