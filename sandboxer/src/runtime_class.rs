@@ -6,13 +6,16 @@ use vmm_actors::cgroup::Limits;
 /// Name of the runtime in containerd's configuration, as shipped (`config/containerd/bulkhead.toml`).
 const HANDLER: &str = "bulkhead";
 
+/// The label of nodes that run Bulkhead, as in the Helm chart (`config/kubernetes/helm/values.yaml`).
+const READY: &str = "bulkhead-project.github.io/ready";
+
 /// What a VM takes beside its pod's own limit becomes the overhead, so that the scheduler reckons with it and kubelet
 /// makes the pod's cgroup large enough. It has no CPU: what VMM and helpers use counts against the pod's own CPU limit.
 pub(crate) fn manifest(settings: &Settings) -> String {
     let guest_mib = settings.vm.memory_mib;
     let overhead_mib = Limits::needed_bytes(u64::from(guest_mib.get()) << 20) >> 20;
     format!(
-        "# kubectl label node NODE {HANDLER}=true    on every node that runs bulkhead-sandboxer
+        "# kubectl label node NODE {READY}=true    on every node that runs bulkhead-sandboxer
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
 metadata:
@@ -25,7 +28,7 @@ overhead:
     memory: {overhead_mib}Mi
 scheduling:
   nodeSelector:
-    {HANDLER}: \"true\"
+    {READY}: \"true\"
 ",
         overhead_mib - u64::from(guest_mib.get())
     )
@@ -48,5 +51,7 @@ mod tests {
         assert!(
             include_str!("../../config/containerd/bulkhead.toml").contains(&format!("runtimes.{HANDLER}]"))
         );
+        let chart = include_str!("../../config/kubernetes/helm/values.yaml");
+        assert!(chart.contains(&format!("    {READY}: \"true\"\n")), "the chart has another label");
     }
 }

@@ -62,7 +62,12 @@ fn the_runtime_class_that_is_printed_fits_the_settings() {
     let output = sandboxer(&["--config", file.to_str().unwrap(), "--print-runtimeclass"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let printed = text(&output.stdout);
-    for line in ["kind: RuntimeClass", "handler: bulkhead", "    memory: 1192Mi", "    bulkhead: \"true\""] {
+    for line in [
+        "kind: RuntimeClass",
+        "handler: bulkhead",
+        "    memory: 1192Mi",
+        "    bulkhead-project.github.io/ready: \"true\"",
+    ] {
         assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
     }
 }
