@@ -4,9 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bulkhead_config::WithoutOverhead;
+use vmm_actors::Resources;
 use vmm_actors::registry::CreateSandbox;
 use vmm_actors::sandbox::state::{Cause, Class};
 use vmm_actors::testing::{EAT, FakeDriver, Fault};
+use vmm_actors::vm::Size;
 
 use crate::node::{Node, PATIENCE, Service, sandbox};
 use crate::predecessor::{Predecessor, Task};
@@ -125,7 +127,8 @@ fn remove_kubelets(parent: &Path) {
 async fn a_pod_without_overhead_runs_beside_its_cgroup_and_says_so() {
     let Some(node) = Node::new() else { return };
     let Some((mut request, parent)) = tight(&node) else { return };
-    let service = node.serve(FakeDriver::default());
+    let room = Size { vcpus: 8.try_into().unwrap(), memory_mib: 4096.try_into().unwrap() };
+    let service = node.serve(FakeDriver::default().with_room(room));
     request.pod.overhead.memory_limit_bytes = 1;
     let refused = service.sandboxes.create(request.clone()).await.unwrap_err();
     let Cause { reason, .. } = crate::node::cause(refused);
@@ -146,6 +149,11 @@ async fn a_pod_without_overhead_runs_beside_its_cgroup_and_says_so() {
     let told =
         |warning: &String| warning.contains("no overhead") && warning.contains(&format!("{needed} MiB"));
     assert!(status.warnings.iter().any(told), "{:?}", status.warnings);
+
+    // What kubelet makes of the pod's own cgroup bounds nothing of it.
+    let more = Resources { memory_limit_bytes: 64 << 20, ..Resources::default() };
+    service.sandboxes.update(&sandbox("p"), more, Resources::default()).await.unwrap();
+    assert_eq!(limit(&beside), ((needed + 64) * MIB).to_string());
 
     service.stop("p").await;
     service.shutdown("p").await;
