@@ -15,7 +15,7 @@ use bulkhead_protocol::agent::{
     StatsResponse, UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
 };
 use bulkhead_protocol::agent_ttrpc::Agent;
-use bulkhead_protocol::{FEATURE_DISKS, FEATURE_GROWTH, version};
+use bulkhead_protocol::{FEATURE_DISKS, FEATURE_GROWTH, FEATURE_MEMORY_VOLUMES, version};
 use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
 
@@ -81,7 +81,7 @@ impl Agent for AgentService {
             version,
             agent_build: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: announce::kernel_release(),
-            features: vec![FEATURE_DISKS.to_owned(), FEATURE_GROWTH.to_owned()],
+            features: [FEATURE_DISKS, FEATURE_GROWTH, FEATURE_MEMORY_VOLUMES].map(ToOwned::to_owned).into(),
             ..Default::default()
         })
     }

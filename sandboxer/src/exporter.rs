@@ -6,6 +6,7 @@ mod collect;
 use std::convert::Infallible;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -17,32 +18,31 @@ use hyper_util::rt::TokioIo;
 use prometheus::TextEncoder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use vmm_actors::sandbox::chain;
 use vmm_actors::{Sandboxes, Telemetry};
 
 use crate::sockets::{self, SocketError};
 
-/// How long a client may take for all its requests: whoever scrapes is quick, and comes again.
+/// How long a client may take: whoever scrapes is quick, and comes again.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// After a failed accept(2), above all for want of descriptors.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Why there is no endpoint.
+/// Between two attempts to get the address.
+const RETRY: Duration = Duration::from_secs(30);
+/// Connections at a time: one scraper has one, and anybody on the node may open more.
+const CONNECTIONS: usize = 8;
+
+/// Why there is no endpoint yet.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ExporterError {
+enum ListenError {
     /// The unix socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// The address.
-    #[error("cannot listen on {listen} for metrics")]
-    Bind {
-        /// As the settings have it.
-        listen: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A metric that Prometheus does not allow.
-    #[error("cannot make the metrics")]
-    Metrics(#[from] prometheus::Error),
+    #[error("cannot listen on it")]
+    Bind(#[from] io::Error),
 }
 
 /// Where clients come from.
@@ -51,36 +51,47 @@ enum Listener {
     Tcp(TcpListener),
 }
 
-/// Serves until the runtime ends, if the settings name a place.
-///
-/// # Errors
-/// [`ExporterError`] when that place cannot be had.
-pub(crate) async fn start(
-    listen: &str,
-    sandboxes: Sandboxes,
-    telemetry: Telemetry,
-) -> Result<(), ExporterError> {
-    let listener = match listen {
-        "" => return Ok(()),
-        path if path.starts_with('/') => Listener::Unix(sockets::listen(Path::new(path))?),
-        address => {
-            let bound = TcpListener::bind(address).await;
-            Listener::Tcp(bound.map_err(|source| ExporterError::Bind { listen: listen.to_owned(), source })?)
-        }
-    };
-    tracing::info!(listen, "serving metrics");
-    tokio::spawn(serve(listener, sandboxes, telemetry));
-    Ok(())
+/// Serves until the runtime ends, if the settings name a place. One that cannot be had is tried for again and again: pods
+/// need the service, and not its figures.
+pub(crate) fn start(listen: String, sandboxes: Sandboxes, telemetry: Telemetry) {
+    if listen.is_empty() {
+        return;
+    }
+    tokio::spawn(async move {
+        let listener = loop {
+            match Listener::bind(&listen).await {
+                Ok(listener) => break listener,
+                Err(error) => tracing::error!(listen, error = chain(&error), "no metrics for now"),
+            }
+            tokio::time::sleep(RETRY).await;
+        };
+        tracing::info!(listen, "serving metrics");
+        serve(listener, sandboxes, telemetry).await;
+    });
+}
+
+impl Listener {
+    async fn bind(listen: &str) -> Result<Self, ListenError> {
+        Ok(if listen.starts_with('/') {
+            Self::Unix(sockets::listen(Path::new(listen))?)
+        } else {
+            Self::Tcp(TcpListener::bind(listen).await?)
+        })
+    }
 }
 
 async fn serve(listener: Listener, sandboxes: Sandboxes, telemetry: Telemetry) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
+        // It is never closed.
+        let Ok(one) = Arc::clone(&free).acquire_owned().await else { return };
+        let (sandboxes, telemetry) = (sandboxes.clone(), telemetry.clone());
         let accepted = match &listener {
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                tokio::spawn(answer(stream, sandboxes.clone(), telemetry.clone()));
+                tokio::spawn(answer(stream, sandboxes, telemetry, one));
             }),
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                tokio::spawn(answer(stream, sandboxes.clone(), telemetry.clone()));
+                tokio::spawn(answer(stream, sandboxes, telemetry, one));
             }),
         };
         if let Err(error) = accepted {
@@ -94,13 +105,15 @@ async fn answer(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     sandboxes: Sandboxes,
     telemetry: Telemetry,
+    _one: OwnedSemaphorePermit,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
         let (sandboxes, telemetry) = (sandboxes.clone(), telemetry.clone());
         async move { Ok::<_, Infallible>(respond(&request, &sandboxes, &telemetry).await) }
     });
-    let connection =
-        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    // One request each: a connection that waits for the next would take the place of another, and be cut in its midst.
+    let mut http = hyper::server::conn::http1::Builder::new();
+    let connection = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(PATIENCE, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a client of the metrics went away"),

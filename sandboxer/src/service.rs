@@ -18,9 +18,8 @@ use vmm_actors::vm::qemu::QemuDriver;
 use vmm_actors::{Sandboxes, Telemetry};
 
 use crate::controller::Controller;
-use crate::exporter::{self, ExporterError};
 use crate::sockets::{SocketError, listen, lock, make_directory};
-use crate::{orphans, pods};
+use crate::{exporter, orphans, pods};
 
 /// How long calls under way have to end after SIGTERM. systemd's patience (TimeoutStopSec) is longer.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -55,9 +54,12 @@ pub(crate) enum ServiceError {
         /// Why.
         source: ServeError,
     },
-    /// The Prometheus endpoint.
-    #[error(transparent)]
-    Exporter(#[from] ExporterError),
+    /// The counters and histograms.
+    #[error("cannot make the metrics")]
+    Telemetry {
+        /// A name that Prometheus does not allow.
+        source: prometheus::Error,
+    },
     /// Signals.
     #[error("cannot listen for signals")]
     Signals {
@@ -80,7 +82,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
 
     let driver = Arc::new(QemuDriver::new(&settings));
     tokio::spawn(try_virtualisation(Arc::clone(&driver)));
-    let telemetry = Telemetry::new().map_err(ExporterError::from)?;
+    let telemetry = Telemetry::new().map_err(|source| ServiceError::Telemetry { source })?;
     let (sandboxes, recovered) = Sandboxes::start_up(Arc::clone(&settings), driver, telemetry.clone())
         .map_err(|source| ServiceError::Records { source })?;
     report(&recovered);
@@ -94,7 +96,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
         let server = pods::serve(sandboxes.clone(), control).await;
         shim_proxies.push(server.map_err(|source| ServiceError::ServePods { source })?);
     }
-    exporter::start(&settings.metrics.listen, sandboxes.clone(), telemetry).await?;
+    exporter::start(settings.metrics.listen.clone(), sandboxes.clone(), telemetry);
     tell_systemd(NotifyState::Ready);
     tracing::info!(listen = %sandboxer.listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
 

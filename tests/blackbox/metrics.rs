@@ -71,6 +71,9 @@ async fn a_scrape_tells_of_starts_failures_ends_and_of_what_pods_use() {
         let resident = value(&text, &format!("bulkhead_process_resident_memory_bytes{{{labels}}}"));
         assert!(resident > Some(100_000.0), "{part}: {resident:?}");
     }
+    let link = format!(r#"interface="eth0",{labels}"#);
+    let received = value(&text, &format!("bulkhead_pod_network_receive_bytes_total{{{link}}}"));
+    assert!(received > Some(0.0), "{text}");
     let docs = std::fs::read_to_string(peers::root().join("docs/observability.md")).unwrap();
     let dashboard = std::fs::read_to_string(peers::root().join("config/grafana/bulkhead.json")).unwrap();
     let families: Vec<&str> = families(&text).into_iter().collect();

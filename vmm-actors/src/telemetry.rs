@@ -10,8 +10,8 @@ use crate::registry::RecoveryReport;
 use crate::sandbox::state::Class;
 
 /// In seconds: a step is a system call or two, or the boot of an emulated guest.
-const BUCKETS: [f64; 14] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const BUCKETS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Counters and histograms, shared by all sandboxes. Clones count into the same.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ impl Telemetry {
             )?,
             starts: Histogram::with_opts(timed(
                 "bulkhead_sandbox_start_seconds",
-                "Time from containerd's request for a sandbox to its guest being ready.",
+                "Time from containerd's Create of a sandbox to the answer of its Start.",
             ))?,
             failed_starts: counted(
                 "bulkhead_sandbox_start_failures_total",

@@ -29,6 +29,8 @@ pub const AGENT_PORT: u32 = 1024;
 pub const STREAM_PORT: u32 = 1025;
 /// Feature of an agent that gives containers the [`agent::Disk`]s it is told of.
 pub const FEATURE_DISKS: &str = "disks";
+/// Feature of an agent that makes the [`agent::MemoryVolume`]s it is told of.
+pub const FEATURE_MEMORY_VOLUMES: &str = "memory-volumes";
 /// Where the guest mounts the pod's virtiofs share.
 pub const SHARE_DIR: &str = "/run/bulkhead/share";
 /// virtiofs tag of the pod's share.

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use bulkhead_protocol::MEMORY_DIR;
 use bulkhead_protocol::agent::MemoryVolume;
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, fstat, mkdirat, openat2,
+    CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, mkdirat, openat2,
 };
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
@@ -76,7 +76,7 @@ fn show(dir: &Path, volume: &MemoryVolume, target: &Path) -> io::Result<()> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(&part, "", flags)?;
-    move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
 }
 
@@ -105,20 +105,23 @@ fn there(dir: &Path, volume: &MemoryVolume) -> io::Result<PathBuf> {
     let mounted = mount(volume.name.as_str(), &root, "tmpfs", MountFlags::empty(), Some(options.as_c_str()));
     if let Err(errno) = mounted {
         // One without a mount would be taken for the volume.
-        fs::remove_dir(&root)?;
+        if let Err(error) = fs::remove_dir(&root) {
+            tracing::warn!(path = %root.display(), %error, "a volume that is none stays");
+        }
         return Err(errno.into());
     }
     Ok(root)
 }
 
-/// A volume that is larger than the guest has as its limit what the kernel gives each tmpfs, half of its memory: who fills
-/// it hears that it is full, instead of being ended for want of memory.
+/// What no volume takes of the guest's memory: who fills one hears that it is full, instead of being ended for want of
+/// memory. A pod's guest has more beside the pod's own limit, so this bounds volumes of pods without a limit, and makes
+/// those of very large pods a hundredth smaller.
+const KEPT_BYTES: u64 = 64 << 20;
+
 fn options(volume: &MemoryVolume, guest_bytes: u64) -> String {
-    let owner = format!("mode={:o},uid={},gid={}", volume.mode, volume.uid, volume.gid);
-    match volume.size_bytes {
-        bytes if bytes > 0 && bytes < guest_bytes => format!("size={bytes},{owner}"),
-        _ => owner,
-    }
+    let most = guest_bytes.saturating_sub(KEPT_BYTES).max(guest_bytes / 2);
+    let wanted = if volume.size_bytes == 0 { most } else { volume.size_bytes.min(most) };
+    format!("size={wanted},mode={:o},uid={},gid={}", volume.mode, volume.uid, volume.gid)
 }
 
 fn memory_bytes() -> u64 {
@@ -126,34 +129,48 @@ fn memory_bytes() -> u64 {
     info.totalram.saturating_mul(info.mem_unit.into())
 }
 
-/// Opens the directory that the container gets of a volume. Those on the way that are missing are made. A link is followed
-/// where it leads to something in the volume.
+/// Opens what the container gets of a volume. Directories on the way that are missing are made. A link is followed where
+/// it leads to something in the volume.
 fn open_part(root: &Path, volume: &MemoryVolume) -> io::Result<OwnedFd> {
-    let look = |at: &OwnedFd, name: &str| {
-        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        openat2(at, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), inside)
-    };
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
-    let root = openat2(rustix::fs::CWD, root, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    let root = openat2(CWD, root, PATH | OFlags::DIRECTORY, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
     let mut way = String::new();
     let mut part = look(&root, ".")?;
     for name in volume.sub_path.split('/').filter(|name| !name.is_empty()) {
         way = if way.is_empty() { name.to_owned() } else { format!("{way}/{name}") };
         part = match look(&root, &way) {
-            Err(Errno::NOENT) => make_directory(&part, name, volume).and_then(|()| look(&root, &way))?,
+            Err(Errno::NOENT) => match make_directory(&part, name, volume) {
+                // A container was quicker: it is as that has made it.
+                Err(Errno::EXIST) => look(&root, &way)?,
+                made => made?,
+            },
             found => found?,
         };
     }
     Ok(part)
 }
 
-fn make_directory(parent: &OwnedFd, name: &str, volume: &MemoryVolume) -> Result<(), Errno> {
+const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+
+/// How often it is looked again where something on the way is renamed meanwhile.
+const LOOKS: usize = 16;
+
+fn look(root: &OwnedFd, way: &str) -> Result<OwnedFd, Errno> {
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let mut looks = std::iter::repeat_with(|| openat2(root, way, PATH, Mode::empty(), inside)).take(LOOKS);
+    looks.find(|found| !matches!(found, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN))
+}
+
+/// Makes a directory and gives it owner and mode by its descriptor: its name may lead elsewhere by then.
+fn make_directory(parent: &OwnedFd, name: &str, volume: &MemoryVolume) -> Result<OwnedFd, Errno> {
     let mode = Mode::from_raw_mode(volume.sub_mode);
     mkdirat(parent, name, mode)?;
-    let (uid, gid) = (Uid::from_raw(volume.sub_uid), Gid::from_raw(volume.sub_gid));
-    chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made =
+        openat2(parent, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?;
+    fchown(&made, Some(Uid::from_raw(volume.sub_uid)), Some(Gid::from_raw(volume.sub_gid)))?;
     // The umask, and a change of owner, take bits away.
-    chmodat(parent, name, mode, AtFlags::empty())
+    fchmod(&made, mode)?;
+    Ok(made)
 }
 
 #[cfg(test)]
@@ -209,15 +226,17 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_larger_than_the_guest_is_the_kernels_to_bound() {
-        let of = |size_bytes| {
+    fn a_volume_has_its_size_as_far_as_the_guest_has_memory() {
+        let of = |size_bytes, guest_bytes| {
             let volume = MemoryVolume { size_bytes, mode: 0o2777, gid: 7, ..Default::default() };
-            options(&volume, 1 << 28)
+            options(&volume, guest_bytes)
         };
-        assert_eq!(of(1 << 20), "size=1048576,mode=2777,uid=0,gid=7");
-        for none in [0, 1 << 28, u64::MAX] {
-            assert_eq!(of(none), "mode=2777,uid=0,gid=7", "{none}");
+        let size = |bytes: u64| format!("size={bytes},mode=2777,uid=0,gid=7");
+        assert_eq!(of(1 << 20, 1 << 28), size(1 << 20));
+        for much in [0, 1 << 28, u64::MAX] {
+            assert_eq!(of(much, 1 << 28), size((1 << 28) - (64 << 20)), "{much}");
         }
+        assert_eq!(of(0, 80 << 20), size(40 << 20), "half of a tiny guest");
     }
 
     #[test]

@@ -278,7 +278,7 @@ fn bundle(id: &str) -> PathBuf {
 /// An id becomes names of directories and cgroups.
 fn check_id(id: &str) -> Result<(), ContainerError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-+".contains(&byte);
-    let fits = !id.is_empty() && id.len() <= LONGEST_ID && id.bytes().all(plain) && id != "." && id != "..";
+    let fits = !id.is_empty() && id.len() <= LONGEST_ID && id.bytes().all(plain) && !id.starts_with('.');
     if fits { Ok(()) } else { Err(ContainerError::BadId { id: id.to_owned() }) }
 }
 
@@ -291,7 +291,7 @@ mod tests {
         for good in ["c1", "a.b_c-d+e", &"f".repeat(LONGEST_ID)] {
             assert!(check_id(good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "a b", "ä", "a\0", &"f".repeat(LONGEST_ID + 1)] {
+        for bad in ["", ".", "..", ".volumes", "a/b", "a b", "ä", "a\0", &"f".repeat(LONGEST_ID + 1)] {
             assert!(matches!(check_id(bad), Err(ContainerError::BadId { .. })), "{bad}");
         }
     }

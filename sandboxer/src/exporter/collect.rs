@@ -9,14 +9,18 @@ use procfs::WithCurrentSystemInfo;
 use procfs::process::Process;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
-use prometheus::{CounterVec, GaugeVec, IntGaugeVec, Opts, Registry};
+use prometheus::{CounterVec, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 use vmm_actors::cgroup::PodStats;
 use vmm_actors::id::SandboxId;
 use vmm_actors::sandbox::{PodMetrics, Snapshot, state};
 use vmm_actors::{Sandboxes, Telemetry};
 
+/// For the figures of one pod.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 const POD: [&str; 3] = ["namespace", "pod", "sandbox"];
 const PART: [&str; 4] = ["namespace", "pod", "sandbox", "part"];
+const LINK: [&str; 4] = ["namespace", "pod", "sandbox", "interface"];
 
 /// Everything, sorted by name.
 pub(super) async fn all(
@@ -32,7 +36,10 @@ pub(super) async fn all(
     }
     for (snapshot, figures) in snapshots.iter().zip(&figures) {
         now.sandboxes.with_label_values(&[&label(snapshot.state)]).inc();
-        now.take(snapshot, figures.as_ref());
+        let Some(figures) = figures else { continue };
+        let processes = snapshot.processes.clone();
+        let parts = tokio::task::spawn_blocking(move || usage(&processes)).await.unwrap_or_default();
+        now.take(snapshot, figures, &parts);
     }
     let registry = Registry::new();
     for collector in telemetry.collectors().into_iter().chain(now.collectors()) {
@@ -41,10 +48,10 @@ pub(super) async fn all(
     Ok(registry.gather())
 }
 
-/// None of a sandbox that is being made or has ended.
+/// None of a sandbox that is being made or has ended, or whose actors are busy: the others are not to wait for it.
 async fn figures(sandboxes: &Sandboxes, snapshot: &Snapshot) -> Option<PodMetrics> {
     let id = SandboxId::new(&snapshot.id).ok().filter(|_| snapshot.ready)?;
-    sandboxes.metrics(&id).await.ok()
+    tokio::time::timeout(PATIENCE, sandboxes.metrics(&id)).await.ok()?.ok()
 }
 
 /// One of each, empty.
@@ -58,6 +65,8 @@ struct Now {
     heard: GaugeVec,
     part_memory: IntGaugeVec,
     part_cpu: CounterVec,
+    received: IntCounterVec,
+    sent: IntCounterVec,
 }
 
 impl Now {
@@ -65,6 +74,7 @@ impl Now {
         let gauge = |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
         let counter =
             |name: &str, help: &str, labels: &[&str]| CounterVec::new(Opts::new(name, help), labels);
+        let bytes = |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &LINK);
         Ok(Self {
             build: gauge(
                 "bulkhead_build_info",
@@ -109,13 +119,21 @@ impl Now {
                 "CPU time of a process of the pod.",
                 &PART,
             )?,
+            received: bytes(
+                "bulkhead_pod_network_receive_bytes_total",
+                "Bytes that the pod has received on an interface.",
+            )?,
+            sent: bytes(
+                "bulkhead_pod_network_transmit_bytes_total",
+                "Bytes that the pod has sent on an interface.",
+            )?,
         })
     }
 
-    fn take(&self, snapshot: &Snapshot, figures: Option<&PodMetrics>) {
-        let Some(figures) = figures else { return };
+    fn take(&self, snapshot: &Snapshot, figures: &PodMetrics, parts: &[(&'static str, Usage)]) {
         let (namespace, pod) = snapshot.pod.split_once('/').unwrap_or(("", &snapshot.pod));
         let labels = [namespace, pod, snapshot.id.as_str()];
+        let more = |label| [namespace, pod, snapshot.id.as_str(), label];
         let PodStats { memory_usage, memory_working_set, memory_limit, cpu_usage_nanos, .. } = figures.cgroup;
         self.memory.with_label_values(&labels).set(integer(memory_usage));
         self.working_set.with_label_values(&labels).set(integer(memory_working_set));
@@ -126,10 +144,13 @@ impl Now {
         if let Some(heard) = figures.guest_heard {
             self.heard.with_label_values(&labels).set(heard.as_secs_f64());
         }
-        for (part, usage) in usage(&snapshot.processes) {
-            let labels = [namespace, pod, snapshot.id.as_str(), part];
-            self.part_memory.with_label_values(&labels).set(integer(usage.resident_bytes));
-            self.part_cpu.with_label_values(&labels).inc_by(usage.cpu.as_secs_f64());
+        for (part, usage) in parts {
+            self.part_memory.with_label_values(&more(part)).set(integer(usage.resident_bytes));
+            self.part_cpu.with_label_values(&more(part)).inc_by(usage.cpu.as_secs_f64());
+        }
+        for link in &figures.network {
+            self.received.with_label_values(&more(&link.name)).inc_by(link.rx_bytes);
+            self.sent.with_label_values(&more(&link.name)).inc_by(link.tx_bytes);
         }
     }
 
@@ -144,6 +165,8 @@ impl Now {
             Box::new(self.heard),
             Box::new(self.part_memory),
             Box::new(self.part_cpu),
+            Box::new(self.received),
+            Box::new(self.sent),
         ]
     }
 }

@@ -83,33 +83,20 @@ impl Agent {
     /// it. `parent` is told when it falls silent.
     #[must_use]
     pub fn new(dir: PodDir, boot_timeout: Duration, parent: Recipient<AgentSilent>) -> Self {
-        Self {
-            dir,
-            boot_timeout,
-            parent,
-            state: State::Cold,
-            waiter: None,
-            guest: None,
-            missed: 0,
-            heard: None,
-        }
+        Self::begin(State::Cold, dir, boot_timeout, parent)
     }
 
     /// A session to a guest that an earlier instance of this service has set up. It is dialled at once, and by every
     /// heartbeat until it answers.
     #[must_use]
     pub fn adopt(dir: PodDir, parent: Recipient<AgentSilent>) -> Self {
-        let boot_timeout = BEAT_WITHIN;
-        Self {
-            dir,
-            boot_timeout,
-            parent,
-            state: State::Lost,
-            waiter: None,
-            guest: None,
-            missed: 0,
-            heard: None,
-        }
+        // Nobody knows how long it has been silent: its silence is counted from now.
+        let heard = Some(Instant::now());
+        Self { heard, ..Self::begin(State::Lost, dir, BEAT_WITHIN, parent) }
+    }
+
+    fn begin(state: State, dir: PodDir, boot_timeout: Duration, parent: Recipient<AgentSilent>) -> Self {
+        Self { dir, boot_timeout, parent, state, waiter: None, guest: None, missed: 0, heard: None }
     }
 
     fn announced(&mut self, announced: std::io::Result<Announce>, ctx: &mut Context<Self>) {

@@ -109,7 +109,7 @@ pub struct AgentView {
     pub guest: Option<Guest>,
     /// Heartbeats missed in a row.
     pub missed: u32,
-    /// How long ago the guest answered last; none if this process has not heard of it.
+    /// How long ago the guest answered last, or was taken over; none before its first word.
     pub heard: Option<Duration>,
 }
 

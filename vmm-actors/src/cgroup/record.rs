@@ -1,4 +1,5 @@
-//! What the durable record holds of a pod's cgroup, and how its path is found. Pure, but for a look at what exists.
+//! What the durable record holds of the cgroup that Bulkhead makes for a pod, and how its path is found. Looks at what
+//! exists, and changes nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -11,12 +12,12 @@ use crate::id::SandboxId;
 /// Enough to find everything in a pod's cgroup and to remove it, be it half made.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CgroupRecord {
-    /// The pod's own directory: one for each hierarchy of v1, or the one of v2.
+    /// The directory that we make: one for each hierarchy of v1, or the one of v2.
     pub directories: Vec<PathBuf>,
     /// Directories above it that are ours to remove when they are empty, the uppermost first.
     #[serde(default)]
     pub parents: Vec<PathBuf>,
-    /// It lies beside the pod's cgroup instead of in it.
+    /// It lies beside kubelet's cgroup of the pod instead of in it.
     #[serde(default)]
     pub outside: bool,
 }

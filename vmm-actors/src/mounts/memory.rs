@@ -5,12 +5,13 @@
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use rustix::fs::statfs;
 
 use super::{BindMount, MountsError};
-use crate::host::mountinfo;
+use crate::host::mountinfo::{self, Mounted};
+use crate::id::ContainerId;
 
 /// Magic number of tmpfs, statfs(2).
 const TMPFS: i64 = 0x0102_1994;
@@ -58,43 +59,45 @@ pub(super) fn describe(
     bind: &BindMount,
     metadata: &Metadata,
     pod_uid: &str,
+    container: &ContainerId,
 ) -> Result<Option<MemoryVolume>, MountsError> {
-    let failed = |source| MountsError::ListMounts { source };
     if !metadata.is_dir() || !statfs(&bind.source).is_ok_and(|found| found.f_type == TMPFS) {
         return Ok(None);
     }
-    let source = fs::canonicalize(&bind.source).map_err(failed)?;
-    let mounts = mountinfo::of_device(metadata.dev()).map_err(failed)?;
-    let Some((point, name)) =
-        mounts.iter().find_map(|mount| Some((&mount.point, name(&mount.point, pod_uid)?)))
-    else {
-        return Ok(None);
-    };
-    let Some(sub_path) = mounts.iter().filter_map(|mount| mount.inside(&source)).next_back() else {
-        return Ok(None);
-    };
-    let described = describe_at(bind.number, point, name, sub_path, metadata);
-    described.map(Some).map_err(failed)
+    let mounts = mountinfo::of_device(metadata.dev()).map_err(|source| MountsError::ListMounts { source })?;
+    let named = mounts.iter().find_map(|mount| Some((&mount.point, name(&mount.point, pod_uid)?)));
+    let Some((point, name)) = named else { return Ok(None) };
+    let described = describe_at(bind, metadata, &mounts, point, name);
+    described.map_err(|source| MountsError::FindSource {
+        source_path: bind.source.clone(),
+        number: bind.number,
+        container: container.clone(),
+        source,
+    })
 }
 
 fn describe_at(
-    number: u32,
+    bind: &BindMount,
+    metadata: &Metadata,
+    mounts: &[Mounted],
     point: &Path,
     name: &str,
-    sub_path: PathBuf,
-    metadata: &Metadata,
-) -> io::Result<MemoryVolume> {
+) -> io::Result<Option<MemoryVolume>> {
+    let source = fs::canonicalize(&bind.source)?;
+    let Some(sub_path) = mounts.iter().filter_map(|mount| mount.inside(&source)).next_back() else {
+        return Ok(None);
+    };
     let size = statfs(point)?;
     let size_bytes = size.f_blocks.saturating_mul(u64::try_from(size.f_bsize).unwrap_or(0));
     let sub_path = sub_path.into_os_string().into_string();
-    Ok(MemoryVolume {
-        number,
+    Ok(Some(MemoryVolume {
+        number: bind.number,
         name: name.to_owned(),
         size_bytes,
         root: Ownership::from(&fs::metadata(point)?),
         sub_path: sub_path.map_err(|_bytes| io::Error::other("a sub-path that is no text"))?,
         sub: Ownership::from(metadata),
-    })
+    }))
 }
 
 /// The name of the volume that kubelet mounts here, if it is an `emptyDir` of this pod.

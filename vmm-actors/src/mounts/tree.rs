@@ -305,7 +305,7 @@ impl Place {
             return sockets::describe(bind, &metadata, &self.container).map(Source::Socket);
         }
         if let Some(pod_uid) = memory_of
-            && let Some(memory) = memory::describe(bind, &metadata, pod_uid)?
+            && let Some(memory) = memory::describe(bind, &metadata, pod_uid, &self.container)?
         {
             return Ok(Source::Memory(memory));
         }

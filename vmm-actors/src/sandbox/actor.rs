@@ -97,10 +97,11 @@ impl Sandbox {
 
     /// Decide, then act.
     pub(super) fn happen(&mut self, event: Event, ctx: &mut Context<Self>) -> Result<(), SandboxError> {
-        let before = self.state.name();
         let step = self.state.clone().on(event);
         let (state, effects) = step.map_err(|source| SandboxError::Refused { id: self.id(), source })?;
-        self.state = state;
+        let before = std::mem::replace(&mut self.state, state);
+        self.count(&before);
+        let before = before.name();
         if self.state.name() != before {
             let reason = self.state.cause().map(|cause| cause.reason.as_str());
             info!(parent: &self.span, from = before, to = self.state.name(), reason, "sandbox changed");
@@ -109,6 +110,16 @@ impl Sandbox {
             self.perform(effect, ctx);
         }
         Ok(())
+    }
+
+    /// Counts the sandbox once, when it gets the cause of its end.
+    fn count(&self, before: &State) {
+        let (None, Some(cause)) = (before.cause(), self.state.cause()) else { return };
+        if *before == State::Running {
+            self.host.telemetry.ended(cause.class);
+        } else {
+            self.host.telemetry.did_not_start(cause.class);
+        }
     }
 
     /// For events that no state refuses.
@@ -169,11 +180,7 @@ impl Sandbox {
                 sandbox.bringing_up = None;
                 match outcome {
                     Ok(up) => sandbox.brought_up(up, ctx),
-                    Err(failed) => {
-                        let cause = failed.cause();
-                        sandbox.host.telemetry.did_not_start(cause.class);
-                        sandbox.note(Event::BringUpFailed(cause), ctx);
-                    }
+                    Err(failed) => sandbox.note(Event::BringUpFailed(failed.cause()), ctx),
                 }
             },
         );
@@ -187,6 +194,7 @@ impl Sandbox {
         self.record.shim = Some(up.shim);
         self.record.network = up.network;
         self.record.cgroup = up.cgroup;
+        self.record.guest_memory_volumes = up.guest_memory_volumes;
         self.note(Event::BroughtUp, ctx);
     }
 
@@ -262,7 +270,6 @@ impl Sandbox {
     }
 
     fn save_stopped(&mut self, cause: Cause, ctx: &mut Context<Self>) {
-        self.host.telemetry.ended(cause.class);
         self.record.phase = Phase::Stopped { cause, at: self.end_time() };
         let save = self.save();
         ctx.spawn(save.into_actor(self).map(|saved, sandbox, _| {

@@ -9,6 +9,7 @@
 //! announcement's listener ───────┘
 //! ```
 
+use bulkhead_protocol::FEATURE_MEMORY_VOLUMES;
 use bulkhead_protocol::agent::SetupRequest;
 
 use super::children::{Children, Host};
@@ -34,6 +35,8 @@ pub(super) struct BroughtUp {
     pub(super) shim: ShimRecord,
     pub(super) network: network::NetworkRecord,
     pub(super) cgroup: cgroup::CgroupRecord,
+    /// [`Record::guest_memory_volumes`].
+    pub(super) guest_memory_volumes: bool,
 }
 
 /// Which step failed.
@@ -121,10 +124,11 @@ impl BringUp {
         host_ready();
         let Prepared { links, description, record: network } = network;
         let booted = self.boot(procs, links).await?;
-        self.guest(description).await?;
+        let guest = self.guest(description).await?;
         self.attach(&booted).await?;
         let cgroup = self.record.cgroup.clone();
-        Ok(BroughtUp { vm: booted, virtiofsd, shim, network, cgroup })
+        let guest_memory_volumes = guest.features.iter().any(|feature| feature == FEATURE_MEMORY_VOLUMES);
+        Ok(BroughtUp { vm: booted, virtiofsd, shim, network, cgroup, guest_memory_volumes })
     }
 
     async fn record_intent(&self) -> Result<(), BringUpError> {
@@ -208,12 +212,13 @@ impl BringUp {
         Ok(booted.record)
     }
 
-    async fn guest(&self, network: network::PodNetwork) -> Result<(), BringUpError> {
+    async fn guest(&self, network: network::PodNetwork) -> Result<agent::Guest, BringUpError> {
         let announced = ask(&self.children.agent, |reply| agent::AwaitGuest { reply });
-        self.timeline.step("boot the guest", announced).await.map_err(BringUpError::Guest)?;
+        let guest = self.timeline.step("boot the guest", announced).await.map_err(BringUpError::Guest)?;
         let request = Box::new(self.setup_request(network));
         let set_up = ask(&self.children.agent, |reply| agent::Setup { request, reply });
-        self.timeline.step("set up the guest", set_up).await.map_err(BringUpError::Setup)
+        self.timeline.step("set up the guest", set_up).await.map_err(BringUpError::Setup)?;
+        Ok(guest)
     }
 
     async fn attach(&self, vm: &VmRecord) -> Result<(), BringUpError> {

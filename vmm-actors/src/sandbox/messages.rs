@@ -185,7 +185,7 @@ pub struct PodMetrics {
     pub cgroup: crate::cgroup::PodStats,
     /// Counters of the pod's links, from the pod's view.
     pub network: Vec<crate::network::LinkStats>,
-    /// How long ago the guest answered a heartbeat last; none if this process has not heard of it.
+    /// How long ago the guest answered last, or was taken over.
     pub guest_heard: Option<Duration>,
 }
 

@@ -64,7 +64,8 @@ pub struct Record {
     /// Block devices of the host that are, or may be, plugged into the VM.
     #[serde(default)]
     pub disks: Disks,
-    /// Its volumes in memory are tmpfs of the guest; in records of releases that shared the node's with it, they are not.
+    /// Its volumes in memory are tmpfs of the guest, whose agent can make them. Not so in records of releases that shared
+    /// the node's with it.
     #[serde(default)]
     pub guest_memory_volumes: bool,
     /// Containers whose mounts exist or may exist.
@@ -95,7 +96,7 @@ impl Record {
             virtiofsd: None,
             shim: None,
             disks: Disks::default(),
-            guest_memory_volumes: true,
+            guest_memory_volumes: false,
             containers: BTreeMap::new(),
             containerd_namespace,
             id,

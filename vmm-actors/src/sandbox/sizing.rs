@@ -70,7 +70,7 @@ fn outside(cgroup: &CgroupRecord, size: Size) -> Option<String> {
     let directory = cgroup.directories.first().filter(|_| cgroup.outside)?;
     let needed_mib = Limits::needed_bytes(size.memory_bytes()) >> 20;
     Some(format!(
-        "the pod's RuntimeClass has no overhead, and its memory limit has no room for a VM: VMM and helpers are in \
+        "the pod's RuntimeClass has no overhead of memory, and the pod's limit has no room for a VM: VMM and helpers are in \
          cgroup {}, limited to {needed_mib} MiB, which the scheduler does not know of; give the RuntimeClass \
          overhead.podFixed.memory",
         directory.display()
