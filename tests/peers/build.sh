@@ -10,9 +10,12 @@
 #   .peers/cri-tools/bin/{critest.test,crictl,ginkgo,suite-helper}
 #                                                     Go module proxy: the CRI validation suite
 #   .peers/helm/bin/chart                          Go module proxy: Helm's linter and templates, Kubernetes' types
+#   .peers/kubernetes/bin/{kubelet,e2e_node.test,agnhost,nonewprivs,suite-helper,ginkgo}
+#                                                     Go module proxy: Kubernetes' node end-to-end suite
 #
-#   tests/peers/build.sh all      everything (what no argument means, too)
-#   tests/peers/build.sh demo     what one pod needs: helpers and the newest containerd
+#   tests/peers/build.sh all         everything but kubernetes (what no argument means, too)
+#   tests/peers/build.sh demo        what one pod needs: helpers and the newest containerd
+#   tests/peers/build.sh kubernetes  the node end-to-end suite alone: it takes as long as all the others together
 #
 # Nothing is installed outside that folder. What is already there in the pinned version is kept,
 # so a second run takes a second.
@@ -152,10 +155,50 @@ helm() {
     say "the checker of charts: $(took "$since")"
 }
 
+# kubernetes: builds the node end-to-end suite that kubernetes/go.mod names, the kubelet that it starts, ginkgo which
+# runs it, and the programs of its images.
+kubernetes() {
+    local module="$here/kubernetes" bin="$peers/kubernetes/bin" version minor program since=$SECONDS missing=no
+    version=$(sed -n 's|^.*k8s.io/kubernetes \(v[0-9.]*\).*$|\1|p' "$module/go.mod")
+    [ -n "$version" ] || fail "$module/go.mod names no Kubernetes version"
+    for program in e2e_node.test agnhost nonewprivs ginkgo; do
+        [ -x "$bin/$program" ] || missing=yes
+    done
+    if [ "$missing" = no ] && [ "v$(version_of "$bin/kubelet")" = "$version" ] &&
+        [ "$bin/suite-helper" -nt "$module/suite-helper/main.go" ]; then
+        say "kubernetes $version is there"
+        return
+    fi
+    say "building kubelet and the node end-to-end suite $version from the Go module proxy (about 8 minutes)"
+    mkdir -p "$bin"
+    minor=${version#v1.}
+    (
+        cd "$module"
+        export CGO_ENABLED=0
+        # API server and kubelet say this version, and what they offer goes by it.
+        at=k8s.io/component-base/version
+        flags="-s -w -X $at.gitVersion=$version -X $at.gitMajor=1 -X $at.gitMinor=${minor%%.*}"
+        # Without vet, which would look through Kubernetes as a whole and take as long as compiling it.
+        go test -c -vet=off -mod=readonly -trimpath -buildvcs=false -ldflags "$flags" -o "$bin/e2e_node.test" \
+            k8s.io/kubernetes/test/e2e_node
+        go build -mod=readonly -trimpath -buildvcs=false -ldflags '-s -w' -o "$bin/suite-helper" ./suite-helper
+        # kubelet comes last: its version says that all are there.
+        for program in $(go list -mod=readonly tool | grep -v '/kubelet$') k8s.io/kubernetes/cmd/kubelet; do
+            go build -mod=readonly -trimpath -buildvcs=false -ldflags "$flags" -o "$bin/" "$program"
+        done
+    )
+    [ "v$(version_of "$bin/kubelet")" = "$version" ] || fail "$bin/kubelet does not answer as $version"
+    say "kubernetes $version: $(took "$since")"
+}
+
 wanted=${1:-all}
 case "$wanted" in
     all | demo) ;;
-    *) fail "usage: tests/peers/build.sh [all|demo]" ;;
+    kubernetes)
+        kubernetes
+        exit
+        ;;
+    *) fail "usage: tests/peers/build.sh [all|demo|kubernetes]" ;;
 esac
 mkdir -p "$peers/bin"
 # Beside each other: each has times in which it only waits for the network or for one core.
