@@ -13,6 +13,7 @@
 )]
 
 pub mod audit;
+pub mod conformance;
 pub mod controller;
 pub mod cri;
 pub mod image;

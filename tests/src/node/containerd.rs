@@ -42,7 +42,7 @@ state = "{dir}/state"
   conf_dir = "{dir}/cni"
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd]
-  default_runtime_name = "runc"
+  default_runtime_name = "{default_runtime}"
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
@@ -51,6 +51,7 @@ state = "{dir}/state"
   SystemdCgroup = false
 "#,
             pause = image::PAUSE,
+            default_runtime = self.options.default_runtime,
             bin_key = self.cni_bin_key(),
             bin_value = self.cni_bin_value(),
         );

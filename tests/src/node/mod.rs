@@ -36,6 +36,8 @@ pub struct Options {
     pub bulkhead: bool,
     /// Stdio of containers by containerd's streaming service instead of FIFOs.
     pub streaming: bool,
+    /// Which runtime a pod gets that names none: [`RUNC`] or [`BULKHEAD`].
+    pub default_runtime: &'static str,
     /// Changes to the sandboxer's settings.
     pub settings: Settings,
     /// Do not start the sandboxer: the test does.
@@ -55,6 +57,7 @@ impl Default for Options {
             line: Line::of_this_run(),
             bulkhead: true,
             streaming: false,
+            default_runtime: RUNC,
             settings: Settings::default(),
             sandboxer_later: false,
             host_ports: false,

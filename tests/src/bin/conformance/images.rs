@@ -1,10 +1,9 @@
 //! The images the suite asks for, under the names it asks for, so that nothing needs to be pulled.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 
-use bulkhead_tests::image::{self, Image};
+use bulkhead_tests::conformance::images::{self, Accounts, image};
+use bulkhead_tests::image::Image;
 use bulkhead_tests::node::Node;
 
 use crate::suite::Suite;
@@ -27,12 +26,6 @@ const GROUP: &str = "root:x:0:\nwww-data:x:33:\ndefault-user:x:1000:\ngroup-defi
     nobody:x:65534:\n";
 
 fn images() -> Vec<Image> {
-    let image = |name: &str, entrypoint: &[&str], command: &[&str], user: &str| Image {
-        name: name.into(),
-        entrypoint: entrypoint.iter().map(|&part| part.into()).collect(),
-        command: command.iter().map(|&part| part.into()).collect(),
-        user: user.into(),
-    };
     let e2e = |name: &str| format!("registry.k8s.io/e2e-test-images/{name}");
     let own = |name: &str| format!("gcr.io/k8s-staging-cri-tools/{name}:latest");
     let (nginx, httpd) = ("/usr/sbin/nginx", "/usr/local/apache2/bin/httpd");
@@ -48,63 +41,19 @@ fn images() -> Vec<Image> {
 
 /// Builds them and imports them into the node's containerd.
 pub(crate) async fn import(node: &Node, suite: &Suite) {
-    let folder = node.dir().join("suite");
-    let (busybox, helper, to) = (node.base().busybox.clone(), suite.helper(), folder.clone());
-    let archive = folder.join("images.tar");
-    let images = images();
-    let names: Vec<String> = images.iter().map(|image| image.name.clone()).collect();
-    let target = archive.clone();
-    tokio::task::spawn_blocking(move || {
-        let root = to.join("root");
-        fill_root(&root, &busybox, &helper);
-        image::archive(&target, &root, &images);
-    })
-    .await
-    .expect("the images are built");
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    image::import_archive(node, &archive, &names).await;
+    let helper = suite.helper();
+    images::import(node, images(), move |root, busybox| fill_root(root, busybox, &helper)).await;
 }
 
 fn fill_root(root: &Path, busybox: &Path, helper: &Path) {
-    for path in [
-        "bin",
-        "etc",
-        "tmp",
-        "proc",
-        "sys",
-        "dev",
-        "root",
-        "mnt",
-        "var/run",
-        "usr/sbin",
-        "usr/bin",
-        "usr/local/apache2/bin",
-    ] {
-        std::fs::create_dir_all(root.join(path)).expect("make the images' root");
-    }
-    set_mode(&root.join("tmp"), 0o1777);
-    let program = root.join("bin/busybox");
-    std::fs::copy(busybox, &program).expect("copy busybox");
-    let list = Command::new(busybox).arg("--list").output().expect("ask busybox for its applets");
-    let own = |applet: &&str| !["busybox", "sh"].contains(applet);
-    for applet in String::from_utf8_lossy(&list.stdout).lines().filter(own) {
-        // Hard links, as in the suite's own image: masking one file must not mask them all.
-        std::fs::hard_link(&program, root.join("bin").join(applet)).expect("link an applet");
-    }
+    images::fill_root(root, busybox, Accounts { passwd: PASSWD, group: GROUP }, &["sh"]);
     for (path, text) in SCRIPTS {
-        std::fs::write(root.join(path), text).expect("write a script");
-        set_mode(&root.join(path), 0o755);
+        images::script(root, path, text);
     }
-    std::fs::copy(helper, root.join("usr/sbin/nginx")).expect("copy the helper");
+    images::program(root, "usr/sbin/nginx", helper, 0o755);
+    std::fs::create_dir_all(root.join("usr/local/apache2/bin")).expect("make httpd's folder");
     for name in ["usr/local/apache2/bin/httpd", "bin/sh"] {
         std::fs::hard_link(root.join("usr/sbin/nginx"), root.join(name)).expect("link the helper");
     }
-    std::fs::copy(helper, root.join("usr/bin/nnp")).expect("copy the helper");
-    set_mode(&root.join("usr/bin/nnp"), 0o4755);
-    std::fs::write(root.join("etc/passwd"), PASSWD).expect("write passwd");
-    std::fs::write(root.join("etc/group"), GROUP).expect("write group");
-}
-
-fn set_mode(path: &Path, mode: u32) {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("set a mode");
+    images::program(root, "usr/bin/nnp", helper, 0o4755);
 }

@@ -2,7 +2,7 @@
 //! with Bulkhead, side by side.
 //!
 //! The exit code is 1 when a spec that passes with runc does not pass with Bulkhead, unless it is one of the refusals
-//! of [`verdict::REFUSALS`] and was refused in the words listed there.
+//! of [`rules::RULES`] and was refused in the words listed there.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,25 +12,24 @@
 )]
 
 mod images;
-mod specs;
+mod rules;
 mod suite;
-mod table;
-mod verdict;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use bulkhead_tests::audit::Snapshot;
+use bulkhead_tests::conformance::selection::Selection;
+use bulkhead_tests::conformance::{audit, cannot, conclude};
 use bulkhead_tests::node::{BULKHEAD, Node, Options, RUNC};
-use bulkhead_tests::{peers, slots};
+use bulkhead_tests::slots;
 
-use suite::{Selection, Suite};
-use table::Table;
+use suite::Suite;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let selection = match Selection::parse(&arguments) {
+    let selection = match Selection::parse("conformance", &arguments) {
         Ok(selection) => selection,
         Err(why) => {
             eprintln!("{why}");
@@ -57,22 +56,12 @@ async fn main() -> ExitCode {
         let mut specs = suite.run(&node, handler, at_once).await;
         println!("{handler}: {} specs, {at_once} at a time, in {} s", specs.len(), start.elapsed().as_secs());
         if handler == BULKHEAD {
-            specs.push(suite::audit(&node, &before).await);
+            // A spec that fails half-way leaves mounts of its own in its scratch folder.
+            let scratch = suite::scratch(&node).display().to_string();
+            specs.push(audit(&node, &before, &[scratch]).await);
         }
         runs.push(specs);
     }
     let [runc, bulkhead] = runs.as_slice() else { unreachable!("two runs") };
-    let table = Table::new(runc, bulkhead);
-    println!("\n{}", table.markdown());
-    let to = suite.folder().join("table.md");
-    std::fs::write(&to, table.markdown()).expect("write the table");
-    let shown = to.strip_prefix(peers::root()).unwrap_or(&to);
-    println!("also in {}, with JUnit files and logs beside it\n", shown.display());
-    println!("{}", table.result());
-    if table.lost() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn cannot(why: &str) -> ExitCode {
-    eprintln!("the conformance suite cannot run here: {why}");
-    ExitCode::from(2)
+    conclude(&rules::RULES, runc, bulkhead, suite.folder())
 }

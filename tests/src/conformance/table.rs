@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::specs::{Outcome, Spec};
-use crate::verdict::{Verdict, judge};
+use super::specs::{Outcome, Spec};
+use super::verdict::{Rules, Verdict, judge};
 
 /// Longer reasons are cut: the suite's messages hold whole dumps. The logs have them in full.
 const LONGEST_REASON: usize = 220;
@@ -23,11 +23,12 @@ struct Row {
 
 /// The runs, judged spec by spec.
 #[derive(Debug)]
-pub(crate) struct Table(Vec<Row>);
+pub struct Table(Vec<Row>);
 
 impl Table {
     /// Pairs the specs by name.
-    pub(crate) fn new(runc: &[Spec], bulkhead: &[Spec]) -> Self {
+    #[must_use]
+    pub fn new(rules: &Rules, runc: &[Spec], bulkhead: &[Spec]) -> Self {
         let mut pairs: BTreeMap<&str, (Option<&Outcome>, Option<&Outcome>)> = BTreeMap::new();
         for spec in runc {
             pairs.entry(&spec.name).or_default().0 = Some(&spec.outcome);
@@ -36,7 +37,7 @@ impl Table {
             pairs.entry(&spec.name).or_default().1 = Some(&spec.outcome);
         }
         let row = |(spec, (runc, bulkhead)): (&str, (Option<&Outcome>, Option<&Outcome>))| Row {
-            verdict: judge(spec, runc, bulkhead),
+            verdict: judge(rules, spec, runc, bulkhead),
             spec: spec.to_owned(),
             runc: word(runc),
             bulkhead: word(bulkhead),
@@ -45,7 +46,8 @@ impl Table {
     }
 
     /// How many specs pass with runc and are neither passed nor rightly refused by Bulkhead.
-    pub(crate) fn lost(&self) -> usize {
+    #[must_use]
+    pub fn lost(&self) -> usize {
         self.count(|verdict| matches!(verdict, Verdict::Lost(_)))
     }
 
@@ -54,7 +56,8 @@ impl Table {
     }
 
     /// The table, and the sums below it.
-    pub(crate) fn markdown(&self) -> String {
+    #[must_use]
+    pub fn markdown(&self) -> String {
         let mut text = String::from("| spec | runc | bulkhead | reason |\n|---|---|---|---|\n");
         for row in &self.0 {
             let bulkhead = if matches!(row.verdict, Verdict::Refused(_)) { "refused" } else { row.bulkhead };
@@ -76,7 +79,8 @@ impl Table {
     }
 
     /// One line as libtest ends with, which `make test` adds up.
-    pub(crate) fn result(&self) -> String {
+    #[must_use]
+    pub fn result(&self) -> String {
         let lost = self.lost();
         let not_judged = self.count(|verdict| matches!(verdict, Verdict::NotJudged(_)));
         let passed = self.0.len() - lost - not_judged;
@@ -117,16 +121,18 @@ fn cell(text: &str) -> String {
 mod tests {
     use super::*;
 
+    const RULES: Rules = Rules { refusals: &[], not_judged: &[] };
+
     fn spec(name: &str, outcome: Outcome) -> Spec {
         Spec { name: name.into(), outcome }
     }
 
     #[test]
     fn runs_stand_side_by_side() {
-        let failed = || Outcome::Failed("a|b".into());
+        let failed = || Outcome::failed("a|b");
         let runc = [spec("one", Outcome::Passed), spec("two", Outcome::Passed), spec("three", failed())];
         let bulkhead = [spec("one", Outcome::Passed), spec("two", failed()), spec("three", failed())];
-        let table = Table::new(&runc, &bulkhead);
+        let table = Table::new(&RULES, &runc, &bulkhead);
         let text = table.markdown();
         assert!(text.contains("| one | pass | pass |  |\n"), "{text}");
         assert!(text.contains("| two | pass | fail | a\\|b |\n"), "{text}");
@@ -137,14 +143,14 @@ mod tests {
 
     #[test]
     fn a_reason_ends_where_a_dump_begins() {
-        let failed = Outcome::Failed("no registry Unexpected error: <*errors.errorString | 0x17>".into());
-        let table = Table::new(&[spec("one", failed)], &[]);
+        let failed = Outcome::failed("no registry Unexpected error: <*errors.errorString | 0x17>");
+        let table = Table::new(&RULES, &[spec("one", failed)], &[]);
         assert!(table.markdown().contains("| one | fail | - | no registry |\n"), "{}", table.markdown());
     }
 
     #[test]
     fn a_long_reason_is_cut() {
-        let table = Table::new(&[spec("one", Outcome::Failed("é".repeat(1000)))], &[]);
+        let table = Table::new(&RULES, &[spec("one", Outcome::failed("é".repeat(1000)))], &[]);
         assert!(table.markdown().contains(&format!("{}… |", "é".repeat(LONGEST_REASON))));
     }
 }
