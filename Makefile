@@ -14,7 +14,7 @@ PREFIX ?= /usr
 SYSCONFDIR ?= /etc
 # The guest's kernel: "pinned" (images/kernel.env) or "newest" (what apt offers now).
 KERNEL ?= pinned
-# Which specs `conformance` runs: QUICK=yes for a sub-set, FOCUS= for those that match a regular expression.
+# Which specs `conformance` and `node-conformance` run: QUICK=yes for a sub-set, FOCUS= for those that match a regular expression.
 QUICK ?=
 FOCUS ?=
 # Whether `install` brings virtiofsd and vhost-device-vsock along, which Debian 12 has not.
@@ -27,12 +27,12 @@ guest_dir = $(if $(filter fast,$(1)),out,out/$(1))
 # What the black-box programs look for: binaries, guest, peers.
 places = BULKHEAD_BIN_DIR=target/$(1) BULKHEAD_GUEST_DIR=$(call guest_dir,$(1)) BULKHEAD_PEERS=.peers
 
-.PHONY: help setup build image install demo test test-long conformance node bench clean fmt lint deny
+.PHONY: help setup build image install demo test test-long conformance node-conformance node bench clean fmt lint deny
 
 help: ## this list
 	@printf 'Bulkhead: every Kubernetes pod in its own microVM.\n\n'
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | \
-	    while IFS=$$'\t' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+	    while IFS=$$'\t' read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
 	@printf '\nA newcomer types `make demo`. Everything made lies in target/, out/ and .peers/.\n'
 
 setup: ## what the machine lacks: Debian packages, pinned containerd and helper programs in .peers/
@@ -66,6 +66,12 @@ test-long: ## what takes hours: large numbers, every containerd line, all in the
 conformance: setup build image ## the official CRI validation suite, with runc and with Bulkhead side by side
 	@$(call places,$(profile)) \
 	    cargo run --locked --quiet --profile $(profile) --package bulkhead-tests --bin conformance -- \
+	    $(if $(FOCUS),--focus '$(FOCUS)',$(if $(QUICK),--quick))
+
+node-conformance: setup build image ## Kubernetes' node end-to-end suite, with runc and with Bulkhead side by side
+	@tests/peers/build.sh kubernetes
+	@$(call places,$(profile)) \
+	    cargo run --locked --quiet --profile $(profile) --package bulkhead-tests --bin node_conformance -- \
 	    $(if $(FOCUS),--focus '$(FOCUS)',$(if $(QUICK),--quick))
 
 node: setup build image ## what needs a machine of its own, in a VM: KVM, cgroup v2, a power cut

@@ -10,7 +10,7 @@
 #   .peers/cri-tools/bin/{critest.test,crictl,ginkgo,suite-helper}
 #                                                     Go module proxy: the CRI validation suite
 #   .peers/helm/bin/chart                          Go module proxy: Helm's linter and templates, Kubernetes' types
-#   .peers/kubernetes/bin/{kubelet,e2e_node.test,agnhost,nonewprivs,suite-helper,ginkgo}
+#   .peers/kubernetes/bin/{kubelet,e2e_node.test,agnhost,nonewprivs,suite-helper,ginkgo,localhost.crt,localhost.key}
 #                                                     Go module proxy: Kubernetes' node end-to-end suite
 #
 #   tests/peers/build.sh all         everything but kubernetes (what no argument means, too)
@@ -161,8 +161,8 @@ kubernetes() {
     local module="$here/kubernetes" bin="$peers/kubernetes/bin" version minor program since=$SECONDS missing=no
     version=$(sed -n 's|^.*k8s.io/kubernetes \(v[0-9.]*\).*$|\1|p' "$module/go.mod")
     [ -n "$version" ] || fail "$module/go.mod names no Kubernetes version"
-    for program in e2e_node.test agnhost nonewprivs ginkgo; do
-        [ -x "$bin/$program" ] || missing=yes
+    for program in e2e_node.test agnhost nonewprivs ginkgo localhost.crt localhost.key; do
+        [ -s "$bin/$program" ] || missing=yes
     done
     if [ "$missing" = no ] && [ "v$(version_of "$bin/kubelet")" = "$version" ] &&
         [ "$bin/suite-helper" -nt "$module/suite-helper/main.go" ]; then
@@ -182,6 +182,8 @@ kubernetes() {
         go test -c -vet=off -mod=readonly -trimpath -buildvcs=false -ldflags "$flags" -o "$bin/e2e_node.test" \
             k8s.io/kubernetes/test/e2e_node
         go build -mod=readonly -trimpath -buildvcs=false -ldflags '-s -w' -o "$bin/suite-helper" ./suite-helper
+        # agnhost's image has a certificate for its web server.
+        install -m 644 "$(go list -mod=readonly -m -f '{{.Dir}}' k8s.io/kubernetes)"/test/images/agnhost/porter/localhost.* "$bin/"
         # kubelet comes last: its version says that all are there.
         for program in $(go list -mod=readonly tool | grep -v '/kubelet$') k8s.io/kubernetes/cmd/kubelet; do
             go build -mod=readonly -trimpath -buildvcs=false -ldflags "$flags" -o "$bin/" "$program"

@@ -166,3 +166,23 @@ pub fn cri_tools() -> Result<PathBuf, String> {
     }
     Ok(bin)
 }
+
+/// The node end-to-end suite's programs.
+#[derive(Debug, Clone)]
+pub struct KubernetesPrograms {
+    /// Folder of the suite, kubelet, ginkgo and the programs of its images.
+    pub suite: PathBuf,
+    /// Folder of the validation suite, whose web server its images have, too.
+    pub cri_tools: PathBuf,
+}
+
+/// Finds the node end-to-end suite.
+pub fn kubernetes() -> Result<KubernetesPrograms, String> {
+    let cri_tools = cri_tools()?;
+    let suite = from_env("BULKHEAD_PEERS", ".peers").join("kubernetes/bin");
+    let programs = ["e2e_node.test", "kubelet", "ginkgo", "agnhost", "nonewprivs", "suite-helper"];
+    for program in programs.into_iter().chain(["localhost.crt", "localhost.key"]) {
+        file(program, &[suite.join(program)], "run `tests/peers/build.sh kubernetes`")?;
+    }
+    Ok(KubernetesPrograms { suite, cri_tools })
+}

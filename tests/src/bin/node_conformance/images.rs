@@ -1,0 +1,70 @@
+//! The images the suite asks for, under the names it asks for, so that nothing needs to be pulled. What each holds is said
+//! by the suite's own image folders; where those take a distribution's packages, these have Debian's busybox.
+
+use std::path::Path;
+
+use bulkhead_tests::conformance::images::{self, Accounts, image};
+use bulkhead_tests::image::Image;
+use bulkhead_tests::node::Node;
+
+use crate::suite::Suite;
+
+/// Programs that the suite's images have and Debian's busybox has not, as scripts that do what the suite needs of them.
+const SCRIPTS: &[(&str, &str)] = &[
+    ("bin/bash", "#!/bin/busybox sh\nexec /bin/busybox sh \"$@\"\n"),
+    ("usr/bin/curl", "#!/bin/busybox sh\nexec /bin/busybox wget -q -O - \"$@\"\n"),
+    ("bin/ipcs", "#!/bin/busybox sh\n[ \"$1\" = -m ] || exit 1\ncat /proc/sysvipc/shm\n"),
+    ("pause", "#!/bin/busybox sh\nexec /agnhost pause\n"),
+];
+
+/// The groups are what specs about supplementary groups look for.
+const ACCOUNTS: Accounts = Accounts {
+    passwd: "root:x:0:0:root:/root:/bin/sh\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\n\
+        nobody:x:65534:65534::/:/bin/sh\n",
+    group: "root:x:0:\nuser-defined-in-image:x:1000:\n\
+        group-defined-in-image:x:50000:user-defined-in-image\nnobody:x:65534:\n",
+};
+
+fn images() -> Vec<Image> {
+    let e2e = |name: &str| format!("registry.k8s.io/e2e-test-images/{name}");
+    vec![
+        image(&e2e("agnhost:2.66.1"), &["/agnhost"], &["pause"], ""),
+        image(&e2e("agnhost:2.55"), &["/agnhost"], &["pause"], ""),
+        image(&e2e("busybox:1.37.0-2"), &[], &["sh"], ""),
+        image(&e2e("nginx:1.27.0-2"), &[], &["/usr/sbin/nginx"], ""),
+        image(&e2e("nginx:1.28.0-2"), &[], &["/usr/sbin/nginx"], ""),
+        image(&e2e("nonewprivs:1.4"), &[], &["nnp"], ""),
+        image(&e2e("nonroot:1.5"), &[], &["sh"], "1234"),
+        image(&e2e("glibc-dns-testing:2.1.1"), &[], &["sh"], ""),
+        image(&e2e("ipc-utils:1.4"), &[], &["sh"], ""),
+        image("registry.k8s.io/pause:3.10.2", &["/pause"], &[], ""),
+    ]
+}
+
+/// Builds them and imports them into the node's containerd.
+pub(crate) async fn import(node: &Node, suite: &Suite) {
+    let programs = [
+        ("agnhost", suite.program("agnhost"), 0o755),
+        ("localhost.crt", suite.program("localhost.crt"), 0o644),
+        ("localhost.key", suite.program("localhost.key"), 0o644),
+        ("usr/local/bin/nnp", suite.program("nonewprivs"), 0o6755),
+        ("bin/nmeter", suite.program("suite-helper"), 0o755),
+        ("usr/sbin/nginx", suite.web_server(), 0o755),
+    ];
+    images::import(node, images(), move |root, busybox| {
+        fill_root(root, busybox);
+        for (path, from, mode) in &programs {
+            images::program(root, path, from, *mode);
+        }
+        std::fs::hard_link(root.join("agnhost"), root.join("agnhost-2")).expect("link agnhost");
+    })
+    .await;
+}
+
+fn fill_root(root: &Path, busybox: &Path) {
+    images::fill_root(root, busybox, ACCOUNTS, &[]);
+    std::fs::create_dir(root.join("uploads")).expect("make agnhost's folder");
+    for (path, text) in SCRIPTS {
+        images::script(root, path, text);
+    }
+}

@@ -1,0 +1,92 @@
+//! What a node needs beyond containerd for a kubelet to run on it, and what is left when kubelet has gone.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use bulkhead_tests::node::Node;
+
+use crate::suite::Suite;
+
+/// The suite's test binary.
+pub(crate) const SUITE: &str = "e2e_node.test";
+
+/// The node's address, of a network for documentation (RFC 5737).
+pub(crate) const ADDRESS: &str = "192.0.2.10";
+
+/// Run inside the node, with the node's directory as `$1` and its address as `$2`. kubelet needs a default route to know its address; nobody
+/// answers at its end. Its folders are on a disk, as on a real node, and out of the machine's own.
+const PREPARE: &str = r#"
+set -e
+ip link add up0 type veth peer name up1
+ip addr add "$2/24" dev up0
+ip link set up0 up
+ip link set up1 up
+ip route add default via 192.0.2.1
+mkdir -p "$1/kubelet" "$1/var-log" /var/lib/kubelet
+mount --bind "$1/kubelet" /var/lib/kubelet
+mount --bind "$1/var-log" /var/log
+"#;
+
+/// Makes the node one that kubelet and the suite can run on.
+pub(crate) async fn prepare(node: &Node, suite: &Suite) {
+    node.run(&["bash", "-c", PREPARE, "prepare", &node.dir().display().to_string(), ADDRESS]).await;
+    let folder = working_folder(node);
+    std::fs::create_dir_all(&folder).expect("make the suite's working folder");
+    for program in [SUITE, "kubelet"] {
+        symlink(suite.program(program), folder.join(program)).expect("link a program of the suite");
+    }
+    programs_without_systemd(&programs(node));
+}
+
+/// Where the suite's binary lies and works: beside it it expects kubelet, and leaves kubelet's configuration.
+pub(crate) fn working_folder(node: &Node) -> PathBuf {
+    node.dir().join("suite-run")
+}
+
+/// The `PATH` of the suite.
+pub(crate) fn path(node: &Node) -> String {
+    programs(node).display().to_string()
+}
+
+fn programs(node: &Node) -> PathBuf {
+    node.dir().join("programs")
+}
+
+/// Links to the machine's programs. The suite starts kubelet by `systemd-run` where it finds it, whether systemd runs or
+/// not, and on a test node it does not.
+fn programs_without_systemd(folder: &Path) {
+    std::fs::create_dir(folder).expect("make the folder of programs");
+    for from in ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"] {
+        for entry in std::fs::read_dir(from).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let to = folder.join(&name);
+            if !name.to_string_lossy().starts_with("system") && to.symlink_metadata().is_err() {
+                symlink(entry.path(), to).expect("link a program");
+            }
+        }
+    }
+}
+
+/// Removes the pods that kubelet had not yet removed when the suite ended it.
+pub(crate) async fn remove_pods(node: &Node) {
+    for pod in node.cri().list_pods().await {
+        for result in [node.cri().try_stop_pod(&pod.id).await, node.cri().try_remove_pod(&pod.id).await] {
+            if let Err(status) = result {
+                eprintln!("pod {} of the suite is left: {}", pod.id, status.message());
+            }
+        }
+    }
+}
+
+/// Words in the names of what the suite and kubelet leave on a node.
+pub(crate) fn not_ours(node: &Node) -> Vec<String> {
+    let cgroups = node.cgroup_parent();
+    vec![
+        working_folder(node).display().to_string(),
+        bulkhead_tests::conformance::ginkgo::scratch(node).display().to_string(),
+        node.dir().join("kubelet").display().to_string(),
+        "/var/lib/kubelet".into(),
+        format!("{cgroups}/kubelet"),
+        format!("{cgroups}/kubepods"),
+    ]
+}
