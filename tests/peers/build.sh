@@ -10,7 +10,7 @@
 #   .peers/cri-tools/bin/{critest.test,crictl,ginkgo,suite-helper}
 #                                                     Go module proxy: the CRI validation suite
 #   .peers/helm/bin/chart                          Go module proxy: Helm's linter and templates, Kubernetes' types
-#   .peers/kubernetes/bin/{kubelet,e2e_node.test,agnhost,nonewprivs,suite-helper,ginkgo,localhost.crt,localhost.key}
+#   .peers/kubernetes/bin/{kubelet,e2e_node.test,agnhost,nonewprivs,suite-helper,ginkgo,localhost.*}
 #                                                     Go module proxy: Kubernetes' node end-to-end suite
 #
 #   tests/peers/build.sh all         everything but kubernetes (what no argument means, too)
@@ -183,7 +183,8 @@ kubernetes() {
             k8s.io/kubernetes/test/e2e_node
         go build -mod=readonly -trimpath -buildvcs=false -ldflags '-s -w' -o "$bin/suite-helper" ./suite-helper
         # agnhost's image has a certificate for its web server.
-        install -m 644 "$(go list -mod=readonly -m -f '{{.Dir}}' k8s.io/kubernetes)"/test/images/agnhost/porter/localhost.* "$bin/"
+        source=$(go list -mod=readonly -m -f '{{.Dir}}' k8s.io/kubernetes)
+        install -m 644 "$source"/test/images/agnhost/porter/localhost.* "$bin/"
         # kubelet comes last: its version says that all are there.
         for program in $(go list -mod=readonly tool | grep -v '/kubelet$') k8s.io/kubernetes/cmd/kubelet; do
             go build -mod=readonly -trimpath -buildvcs=false -ldflags "$flags" -o "$bin/" "$program"

@@ -1,5 +1,5 @@
-//! The images the suite asks for, under the names it asks for, so that nothing needs to be pulled. What each holds is said
-//! by the suite's own image folders; where those take a distribution's packages, these have Debian's busybox.
+//! The images the suite asks for, under the names it asks for, so that nothing needs to be pulled. What each holds is
+//! said by the suite's own image folders; where those take a distribution's packages, these have Debian's busybox.
 
 use std::path::Path;
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use bulkhead_tests::node::Node;
+use bulkhead_tests::node::{Node, remove_default_cgroup};
 
 use crate::suite::Suite;
 
@@ -13,8 +13,8 @@ pub(crate) const SUITE: &str = "e2e_node.test";
 /// The node's address, of a network for documentation (RFC 5737).
 pub(crate) const ADDRESS: &str = "192.0.2.10";
 
-/// Run inside the node, with the node's directory as `$1` and its address as `$2`. kubelet needs a default route to know its address; nobody
-/// answers at its end. Its folders are on a disk, as on a real node, and out of the machine's own.
+/// Run inside the node, with the node's directory as `$1` and its address as `$2`. kubelet and the suite need a default
+/// route; nobody answers at its end. kubelet's folders are on a disk, as on a real node, and out of the machine's own.
 const PREPARE: &str = r#"
 set -e
 ip link add up0 type veth peer name up1
@@ -52,8 +52,8 @@ fn programs(node: &Node) -> PathBuf {
     node.dir().join("programs")
 }
 
-/// Links to the machine's programs. The suite starts kubelet by `systemd-run` where it finds it, whether systemd runs or
-/// not, and on a test node it does not.
+/// Links to the machine's programs. The suite starts kubelet by `systemd-run` where it finds it, whether systemd runs
+/// or not, and on a test node it does not.
 fn programs_without_systemd(folder: &Path) {
     std::fs::create_dir(folder).expect("make the folder of programs");
     for from in ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"] {
@@ -76,6 +76,8 @@ pub(crate) async fn remove_pods(node: &Node) {
             }
         }
     }
+    // Where containerd puts pods for which kubelet names no cgroup.
+    remove_default_cgroup();
 }
 
 /// Words in the names of what the suite and kubelet leave on a node.

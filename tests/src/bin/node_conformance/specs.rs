@@ -30,9 +30,10 @@ pub(crate) fn chosen(labels: &[String]) -> bool {
 pub(crate) const TAGS: &[&str] = &["[sig-node] ", "[sig-storage] ", "[NodeConformance]", "[Conformance]"];
 
 /// Specs of which `--quick` runs those that match: a few of each kind, none that waits for minutes.
-pub(crate) const QUICK: &str = "Container Runtime blackbox test on terminated container|Downward API should provide (pod|container|default)\
-    |Security Context When creating a|EmptyDir volumes should support|Variable Expansion should allow\
-    |Kubelet when scheduling a|ConfigMap should be consumable|Hostname of Pod";
+pub(crate) const QUICK: &str = "Container Runtime blackbox test on terminated container\
+    |Downward API should provide (pod|container|default)|Security Context When creating a\
+    |EmptyDir volumes should support|Variable Expansion should allow|Kubelet when scheduling a\
+    |ConfigMap should be consumable|Hostname of Pod";
 
 /// What cannot run on a test node at all.
 pub(crate) const LEFT_OUT: &[LeftOut] = &[];
