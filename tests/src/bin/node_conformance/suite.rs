@@ -127,9 +127,6 @@ fn kubelet_flags(node: &Node) -> Vec<String> {
         format!("--kubelet-cgroups={parent}/kubelet"),
         format!("--runtime-cgroups={parent}/runtime"),
         "--system-cgroups=".into(),
-        // A pod with a memory limit and without an overhead of its RuntimeClass does not fit into its own cgroup.
-        "--cgroups-per-qos=false".into(),
-        "--enforce-node-allocatable=".into(),
         format!("--volume-plugin-dir={}", node.dir().join("plugins").display()),
     ]
 }
