@@ -50,9 +50,11 @@ step() {
     return "$code"
 }
 
-# reasons: what the step in $log failed of: panics with what follows, errors, else its last lines
+# reasons: what the step in $log failed of: what libtest says of failed tests (a test that passes may panic, too), errors,
+# else its last lines
 reasons() {
-    grep -A 12 -e ' panicked at ' -e '^error' -e '^E: ' "$log" | head -n 100 | grep . || tail -n 20 "$log"
+    awk '/^failures:$/ { inside = 1 } /^test result: / { inside = 0 } inside' "$log" | head -n 150 | grep . ||
+        grep -A 12 -e '^error' -e '^E: ' "$log" | head -n 60 | grep . || tail -n 20 "$log"
 }
 
 # leave_out NAME WHY: a step that cannot run here
