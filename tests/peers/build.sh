@@ -134,9 +134,10 @@ promtool() {
     [ ! -x "$peers/bin/promtool" ] || { say "promtool is there"; return; }
     say "taking promtool out of Debian's package prometheus"
     place=$(mktemp -d)
-    # apt's own user writes where it may, so it says that it may not write here.
-    (cd "$place" && apt-get -qq download prometheus 2>/dev/null && dpkg-deb -x ./*.deb .) ||
-        fail "cannot get Debian's package prometheus: run apt-get update, then this again"
+    # The lists of packages may be old, or not there. apt's own user writes where it may, so it says that it may not here.
+    (cd "$place" && { apt-get -qq download prometheus 2>/dev/null ||
+        { apt-get -qq update && apt-get -qq download prometheus 2>/dev/null; }; } && dpkg-deb -x ./*.deb .) ||
+        fail "cannot get Debian's package prometheus: run apt-get update as root, then this again"
     install -m 0755 "$place/usr/bin/promtool" "$peers/bin/promtool"
     rm -rf "$place"
 }
