@@ -45,14 +45,14 @@ step() {
         # Failed tests inside are counted already.
         [ "$tests_failed" -gt 0 ] || failed=$((failed + 1))
         echo "test step::$name ... FAILED ($took s)"
-        reasons+="---- $name"$'\n'"$(reasons)"$'\n'
+        reasons+="---- $name"$'\n'"$(why)"$'\n'
     fi
     return "$code"
 }
 
-# reasons: what the step in $log failed of: what libtest says of failed tests (a test that passes may panic, too), errors,
+# why: what the step in $log failed of: what libtest says of failed tests (a test that passes may panic, too), errors,
 # else its last lines
-reasons() {
+why() {
     awk '/^failures:$/ { inside = 1 } /^test result: / { inside = 0 } inside' "$log" | head -n 150 | grep . ||
         grep -A 12 -e '^error' -e '^E: ' "$log" | head -n 60 | grep . || tail -n 20 "$log"
 }

@@ -435,18 +435,23 @@ fn steps_to_try(all: usize) -> impl Iterator<Item = usize> {
     (1..=all).filter(move |step| step % 5 == 2 || step + 12 > all)
 }
 
+/// However far an installation of `before` got when it was cut off, the next makes `after` of it, daemons included.
+fn expect_finished(before: &Node, after: &Node) {
+    for step in steps_to_try(before.steps("install")) {
+        let (node, restarts) = before.cut_off("install", step);
+        assert_eq!(node.tree(), after.tree(), "step {step}");
+        for restart in [SERVICE, CONTAINERD] {
+            assert!(restarts.iter().any(|line| line == restart), "step {step}: {restarts:?}");
+        }
+    }
+}
+
 #[test]
 fn an_installation_that_was_cut_off_is_finished_by_the_next() {
     let bare = Node::new();
     let whole = bare.twin();
     whole.install();
-    for step in steps_to_try(bare.steps("install")) {
-        let (node, restarts) = bare.cut_off("install", step);
-        assert_eq!(node.tree(), whole.tree(), "step {step}");
-        for restart in [SERVICE, CONTAINERD] {
-            assert!(restarts.iter().any(|line| line == restart), "step {step}: {restarts:?}");
-        }
-    }
+    expect_finished(&bare, &whole);
 }
 
 #[test]
@@ -460,13 +465,7 @@ fn an_upgrade_that_was_cut_off_is_finished_by_the_next() {
     }
     let new = old.twin();
     new.install();
-    for step in steps_to_try(old.steps("install")) {
-        let (node, restarts) = old.cut_off("install", step);
-        assert_eq!(node.tree(), new.tree(), "step {step}");
-        for restart in [SERVICE, CONTAINERD] {
-            assert!(restarts.iter().any(|line| line == restart), "step {step}: {restarts:?}");
-        }
-    }
+    expect_finished(&old, &new);
 }
 
 #[test]

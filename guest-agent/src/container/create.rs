@@ -126,13 +126,8 @@ impl Containers {
         let in_memory = request.memory_volumes.clone();
         blocking(move || {
             let mut mounts = mounts::attach_all(&wanted)?;
-            match memory.attach(&id, &in_memory) {
-                Ok(made) => mounts.extend(made),
-                Err(error) => {
-                    mounts::detach_all(&mounts);
-                    return Err(error);
-                }
-            }
+            let made = memory.attach(&id, &in_memory).inspect_err(|_| mounts::detach_all(&mounts))?;
+            mounts.extend(made);
             Ok(Attached { mounts, volumes: volumes.visit(&sources), disks: Vec::new() })
         })
         .await

@@ -36,10 +36,9 @@ pub(super) async fn all(
     }
     for (snapshot, figures) in snapshots.iter().zip(&figures) {
         now.sandboxes.with_label_values(&[&label(snapshot.state)]).inc();
-        let Some(figures) = figures else { continue };
-        let processes = snapshot.processes.clone();
-        let parts = tokio::task::spawn_blocking(move || usage(&processes)).await.unwrap_or_default();
-        now.take(snapshot, figures, &parts);
+        if let Some((figures, parts)) = figures {
+            now.take(snapshot, figures, parts);
+        }
     }
     let registry = Registry::new();
     for collector in telemetry.collectors().into_iter().chain(now.collectors()) {
@@ -49,9 +48,12 @@ pub(super) async fn all(
 }
 
 /// None of a sandbox that is being made or has ended, or whose actors are busy: the others are not to wait for it.
-async fn figures(sandboxes: &Sandboxes, snapshot: &Snapshot) -> Option<PodMetrics> {
+async fn figures(sandboxes: &Sandboxes, snapshot: &Snapshot) -> Option<(PodMetrics, Parts)> {
     let id = SandboxId::new(&snapshot.id).ok().filter(|_| snapshot.ready)?;
-    tokio::time::timeout(PATIENCE, sandboxes.metrics(&id)).await.ok()?.ok()
+    let figures = tokio::time::timeout(PATIENCE, sandboxes.metrics(&id)).await.ok()?.ok()?;
+    let processes = snapshot.processes.clone();
+    let parts = tokio::task::spawn_blocking(move || usage(&processes)).await.unwrap_or_default();
+    Some((figures, parts))
 }
 
 /// One of each, empty.
@@ -130,7 +132,7 @@ impl Now {
         })
     }
 
-    fn take(&self, snapshot: &Snapshot, figures: &PodMetrics, parts: &[(&'static str, Usage)]) {
+    fn take(&self, snapshot: &Snapshot, figures: &PodMetrics, parts: &Parts) {
         let (namespace, pod) = snapshot.pod.split_once('/').unwrap_or(("", &snapshot.pod));
         let labels = [namespace, pod, snapshot.id.as_str()];
         let more = |label| [namespace, pod, snapshot.id.as_str(), label];
@@ -171,13 +173,16 @@ impl Now {
     }
 }
 
+/// What each process of a pod uses, by what it is.
+type Parts = Vec<(&'static str, Usage)>;
+
 struct Usage {
     resident_bytes: u64,
     cpu: Duration,
 }
 
 /// Of the processes that live. The pod's end is near when one is missing, and told elsewhere.
-fn usage(processes: &BTreeMap<&'static str, u32>) -> Vec<(&'static str, Usage)> {
+fn usage(processes: &BTreeMap<&'static str, u32>) -> Parts {
     let of = |pid: u32| {
         let stat = Process::new(i32::try_from(pid).ok()?).and_then(|process| process.stat()).ok()?;
         let ticks = stat.utime.saturating_add(stat.stime);

@@ -12,9 +12,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// What reading the kernel's list says.
 pub fn below(path: &Path) -> io::Result<Vec<PathBuf>> {
-    // Of the thread, not of the process: they may be in different mount namespaces.
-    let text = fs::read("/proc/thread-self/mountinfo")?;
-    Ok(select(&text, path))
+    Ok(select(&list()?, path))
 }
 
 /// What the topmost mount at exactly this path is a mount of, as its maker named it. `None` where nothing is mounted.
@@ -22,7 +20,7 @@ pub fn below(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// # Errors
 /// What reading the kernel's list says.
 pub fn source(path: &Path) -> io::Result<Option<String>> {
-    Ok(source_in(&fs::read("/proc/thread-self/mountinfo")?, path))
+    Ok(source_in(&list()?, path))
 }
 
 /// A mount of some file system.
@@ -51,7 +49,12 @@ impl Mounted {
 /// # Errors
 /// What reading the kernel's list says.
 pub fn of_device(device: u64) -> io::Result<Vec<Mounted>> {
-    Ok(of_device_in(&fs::read("/proc/thread-self/mountinfo")?, device))
+    Ok(of_device_in(&list()?, device))
+}
+
+/// Of the thread, not of the process: they may be in different mount namespaces.
+fn list() -> io::Result<Vec<u8>> {
+    fs::read("/proc/thread-self/mountinfo")
 }
 
 /// Fields 3 to 5: device, root, mount point.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use tokio::sync::Mutex;
 
-use super::{Close, MountsError, Open, Prepare, Release, Volumes, close, open, prepare_for, release};
+use super::{Close, MountsError, Open, Prepare, Release, close, open, prepare_for, release};
 use crate::ask::Reply;
 
 /// The mounts of one pod.
@@ -61,10 +61,9 @@ impl Handler<Prepare> for Mounts {
     type Result = ();
 
     fn handle(&mut self, message: Prepare, context: &mut Context<Self>) {
-        let Prepare { container, rootfs, binds, memory_of, server, reply } = message;
+        let Prepare { container, rootfs, volumes, server, reply } = message;
         let share = self.share.clone();
-        let work =
-            async move { prepare_for(server, &share, container, rootfs, Volumes { binds, memory_of }).await };
+        let work = async move { prepare_for(server, &share, container, rootfs, volumes).await };
         self.run(context, work, reply);
     }
 }

@@ -27,9 +27,7 @@ pub struct Prepare {
     /// As the snapshotter gives them, mounted one after the other; at least one.
     pub rootfs: Vec<RootfsMount>,
     /// Volumes.
-    pub binds: Vec<BindMount>,
-    /// UID of the pod, if its volumes in memory are the guest's to make.
-    pub memory_of: Option<String>,
+    pub volumes: Volumes,
     /// Who serves the share, if somebody does already.
     pub server: Option<FileServer>,
     /// Where the guest finds them.
@@ -86,7 +84,7 @@ pub struct BindMount {
 pub struct Volumes {
     /// All of them.
     pub binds: Vec<BindMount>,
-    /// [`Prepare::memory_of`].
+    /// UID of the pod, if its volumes in memory are the guest's to make.
     pub memory_of: Option<String>,
 }
 

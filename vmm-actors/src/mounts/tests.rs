@@ -270,8 +270,7 @@ fn the_actor_answers_and_a_command_outlives_its_caller() {
             Prepare {
                 container: id("c1"),
                 rootfs: rootfs.clone(),
-                binds: vec![],
-                memory_of: None,
+                volumes: Volumes::default(),
                 server: None,
                 reply,
             },
@@ -280,8 +279,7 @@ fn the_actor_answers_and_a_command_outlives_its_caller() {
         let again = ask(&mounts, |reply| Prepare {
             container: id("c1"),
             rootfs,
-            binds: vec![],
-            memory_of: None,
+            volumes: Volumes::default(),
             server: None,
             reply,
         })

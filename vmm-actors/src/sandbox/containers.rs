@@ -248,9 +248,8 @@ async fn make_mounts(
 ) -> Result<PreparedContainer, SandboxError> {
     let ContainerRequest { id, rootfs, .. } = request;
     let container = id.clone();
-    let binds = spec.binds.iter().map(bind_mount).collect();
-    let asked =
-        ask(mounts, |reply| mounts::Prepare { container: id, rootfs, binds, memory_of, server, reply });
+    let volumes = mounts::Volumes { binds: spec.binds.iter().map(bind_mount).collect(), memory_of };
+    let asked = ask(mounts, |reply| mounts::Prepare { container: id, rootfs, volumes, server, reply });
     let made = asked.await.map_err(|failed| not_mounted(container.clone(), &failed))?;
     let left = LeftToGuest {
         sockets: made.sockets.iter().map(|socket| socket.number).collect(),
