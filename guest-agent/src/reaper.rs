@@ -235,7 +235,11 @@ mod tests {
     #[test]
     fn real_children_are_reaped_with_code_and_signal() {
         if std::env::var_os(ALONE).is_some() {
-            return tokio::runtime::Runtime::new().unwrap().block_on(reap_real_children());
+            return tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(reap_real_children());
         }
         let alone = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "reaper::tests::real_children_are_reaped_with_code_and_signal"])

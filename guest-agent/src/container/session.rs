@@ -1,7 +1,8 @@
 //! Ends an exec with what it has started, as a probe that takes too long must (fact 3.11): libcontainer makes each
 //! exec the leader of a session, and its children stay in that unless they leave it on purpose.
 
-use rustix::process::{Pid, PidfdFlags, Signal, getsid, pidfd_open, pidfd_send_signal};
+use nix::unistd::{Pid as RawPid, getsid};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cgroup::{Cgroup, CgroupError};
 
@@ -25,7 +26,15 @@ fn kill_member(pid: u32, leader: u32) -> bool {
     let number = |pid: u32| i32::try_from(pid).ok().and_then(Pid::from_raw);
     let (Some(pid), Some(leader)) = (number(pid), number(leader)) else { return false };
     let Ok(held) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
-    getsid(Some(pid)) == Ok(leader) && pidfd_send_signal(&held, Signal::KILL).is_ok()
+    session(pid) == Some(leader) && pidfd_send_signal(&held, Signal::KILL).is_ok()
+}
+
+/// The leader of the process's session, if it is one of this pid namespace. A process that has not made a session yet
+/// can be in one from outside (the kernel's, for children of PID 1): the kernel answers 0 then, which rustix takes for
+/// impossible.
+fn session(pid: Pid) -> Option<Pid> {
+    let leader = getsid(Some(RawPid::from_raw(pid.as_raw_pid()))).ok()?;
+    Pid::from_raw(leader.as_raw())
 }
 
 #[cfg(test)]
@@ -55,15 +64,31 @@ mod tests {
     fn only_members_of_the_session_are_killed() {
         let mut leader = Sleeper::start(Command::new("setsid").args(["sleep", "1000"]));
         let mut stranger = Sleeper::start(Command::new("sleep").arg("1000"));
-        let session = Pid::from_child(&leader.0);
-        while getsid(Some(session)) != Ok(session) {
+        let number = Pid::from_child(&leader.0);
+        while session(number) != Some(number) {
             std::thread::yield_now();
         }
-        assert!(!kill_member(stranger.0.id(), leader.0.id()), "a stranger is a member of {session:?}");
+        assert!(!kill_member(stranger.0.id(), leader.0.id()), "a stranger is a member of {number:?}");
         assert!(kill_member(leader.0.id(), leader.0.id()), "the leader: {:?}", leader.0.try_wait());
         assert_eq!(leader.0.wait().unwrap().signal(), Some(9));
         assert_eq!(stranger.0.try_wait().unwrap(), None, "another session's process lives on");
         assert!(!kill_member(leader.0.id(), leader.0.id()), "it is no more");
         assert!(!kill_member(0, 0));
+    }
+
+    /// PID 1's own processes have a session of the kernel's, whose leader has no number in their namespace.
+    #[test]
+    fn a_session_from_outside_of_the_pid_namespace_is_nobodys() {
+        let this = std::env::current_exe().unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]).arg(this);
+        let name = "container::session::tests::only_members_of_the_session_are_killed";
+        let output = command.args(["--exact", name]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
