@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-use crate::Settings;
+use crate::{Settings, vmm};
 
 /// Longest path of a unix socket, in bytes: `sun_path` holds 108 with the final NUL (unix(7)).
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -22,7 +22,7 @@ pub const MAX_RUN_DIR: usize = MAX_SOCKET_PATH - "/s/".len() - ID_LENGTH - "/".l
 /// Below this a guest with its image in memory does not come up.
 const MIN_MEMORY_MIB: u32 = 64;
 
-/// QEMU's limit for one VM without an IOMMU in the guest (x2APIC ids above 254).
+/// What a guest without an IOMMU can address (x2APIC ids above 254 need one).
 const MAX_VCPUS: u32 = 255;
 
 /// The kernel's limit for a command line is 2048 bytes on x86-64 (`COMMAND_LINE_SIZE`); we add to it ourselves.
@@ -66,9 +66,9 @@ impl Findings {
 }
 
 /// Every path among the settings, by key.
-pub(crate) fn paths(settings: &Settings) -> [(&'static str, &Path); 11] {
-    let Settings { sandboxer, shim, guest, vm, qemu, virtiofsd, cgroup: _, metrics: _ } = settings;
-    [
+pub(crate) fn paths(settings: &Settings) -> Vec<(&'static str, &Path)> {
+    let Settings { sandboxer, shim, guest, vm, virtiofsd, .. } = settings;
+    let mut paths: Vec<(&str, &Path)> = vec![
         ("sandboxer.listen", &sandboxer.listen),
         ("sandboxer.run_dir", &sandboxer.run_dir),
         ("sandboxer.state_dir", &sandboxer.state_dir),
@@ -77,10 +77,10 @@ pub(crate) fn paths(settings: &Settings) -> [(&'static str, &Path); 11] {
         ("guest.kernel", &guest.kernel),
         ("guest.image", &guest.image),
         ("vm.entropy_source", &vm.entropy_source),
-        ("qemu.path", &qemu.path),
-        ("qemu.vsock_path", &qemu.vsock_path),
         ("virtiofsd.path", &virtiofsd.path),
-    ]
+    ];
+    paths.extend(vmm::paths(settings));
+    paths
 }
 
 /// Every impossible value.
@@ -198,10 +198,8 @@ fn arguments(settings: &Settings, findings: &mut Findings) {
     let printable = params.len() <= MAX_KERNEL_PARAMS && !params.chars().any(char::is_control);
     let line = ("not one line of at most 1024 bytes", "parameters with blanks between them");
     findings.unless(printable, "guest.kernel_params", format!("{params:?}"), line);
-    let extra = [
-        ("qemu.extra_args", &settings.qemu.extra_args),
-        ("virtiofsd.extra_args", &settings.virtiofsd.extra_args),
-    ];
+    let mut extra = vmm::arguments(settings);
+    extra.push(("virtiofsd.extra_args", &settings.virtiofsd.extra_args));
     for (key, arguments) in extra {
         let usable = arguments.iter().all(|argument| !argument.is_empty() && !argument.contains('\0'));
         let words = ("holds an empty argument or a NUL byte", "one non-empty word for each argument");

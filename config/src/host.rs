@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use crate::check::{Finding, Findings, quoted};
-use crate::{Accelerator, Settings};
+use crate::{Settings, vmm};
 
 /// First bytes of an ELF file (elf(5)).
 const ELF: [u8; 4] = *b"\x7fELF";
@@ -22,12 +22,11 @@ pub(crate) fn findings(settings: &Settings) -> Vec<Finding> {
 }
 
 fn programs(settings: &Settings, findings: &mut Findings) {
-    let programs = [
+    let mut programs: Vec<vmm::Program<'_>> = vec![
         ("shim.binary", &settings.shim.binary, "install containerd-shim-bulkhead-v2 or name where it is"),
-        ("qemu.path", &settings.qemu.path, "install QEMU (Debian: qemu-system-x86) or name where it is"),
-        ("qemu.vsock_path", &settings.qemu.vsock_path, "install vhost-device-vsock or name where it is"),
         ("virtiofsd.path", &settings.virtiofsd.path, "install virtiofsd or name where it is"),
     ];
+    programs.extend(vmm::programs(settings));
     for (key, path, remedy) in programs.into_iter().filter(|(_, path, _)| path.is_absolute()) {
         match fs::metadata(path) {
             Err(error) => findings.add(key, quoted(path), missing(&error), remedy),
@@ -94,12 +93,7 @@ fn hardware(settings: &Settings, findings: &mut Findings) {
     if source.is_absolute() && File::open(source).is_err() {
         findings.add("vm.entropy_source", quoted(source), "cannot be opened", "for example /dev/urandom");
     }
-    if settings.qemu.accelerator == Accelerator::Kvm
-        && File::options().read(true).write(true).open("/dev/kvm").is_err()
-    {
-        let right = "auto, or tcg; or load the kvm_intel or kvm_amd module";
-        findings.add("qemu.accelerator", "\"kvm\"".into(), "/dev/kvm cannot be opened", right);
-    }
+    vmm::host(settings, findings);
     if settings.vm.hugepages && huge_pages() == 0 {
         let right = "reserve some (sysctl vm.nr_hugepages), or false";
         findings.add("vm.hugepages", "true".into(), "this host has no huge pages reserved", right);

@@ -11,11 +11,12 @@ mod nearest;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod vmm;
 
 pub use check::{MAX_RUN_DIR, MAX_SOCKET_PATH};
 pub use fault::{Fault, Faults};
 pub use load::Scope;
 pub use settings::{
-    Accelerator, CacheMode, Cgroup, Guest, Hypervisor, LogFormat, Machine, Metrics, Qemu, Sandboxer,
-    Settings, Shim, Virtiofsd, Vm, WithoutOverhead,
+    CacheMode, Cgroup, Guest, LogFormat, Metrics, Sandboxer, Settings, Shim, Virtiofsd, Vm, WithoutOverhead,
 };
+pub use vmm::{Accelerator, Hypervisor, Machine, Qemu};

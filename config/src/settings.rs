@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::vmm::{Hypervisor, Qemu};
+
 /// Everything that can be set, as `bulkhead.toml` spells it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -17,7 +19,7 @@ pub struct Settings {
     pub guest: Guest,
     /// The shape of every VM.
     pub vm: Vm,
-    /// The QEMU driver.
+    /// The QEMU driver. The tables of VMMs are in [`vmm`](crate::vmm).
     pub qemu: Qemu,
     /// The file server of the pod's share.
     pub virtiofsd: Virtiofsd,
@@ -104,55 +106,6 @@ pub struct Vm {
     pub entropy_source: PathBuf,
     /// A shell on the guest's console, for looking into a broken guest. Never in production.
     pub debug_console: bool,
-}
-
-/// A VMM driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Hypervisor {
-    /// QEMU over QMP.
-    #[default]
-    Qemu,
-}
-
-/// `[qemu]`: the QEMU driver.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Qemu {
-    /// `qemu-system-x86_64`.
-    pub path: PathBuf,
-    /// The machine type.
-    pub machine: Machine,
-    /// KVM, TCG, or whichever works.
-    pub accelerator: Accelerator,
-    /// `vhost-device-vsock`, the host side of the guest's vsock.
-    pub vsock_path: PathBuf,
-    /// Arguments behind ours.
-    pub extra_args: Vec<String>,
-}
-
-/// A QEMU machine type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Machine {
-    /// PCI Express, hotplug: VMs grow with their pods.
-    Q35,
-    /// virtio-mmio only: boots faster, no hotplug.
-    #[default]
-    Microvm,
-}
-
-/// How guest instructions run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Accelerator {
-    /// Hardware virtualisation; an error where it does not work.
-    Kvm,
-    /// Emulation: slow, works everywhere.
-    Tcg,
-    /// KVM where a trial VM runs, else TCG with a warning.
-    #[default]
-    Auto,
 }
 
 /// `[virtiofsd]`: the file server of the pod's share.
@@ -246,7 +199,7 @@ impl Default for Guest {
 impl Default for Vm {
     fn default() -> Self {
         Self {
-            hypervisor: Hypervisor::Qemu,
+            hypervisor: Hypervisor::default(),
             vcpus: NonZeroU32::MIN,
             memory_mib: NonZeroU32::new(256).unwrap_or(NonZeroU32::MIN),
             max_vcpus: NonZeroU32::new(8).unwrap_or(NonZeroU32::MIN),
@@ -255,18 +208,6 @@ impl Default for Vm {
             block_volumes: true,
             entropy_source: "/dev/urandom".into(),
             debug_console: false,
-        }
-    }
-}
-
-impl Default for Qemu {
-    fn default() -> Self {
-        Self {
-            path: "/usr/bin/qemu-system-x86_64".into(),
-            machine: Machine::Microvm,
-            accelerator: Accelerator::Auto,
-            vsock_path: "/usr/bin/vhost-device-vsock".into(),
-            extra_args: Vec::new(),
         }
     }
 }

@@ -13,8 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use vmm_actors::registry::RecoveryReport;
 use vmm_actors::sandbox::chain;
 use vmm_actors::sandbox::record::RecordError;
-use vmm_actors::vm::Acceleration;
-use vmm_actors::vm::qemu::QemuDriver;
+use vmm_actors::vm::{Acceleration, Driver, Drivers};
 use vmm_actors::{Sandboxes, Telemetry};
 
 use crate::controller::Controller;
@@ -80,10 +79,10 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     make_directory(&sandboxer.state_dir)?;
     let _lock = lock(&sandboxer.state_dir)?;
 
-    let driver = Arc::new(QemuDriver::new(&settings));
-    tokio::spawn(try_virtualisation(Arc::clone(&driver)));
+    let drivers = Drivers::new(&settings);
+    tokio::spawn(try_virtualisation(drivers.get(settings.vm.hypervisor)));
     let telemetry = Telemetry::new().map_err(|source| ServiceError::Telemetry { source })?;
-    let (sandboxes, recovered) = Sandboxes::start_up(Arc::clone(&settings), driver, telemetry.clone())
+    let (sandboxes, recovered) = Sandboxes::start_up(Arc::clone(&settings), drivers, telemetry.clone())
         .map_err(|source| ServiceError::Records { source })?;
     report(&recovered);
 
@@ -137,10 +136,10 @@ fn old_controls(recovered: &RecoveryReport, run_dir: &Path) -> Vec<UnixListener>
 }
 
 /// Finds out early how guests will run, so that the first pod need not wait for it.
-async fn try_virtualisation(driver: Arc<QemuDriver>) {
+async fn try_virtualisation(driver: Arc<dyn Driver>) {
     match driver.probe().await {
-        Ok(Acceleration::Kvm) => tracing::info!("guests run on KVM"),
-        Ok(Acceleration::Tcg) => tracing::warn!("guests are emulated (TCG): expect everything to be slow"),
+        Ok(Acceleration::Hardware) => tracing::info!("guests run on KVM"),
+        Ok(Acceleration::Emulation) => tracing::warn!("guests are emulated: expect everything to be slow"),
         Err(error) => tracing::error!(error = chain(&error), "no pod can start"),
     }
 }

@@ -20,7 +20,7 @@ use crate::sandbox::{
     Started, Stop, Update, Wait,
 };
 use crate::telemetry::Telemetry;
-use crate::vm::Driver;
+use crate::vm::Drivers;
 
 /// A handle to every sandbox of the node.
 #[derive(Debug, Clone)]
@@ -36,13 +36,13 @@ impl Sandboxes {
     /// [`RecordError`] when the state directory cannot be used.
     pub fn start_up(
         settings: Arc<Settings>,
-        driver: Arc<dyn Driver>,
+        drivers: Drivers,
         telemetry: Telemetry,
     ) -> Result<(Self, RecoveryReport), RecordError> {
         let store = Store::open(&settings.sandboxer.state_dir)?;
         let (recovered, report) = registry::recover(&store, &settings.sandboxer.run_dir)?;
         telemetry.recovered(&report);
-        let host = Host { settings, driver, store, telemetry };
+        let host = Host { settings, drivers, store, telemetry };
         Ok((Self { registry: Registry::new(host, recovered).start() }, report))
     }
 

@@ -19,15 +19,15 @@ use crate::network::Network;
 use crate::shim::{self, Shim, ShimSpec};
 use crate::telemetry::Telemetry;
 use crate::virtiofsd::{self, Virtiofsd};
-use crate::vm::{self, Driver, Vm};
+use crate::vm::{self, Drivers, Vm};
 
 /// What every sandbox of the process shares.
 #[derive(Debug, Clone)]
 pub struct Host {
     /// The settings of the node.
     pub settings: Arc<Settings>,
-    /// The VMM driver.
-    pub driver: Arc<dyn Driver>,
+    /// The VMM drivers.
+    pub drivers: Drivers,
     /// The records.
     pub store: Store,
     /// Counters and histograms.
@@ -84,8 +84,9 @@ impl Children {
 
 fn start_vm(host: &Host, record: &Record, parent: &Addr<Sandbox>, gone: &mut Vec<&'static str>) -> Addr<Vm> {
     let parent = || parent.clone().recipient();
-    let adopted = record.vm.as_ref().map(|vm| Vm::adopt(vm, Arc::clone(&host.driver), parent()));
-    adopted_or(("the VM", gone), adopted, || Vm::new(Arc::clone(&host.driver), parent())).start()
+    let adopted = record.vm.as_ref().map(|vm| Vm::adopt(vm, host.drivers.of(vm), parent()));
+    adopted_or(("the VM", gone), adopted, || Vm::new(host.drivers.get(host.settings.vm.hypervisor), parent()))
+        .start()
 }
 
 fn start_agent(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Agent> {

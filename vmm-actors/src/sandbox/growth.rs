@@ -41,10 +41,10 @@ impl Growth {
                 "its VM would have to grow, {growth}: {why}; nothing was changed, a new pod would have it"
             )
         };
-        let extent = ask(&vm, |reply| vm::Measure { reply }).await;
-        let most = extent.map_err(|failed| refused(chain(&failed)))?.most;
-        if !most.holds(to) {
-            return Err(refused(chain(&VmError::NoRoom { wanted: to, most })));
+        let sizes = ask(&vm, |reply| vm::Measure { reply }).await;
+        let limit = sizes.map_err(|failed| refused(chain(&failed)))?.limit;
+        if !limit.holds(to) {
+            return Err(refused(chain(&VmError::NoRoom { wanted: to, limit })));
         }
         let guest = ask(&agent, |reply| agent::Grow { to: None, reply }).await;
         let guest = guest.map_err(|failed| refused(chain(&failed)))?;

@@ -19,7 +19,7 @@ use crate::ask::{AskError, ask};
 use crate::guest_spec::HostDisk;
 use crate::host::block::BlockDevice;
 use crate::id::ContainerId;
-use crate::vm::{self, Access, Device, Vm, VmError};
+use crate::vm::{self, Ability, Access, Device, Vm, VmError};
 
 /// What became, or will become, of plugging a disk in. Whoever wants the disk waits for the same outcome.
 type Plug = Shared<LocalBoxFuture<'static, Result<(), NotPlugged>>>;
@@ -30,9 +30,6 @@ struct NotPlugged {
     blame: Blame,
     reason: String,
 }
-
-/// What a pod without block devices says of it.
-const TAKES_NONE: &str = "its pod was made with [vm] block_volumes = false; set it to true, restart bulkhead-sandboxer and make the pod anew";
 
 /// The plugs of this process, by the disk's number. A disk that a previous process recorded has none: plugging in what
 /// is there already is harmless.
@@ -163,12 +160,11 @@ impl Sandbox {
         wanted: Vec<Wanted>,
         vm: &Addr<Vm>,
     ) -> Result<Plugging, SandboxError> {
-        let takes_none = self.record.vm.as_ref().is_some_and(|vm| !vm.block_volumes);
-        if takes_none && !wanted.is_empty() {
+        if let Some(Ability::Cannot(why)) = self.disk_hotplug().filter(|_| !wanted.is_empty()) {
             return Err(SandboxError::Plug {
                 container: container.clone(),
                 blame: Blame::Caller,
-                reason: TAKES_NONE.to_owned(),
+                reason: why.into_owned(),
             });
         }
         let keys: Vec<Key> = wanted.iter().map(Wanted::key).collect();
@@ -184,6 +180,12 @@ impl Sandbox {
         };
         let steps = wanted.into_iter().zip(disks).map(step).collect();
         Ok(Plugging { container: container.clone(), steps })
+    }
+
+    /// Whether the VM takes disks, once there is one.
+    fn disk_hotplug(&self) -> Option<Ability> {
+        let vm = self.record.vm.as_ref()?;
+        Some(self.host.drivers.of(vm).capabilities(vm).hotplug.disk)
     }
 
     /// Unplugs the disks that nobody uses. [`Sandbox::unplugged`] must hear what came of it.

@@ -116,7 +116,7 @@ impl Handler<Update> for Sandbox {
 
 /// What the VMM says; none where it cannot say.
 async fn measured(children: &Children) -> Option<Size> {
-    ask(&children.vm, |reply| vm::Measure { reply }).await.ok().map(|extent| extent.has)
+    ask(&children.vm, |reply| vm::Measure { reply }).await.ok().map(|sizes| sizes.now)
 }
 
 impl Sandbox {

@@ -7,13 +7,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bulkhead_config::{Hypervisor, Machine};
+use bulkhead_config::Hypervisor;
+use serde::{Deserialize, Serialize};
 
 use super::FakeGuest;
 use crate::host::process::{OwnedProcess, ProcessIdentity, Spawn};
 use crate::pod_dir::PodDir;
 use crate::vm::{
-    Acceleration, Device, Disk, Driver, Extent, GuestState, LaunchSpec, Launched, Size, VmError, VmRecord,
+    Ability, Acceleration, Capabilities, Device, Disk, DiskBus, Driver, DriverError, DriverState, GuestState,
+    Hotplug, LaunchSpec, Launched, Size, Sizes, TapHandover, VmError, VmRecord,
 };
 
 /// What goes wrong with a VM, and when.
@@ -56,6 +58,31 @@ pub enum Fault {
     TakesNoMemory,
 }
 
+/// What the fake driver keeps with each VM.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(default)]
+struct FakeState {
+    fixed_size: bool,
+    block_volumes: bool,
+}
+
+impl Default for FakeState {
+    fn default() -> Self {
+        Self { fixed_size: false, block_volumes: true }
+    }
+}
+
+/// What a fake VMM says when it does not do what it is asked.
+#[derive(Debug, thiserror::Error)]
+#[error("the fake VMM: {0}")]
+struct FakeError(String);
+
+impl From<FakeError> for VmError {
+    fn from(error: FakeError) -> Self {
+        Self::Driver(DriverError::new(error, false))
+    }
+}
+
 /// Launches fake VMs. Scripted faults are used up in order, one for each launch; without one all is well.
 #[derive(Debug, Default)]
 pub struct FakeDriver {
@@ -63,7 +90,7 @@ pub struct FakeDriver {
     boot_time: Duration,
     with_vsock_helper: bool,
     room: Option<Size>,
-    machine: Option<Machine>,
+    fixed_size: bool,
 }
 
 #[derive(Debug, Default)]
@@ -106,10 +133,10 @@ impl FakeDriver {
         Self { room: Some(room), ..self }
     }
 
-    /// Launches VMs of this machine type, of which `microvm` cannot grow.
+    /// Launches VMs whose size cannot change. Those of other instances are what their records say.
     #[must_use]
-    pub fn with_machine(self, machine: Machine) -> Self {
-        Self { machine: Some(machine), ..self }
+    pub fn with_fixed_size(self) -> Self {
+        Self { fixed_size: true, ..self }
     }
 
     /// Takes the VM of this pod, which another instance launched, for one of this size.
@@ -186,7 +213,11 @@ impl FakeDriver {
 #[async_trait]
 impl Driver for FakeDriver {
     fn hypervisor(&self) -> Hypervisor {
-        Hypervisor::Qemu
+        Hypervisor::default()
+    }
+
+    async fn probe(&self) -> Result<Acceleration, VmError> {
+        Ok(Acceleration::Emulation)
     }
 
     #[allow(clippy::panic, reason = "a test asked for it")]
@@ -194,16 +225,35 @@ impl Driver for FakeDriver {
         if std::mem::take(&mut self.state().nameless) {
             panic!("the fake driver was told to panic");
         }
-        match vm.machine {
-            Some(Machine::Q35) | None => "fake".to_owned(),
-            Some(Machine::Microvm) => "fake/microvm".to_owned(),
+        if vm.state.unpack::<FakeState>().fixed_size { "fake/fixed" } else { "fake" }.to_owned()
+    }
+
+    fn capabilities(&self, vm: &VmRecord) -> Capabilities {
+        let FakeState { fixed_size, block_volumes } = vm.state.unpack();
+        let cannot = || Ability::cannot("which no fake can");
+        Capabilities {
+            shared_fs: Ability::Can,
+            disk_bus: DiskBus::Scsi,
+            tap: TapHandover::Descriptor,
+            hotplug: Hotplug {
+                disk: Ability::when(
+                    block_volumes,
+                    "its pod was made with [vm] block_volumes = false; set it to true",
+                ),
+                net: cannot(),
+                fs: cannot(),
+                vfio: cannot(),
+            },
+            resize: Ability::when(!fixed_size && self.room.is_some(), "which this fake was told not to"),
+            snapshot: cannot(),
         }
     }
 
     async fn launch(&self, spec: LaunchSpec) -> Result<Launched, VmError> {
         let fault = self.state().faults.pop_front().unwrap_or_default();
         if fault == Fault::LaunchFails {
-            return Err(VmError::Unsupported { driver: "fake".to_owned(), what: "launch what is to fail" });
+            let (driver, why) = ("fake".to_owned(), "as it was told".to_owned());
+            return Err(VmError::Unsupported { driver, what: "launch what is to fail", why });
         }
         if fault == Fault::LaunchHangs {
             return std::future::pending().await;
@@ -217,7 +267,9 @@ impl Driver for FakeDriver {
         let helper =
             if self.with_vsock_helper { Some(start(&spec, IDLE, spec.dir.vsock_output())?) } else { None };
         let guest = FakeGuest::start(spec.dir.clone(), vmm.identity().clone(), fault, self.boot_time)
-            .map_err(|source| VmError::Socket { act: "listen on", path: spec.dir.vsock(), source })?;
+            .map_err(|error| {
+                FakeError(format!("cannot listen on {}: {error}", spec.dir.vsock().display()))
+            })?;
         let mut state = self.state();
         state.launched.push(vmm.identity().clone());
         state.helpers.extend(helper.as_ref().map(|helper| helper.identity().clone()));
@@ -225,9 +277,11 @@ impl Driver for FakeDriver {
         Ok(Launched {
             vmm,
             vsock_helper: helper,
-            acceleration: Acceleration::Tcg,
-            machine: self.machine.unwrap_or(Machine::Q35),
-            block_volumes: spec.block_volumes,
+            acceleration: Acceleration::Emulation,
+            state: DriverState::pack(&FakeState {
+                fixed_size: self.fixed_size,
+                block_volumes: spec.block_volumes,
+            }),
         })
     }
 
@@ -243,8 +297,7 @@ impl Driver for FakeDriver {
         if let Some(Fault::RefusesDisk(path)) = &state.disk_fault
             && disk.path.ends_with(path)
         {
-            let reason = format!("told to refuse {path}");
-            return Err(VmError::Api { command: "device_add", reason });
+            return Err(FakeError(format!("told to refuse {path}")).into());
         }
         if state.disks.iter().all(|there| there.id != disk.id) {
             state.disks.push(disk);
@@ -257,23 +310,23 @@ impl Driver for FakeDriver {
         let mut state = self.state();
         state.disk_calls.push(format!("-{id}"));
         if state.disk_fault == Some(Fault::KeepsDisks) {
-            return Err(VmError::Api { command: "device_del", reason: "told to keep it".to_owned() });
+            return Err(FakeError("told to keep it".to_owned()).into());
         }
         state.disks.retain(|disk| disk.id != id);
         Ok(())
     }
 
-    async fn extent(&self, vm: &VmRecord) -> Result<Extent, VmError> {
-        let room = self.room.filter(|_| vm.machine != Some(Machine::Microvm));
-        let most = room.ok_or_else(|| self.unsupported(vm, "resize a running VM"))?;
-        let has = self.state().sizes.get(vm.dir.path()).map(|(size, _)| *size);
-        has.map(|has| Extent { has, most }).ok_or_else(|| self.unsupported(vm, "measure what never ran"))
+    async fn sizes(&self, vm: &VmRecord) -> Result<Sizes, VmError> {
+        self.require(vm, "resize a running VM", &self.capabilities(vm).resize)?;
+        let now = self.state().sizes.get(vm.dir.path()).map(|(size, _)| *size);
+        let sizes = now.zip(self.room).map(|(now, limit)| Sizes { now, limit });
+        Ok(sizes.ok_or_else(|| FakeError("it never ran".to_owned()))?)
     }
 
     async fn resize(&self, vm: &VmRecord, to: Size) -> Result<Size, VmError> {
-        let most = self.extent(vm).await?.most;
-        if !most.holds(to) {
-            return Err(VmError::NoRoom { wanted: to, most });
+        let limit = self.sizes(vm).await?.limit;
+        if !limit.holds(to) {
+            return Err(VmError::NoRoom { wanted: to, limit });
         }
         let mut state = self.state();
         state.resized.push((to.vcpus.get(), to.memory_mib.get()));
@@ -327,5 +380,5 @@ fn start(spec: &LaunchSpec, script: &str, output: PathBuf) -> Result<OwnedProces
         cgroup: spec.cgroup.clone(),
         env: Vec::new(),
     };
-    OwnedProcess::spawn(start).map_err(|source| VmError::StartVmm { setting: "fake", source })
+    OwnedProcess::spawn(start).map_err(|error| FakeError(format!("cannot start {script:?}: {error}")).into())
 }

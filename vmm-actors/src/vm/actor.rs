@@ -271,7 +271,7 @@ impl Handler<RemoveDevice> for Vm {
 impl Handler<Measure> for Vm {
     type Result = ();
     fn handle(&mut self, Measure { reply }: Measure, ctx: &mut Self::Context) {
-        let call = |driver: Arc<dyn Driver>, vm| async move { driver.extent(&vm).await };
+        let call = |driver: Arc<dyn Driver>, vm| async move { driver.sizes(&vm).await };
         self.command("be measured", reply, call, ctx);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use actix::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{Acceleration, Device, Extent, GuestState, LaunchSpec, Size, VmError, VmRecord};
+use super::{Acceleration, Device, GuestState, LaunchSpec, Size, Sizes, VmError, VmRecord};
 use crate::ask::Reply;
 use crate::host::process::Exit;
 
@@ -84,7 +84,7 @@ pub struct RemoveDevice {
 #[rtype(result = "()")]
 pub struct Measure {
     /// What the VMM says.
-    pub reply: Reply<Extent, VmError>,
+    pub reply: Reply<Sizes, VmError>,
 }
 
 /// Changes the size of the running VM.

@@ -19,18 +19,20 @@ mod driver;
 mod error;
 mod launch;
 mod messages;
-pub mod qemu;
 mod record;
 mod running;
 mod size;
 
 pub use actor::Vm;
-pub use driver::{Access, Device, Disk, Driver, Extent, GuestState, Launched};
+pub use driver::{
+    Ability, Access, Capabilities, Device, Disk, DiskBus, Driver, DriverError, Drivers, GuestState, Hotplug,
+    Launched, Sizes, TapHandover,
+};
 pub use error::VmError;
 pub use launch::{LaunchSpec, Nic, Share};
 pub use messages::{
     AddDevice, Boot, Booted, EndCause, Keep, Kill, Measure, Observe, RemoveDevice, Resize, Shutdown, VmView,
     VmmExited,
 };
-pub use record::{Acceleration, VmRecord};
+pub use record::{Acceleration, DriverState, VmRecord};
 pub use size::Size;

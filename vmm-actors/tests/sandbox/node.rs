@@ -15,6 +15,7 @@ use vmm_actors::sandbox::record::{Found, Record, Store};
 use vmm_actors::sandbox::state::Cause;
 use vmm_actors::sandbox::{SandboxError, Snapshot, Started};
 use vmm_actors::testing::{FakeDriver, fake_shim, fake_virtiofsd};
+use vmm_actors::vm::Drivers;
 use vmm_actors::{PodSpec, Sandboxes, Telemetry};
 
 /// How long anything may take that takes milliseconds.
@@ -63,7 +64,7 @@ impl Place {
         let driver = Arc::new(driver);
         let (sandboxes, report) = Sandboxes::start_up(
             Arc::new(self.settings.clone()),
-            Arc::clone(&driver) as _,
+            Drivers::only(&(Arc::clone(&driver) as _)),
             Telemetry::new().unwrap(),
         )
         .unwrap();

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use bulkhead_config::Machine;
 use vmm_actors::Resources;
 use vmm_actors::host::process::ProcessIdentity;
 use vmm_actors::sandbox::record::{Phase, Record};
 use vmm_actors::testing::{FakeDriver, FakeGuest, Fault};
-use vmm_actors::vm::Size;
+use vmm_actors::vm::{DriverState, Size};
 
 use crate::node::{Node, PATIENCE, kill, sandbox};
 use crate::predecessor::{Predecessor, Task};
@@ -54,43 +53,42 @@ async fn a_running_pod_is_taken_over_untouched() {
     node.assert_nothing_left();
 }
 
-/// Other settings than a pod was made with: another machine type, VMs of another size, another runtime directory.
+/// Other settings than a pod was made with: VMs of another size, another runtime directory.
 fn change_settings(node: &mut Node) {
     let run_dir = node.root.path().join("run2");
     std::fs::create_dir_all(run_dir.join("s")).unwrap();
     let settings = &mut node.place.settings;
-    settings.qemu.machine = Machine::Microvm;
     settings.sandboxer.run_dir = run_dir;
     settings.vm.vcpus = 3.try_into().unwrap();
     settings.vm.memory_mib = settings.vm.memory_mib.saturating_add(512);
     settings.cgroup.default_parent = "/bh-test-elsewhere".to_owned();
 }
 
-/// Once as this release records it, once as one that recorded neither machine type nor what sizes are reckoned from.
+/// Once as this release records it, once as one that recorded neither the driver's state nor what sizes are reckoned from.
 #[actix::test]
 async fn a_running_pod_is_what_its_record_says_whatever_the_settings_say_by_now() {
     for old in [false, true] {
         let Some(mut node) = Node::new() else { return };
         Predecessor::of(&node, Task::Run).kill();
         let mut record = node.record("p").unwrap();
-        assert!(record.basis.is_some() && record.vm.clone().unwrap().machine == Some(Machine::Q35));
+        assert!(record.basis.is_some() && record.vm.clone().unwrap().state != DriverState::default());
         let guest = guest(&node, &record);
         let (made_with, size) = (node.place.settings.clone(), record.size.unwrap());
         if old {
             record.basis = None;
-            record.vm.as_mut().unwrap().machine = None;
+            record.vm.as_mut().unwrap().state = DriverState::default();
             node.store().save(&record).unwrap();
         }
         change_settings(&mut node);
 
         let room = Size { vcpus: 8.try_into().unwrap(), memory_mib: 4096.try_into().unwrap() };
-        let driver = FakeDriver::default().with_machine(Machine::Microvm).with_room(room);
+        let driver = FakeDriver::default().with_fixed_size().with_room(room);
         let service = node.serve(driver.with_vm(&record.dir, size));
         assert_eq!(service.report.adopted, [sandbox("p")]);
         let run_dirs: Vec<_> = service.report.run_dirs.iter().collect();
         assert_eq!(run_dirs, [&made_with.sandboxer.run_dir], "its shim proxy dials there");
         let status = service.status("p").await.unwrap();
-        assert_eq!((status.size, status.vmm.as_deref()), (size, Some("fake, tcg")));
+        assert_eq!((status.size, status.vmm.as_deref()), (size, Some("fake, emulation")));
         assert!(status.address.contains(made_with.sandboxer.run_dir.to_str().unwrap()), "{status:?}");
 
         let limit = |mib: i64| Resources { memory_limit_bytes: mib << 20, ..Resources::default() };

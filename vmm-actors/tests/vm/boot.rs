@@ -146,12 +146,12 @@ async fn a_running_q35_grows_and_gives_back_what_it_was_given() {
     rig.boot().await;
     ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
     rig.set_up().await;
-    let extent = ask(&rig.vm, |reply| vm::Measure { reply }).await.unwrap();
+    let sizes = ask(&rig.vm, |reply| vm::Measure { reply }).await.unwrap();
     let size = |vcpus: u32, memory_mib: u32| vm::Size {
         vcpus: vcpus.try_into().unwrap(),
         memory_mib: memory_mib.try_into().unwrap(),
     };
-    assert_eq!((extent.has, extent.most), (size(1, 256), size(8, 16 * 1024)));
+    assert_eq!((sizes.now, sizes.limit), (size(1, 256), size(8, 16 * 1024)));
     let before = ask(&rig.agent, |reply| agent::Grow { to: None, reply }).await.unwrap();
     assert_eq!(before.cpus, 1);
 
@@ -160,14 +160,14 @@ async fn a_running_q35_grows_and_gives_back_what_it_was_given() {
     let more = agent::Capacity { cpus: 3, memory_bytes: before.memory_bytes + (644 << 20) };
     let now = ask(&rig.agent, |reply| agent::Grow { to: Some(more), reply }).await.unwrap();
     assert_eq!(now, more, "all of it, to the byte");
-    assert_eq!(ask(&rig.vm, |reply| vm::Measure { reply }).await.unwrap().has, to);
+    assert_eq!(ask(&rig.vm, |reply| vm::Measure { reply }).await.unwrap().now, to);
 
     // Processors always; of memory all but where the guest's kernel itself has something by now.
-    let left = match ask(&rig.vm, |reply| vm::Resize { to: extent.has, reply }).await {
+    let left = match ask(&rig.vm, |reply| vm::Resize { to: sizes.now, reply }).await {
         Ok(has) | Err(AskError::Failed(VmError::NotResized { has, .. })) => has,
         Err(failed) => panic!("{failed}"),
     };
-    assert!(left.vcpus == extent.has.vcpus && left.memory_mib.get() < 256 + 64, "{left}");
+    assert!(left.vcpus == sizes.now.vcpus && left.memory_mib.get() < 256 + 64, "{left}");
     let after = ask(&rig.agent, |reply| agent::Grow { to: None, reply }).await.unwrap();
     let kept = u64::from(left.memory_mib.get() - 256) << 20;
     assert_eq!(after, agent::Capacity { memory_bytes: before.memory_bytes + kept, ..before });
@@ -312,8 +312,8 @@ async fn kvm_is_believed_only_where_a_guest_runs() {
     };
     let demanded = demanding.driver.probe().await;
     match found {
-        vm::Acceleration::Kvm => assert_eq!(demanded.unwrap(), vm::Acceleration::Kvm),
-        vm::Acceleration::Tcg => {
+        vm::Acceleration::Hardware => assert_eq!(demanded.unwrap(), vm::Acceleration::Hardware),
+        vm::Acceleration::Emulation => {
             let error = demanded.unwrap_err().to_string();
             assert!(error.contains("set it to \"auto\" or \"tcg\""), "{error}");
         }

@@ -153,7 +153,7 @@ async fn what_the_driver_cannot_is_said_and_what_the_state_forbids_refused() {
     assert!(bench.driver.disks().is_empty());
     let to = LaunchSpec::new(bench.dir.clone(), &bulkhead_config::Settings::default()).size;
     let refused = ask(&vm, |reply| Resize { to, reply }).await.unwrap_err();
-    assert_eq!(refused.to_string(), "fake cannot resize a running VM");
+    assert_eq!(refused.to_string(), "fake cannot resize a running VM, which this fake was told not to");
 }
 
 #[actix::test]

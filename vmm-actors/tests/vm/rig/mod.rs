@@ -16,8 +16,7 @@ use vmm_actors::ask::{AskError, ask};
 use vmm_actors::id::SandboxId;
 use vmm_actors::pod_dir::PodDir;
 use vmm_actors::virtiofsd::{Spawn, Virtiofsd, VirtiofsdExited, VirtiofsdRecord};
-use vmm_actors::vm::qemu::QemuDriver;
-use vmm_actors::vm::{Boot, Booted, LaunchSpec, Nic, Vm, VmError, VmmExited};
+use vmm_actors::vm::{Boot, Booted, Driver, Drivers, LaunchSpec, Nic, Vm, VmError, VmmExited};
 
 /// Tells the reader of the test's output what was not tested, past libtest's capture, which hides what passing
 /// tests print. With `BULKHEAD_REQUIRE_PEERS=1` a test that cannot run is a failed one.
@@ -93,7 +92,7 @@ impl Handler<AgentSilent> for Parent {
 pub(crate) struct Rig {
     pub(crate) settings: Settings,
     pub(crate) nics: std::cell::RefCell<Vec<Nic>>,
-    pub(crate) driver: Arc<QemuDriver>,
+    pub(crate) driver: Arc<dyn Driver>,
     pub(crate) dir: PodDir,
     pub(crate) parent: Addr<Parent>,
     pub(crate) vm: Addr<Vm>,
@@ -107,7 +106,7 @@ pub(crate) struct Rig {
 
 /// What is left of a rig without its actors.
 pub(crate) struct Remains {
-    pub(crate) driver: Arc<QemuDriver>,
+    pub(crate) driver: Arc<dyn Driver>,
     pub(crate) dir: PodDir,
     pub(crate) parent: Addr<Parent>,
     pub(crate) vmm_exited: UnboundedReceiver<VmmExited>,
@@ -196,7 +195,7 @@ impl Rig {
         let root = Some(Share { root, shared, mounted });
         let ((vmm, vmm_exited), (daemon, virtiofsd_exited)) = (unbounded_channel(), unbounded_channel());
         let parent = Parent { vmm, virtiofsd: daemon }.start();
-        let driver = Arc::new(QemuDriver::new(&settings));
+        let driver = Drivers::new(&settings).get(settings.vm.hypervisor);
         let boot_timeout = Duration::from_secs(settings.guest.boot_timeout_secs.get().into());
         Some(Self {
             vm: Vm::new(driver.clone(), parent.clone().recipient()).start(),

@@ -10,9 +10,10 @@ use qapi::qmp;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::super::{Access, Disk, VmError};
 use super::args::DISKS_SLOT;
+use super::error::Error;
 use super::qmp::Session;
+use crate::vm::{Access, Disk};
 
 /// Id of the controller; its bus is called after it.
 pub(super) const CONTROLLER: &str = "disks";
@@ -20,23 +21,23 @@ pub(super) const CONTROLLER: &str = "disks";
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// Plugs a disk in, or finds it plugged in. On error it is not.
-pub(super) async fn add(socket: &Path, disk: &Disk, machine: Machine) -> Result<(), VmError> {
+pub(super) async fn add(socket: &Path, disk: &Disk, machine: Machine) -> Result<(), Error> {
     in_time("device_add", async {
         let mut session = Session::open(socket).await?;
-        let there = There::look(&mut session, &disk.id).await?;
+        let plugged = Plugged::look(&mut session, &disk.id).await?;
         match machine {
-            _ if there.controller => {}
+            _ if plugged.controller => {}
             Machine::Q35 => session.execute("device_add", controller_add()).await.map(drop)?,
             Machine::Microvm => {
                 let reason =
                     "the VM was started by a release that knew no disks; make the pod anew".to_owned();
-                return Err(VmError::Api { command: "device_add", reason });
+                return Err(Error::Api { command: "device_add", reason });
             }
         }
-        if !there.node {
+        if !plugged.node {
             session.execute("blockdev-add", blockdev_add(disk)?).await?;
         }
-        if there.device {
+        if plugged.device {
             return Ok(());
         }
         let added = session.execute("device_add", device_add(disk)).await;
@@ -50,16 +51,16 @@ pub(super) async fn add(socket: &Path, disk: &Disk, machine: Machine) -> Result<
     .await
 }
 
-/// Unplugs a disk, whatever the guest thinks of it, and closes the device behind it. None there is fine.
-pub(super) async fn remove(socket: &Path, id: &str) -> Result<(), VmError> {
+/// Unplugs a disk, whatever the guest thinks of it, and closes the device behind it. A no-op if no device has this id.
+pub(super) async fn remove(socket: &Path, id: &str) -> Result<(), Error> {
     in_time("device_del", async {
         let mut session = Session::open(socket).await?;
-        let there = There::look(&mut session, id).await?;
-        if there.device {
+        let plugged = Plugged::look(&mut session, id).await?;
+        if plugged.device {
             session.execute("device_del", qmp::device_del { id: id.to_owned() }).await?;
             session.deleted(id).await?;
         }
-        if there.node {
+        if plugged.node {
             session.execute("blockdev-del", blockdev_del(id)).await?;
         }
         Ok(())
@@ -67,24 +68,21 @@ pub(super) async fn remove(socket: &Path, id: &str) -> Result<(), VmError> {
     .await
 }
 
-async fn in_time<T>(
-    command: &'static str,
-    work: impl Future<Output = Result<T, VmError>>,
-) -> Result<T, VmError> {
-    let late = |_| VmError::Api { command, reason: format!("it did not answer within {WITHIN:?}") };
+async fn in_time<T>(command: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = |_| Error::Api { command, reason: format!("it did not answer within {WITHIN:?}") };
     timeout(WITHIN, work).await.map_err(late)?
 }
 
 /// What QEMU has of a disk.
 #[derive(Debug)]
-struct There {
+struct Plugged {
     controller: bool,
     node: bool,
     device: bool,
 }
 
-impl There {
-    async fn look(session: &mut Session, id: &str) -> Result<Self, VmError> {
+impl Plugged {
+    async fn look(session: &mut Session, id: &str) -> Result<Self, Error> {
         let nodes = qmp::query_named_block_nodes { flat: Some(true) };
         let nodes = session.execute("query-named-block-nodes", nodes).await?;
         let devices = qmp::qom_list { path: "/machine/peripheral".to_owned() };
@@ -99,7 +97,7 @@ impl There {
 }
 
 /// The host's device, past the host's cache: what the guest has flushed is on the device.
-fn blockdev_add(disk: &Disk) -> Result<qmp::blockdev_add, VmError> {
+fn blockdev_add(disk: &Disk) -> Result<qmp::blockdev_add, Error> {
     let options = json!({
         "driver": "host_device",
         "node-name": disk.id,
@@ -109,7 +107,7 @@ fn blockdev_add(disk: &Disk) -> Result<qmp::blockdev_add, VmError> {
         "discard": "unmap",
         "detect-zeroes": "off",
     });
-    let misspelt = |error: serde_json::Error| VmError::Api {
+    let misspelt = |error: serde_json::Error| Error::Api {
         command: "blockdev-add",
         reason: format!("it takes no such options: {error}"),
     };

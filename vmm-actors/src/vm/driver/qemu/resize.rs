@@ -9,13 +9,14 @@ use qapi::qmp;
 use tokio::time::Instant;
 
 use super::args::GROWTH;
+use super::error::Error;
 use super::qmp::Session;
-use crate::vm::{Extent, Size, VmError};
+use crate::vm::{Size, Sizes, VmError};
 
 /// How often the VMM is asked how far the guest is. QEMU would tell of memory, but at most once a second.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// How long a guest may make no progress before it counts as one that does not take or give what it was offered.
-const PATIENCE: Duration = Duration::from_secs(15);
+const STALLED: Duration = Duration::from_secs(15);
 /// Where devices with an id are, in QEMU's tree of objects.
 const PERIPHERAL: &str = "/machine/peripheral";
 const MIB: u64 = 1 << 20;
@@ -56,18 +57,18 @@ enum Step {
 }
 
 /// How large the VM is, and can become.
-pub(super) async fn extent(socket: &Path) -> Result<Extent, VmError> {
-    Parts::of(&mut Session::open(socket).await?).await?.extent()
+pub(super) async fn sizes(socket: &Path) -> Result<Sizes, VmError> {
+    Parts::of(&mut Session::open(socket).await?).await?.sizes()
 }
 
 /// Makes the VM that large, or says how large it is instead. One thing after the other: a guest that gives back both at
 /// once may get into its own way (tried: Linux 6.1 gave back neither in 1 of 3 trials).
 pub(super) async fn resize(socket: &Path, to: Size) -> Result<Size, VmError> {
-    let Extent { has, most } = extent(socket).await?;
-    if !most.holds(to) {
-        return Err(VmError::NoRoom { wanted: to, most });
+    let Sizes { now, limit } = sizes(socket).await?;
+    if !limit.holds(to) {
+        return Err(VmError::NoRoom { wanted: to, limit });
     }
-    reach(socket, Size { memory_mib: has.memory_mib, ..to })
+    reach(socket, Size { memory_mib: now.memory_mib, ..to })
         .await
         .map_err(|error| error.on_the_way_to(to))?;
     reach(socket, to).await
@@ -81,13 +82,13 @@ async fn reach(socket: &Path, to: Size) -> Result<Size, VmError> {
     }
     // Others may have a word with the VMM meanwhile.
     drop(session);
-    let (mut has, mut since) = (parts.extent()?.has, Instant::now());
+    let (mut has, mut since) = (parts.sizes()?.now, Instant::now());
     while has != to {
         tokio::time::sleep(ASK_EVERY).await;
-        let now = extent(socket).await?.has;
+        let now = sizes(socket).await?.now;
         if now != has {
             (has, since) = (now, Instant::now());
-        } else if since.elapsed() > PATIENCE {
+        } else if since.elapsed() > STALLED {
             return Err(VmError::NotResized { wanted: to, has });
         }
     }
@@ -104,20 +105,20 @@ impl Parts {
         Ok(Self { processors, base: memory.base_memory, memory: devices.into_iter().find_map(growth) })
     }
 
-    fn extent(&self) -> Result<Extent, VmError> {
+    fn sizes(&self) -> Result<Sizes, VmError> {
         let plugged = self.processors.iter().filter(|place| place.plugged.is_some()).count();
         let (taken, most) = self.memory.map_or((0, 0), |memory| (memory.taken, memory.most));
-        Ok(Extent {
-            has: size(plugged, self.base.saturating_add(taken))?,
-            most: size(self.processors.len(), self.base.saturating_add(most))?,
+        Ok(Sizes {
+            now: size(plugged, self.base.saturating_add(taken))?,
+            limit: size(self.processors.len(), self.base.saturating_add(most))?,
         })
     }
 
     /// Processors first: of these a guest gives back what it has, should it not get the memory.
     fn steps_to(&self, to: Size) -> Result<Vec<Step>, VmError> {
-        let extent = self.extent()?;
-        if !extent.most.holds(to) {
-            return Err(VmError::NoRoom { wanted: to, most: extent.most });
+        let sizes = self.sizes()?;
+        if !sizes.limit.holds(to) {
+            return Err(VmError::NoRoom { wanted: to, limit: sizes.limit });
         }
         let wanted = usize::try_from(to.vcpus.get()).unwrap_or(usize::MAX);
         let mut steps = Vec::new();
@@ -191,7 +192,7 @@ fn size(vcpus: usize, bytes: u64) -> Result<Size, VmError> {
     let memory_mib = u32::try_from(bytes / MIB).ok().and_then(NonZeroU32::new);
     let (Some(vcpus), Some(memory_mib)) = (vcpus, memory_mib) else {
         let reason = format!("a VM with {bytes} bytes and processors {vcpus:?}");
-        return Err(VmError::Api { command: "query-hotpluggable-cpus", reason });
+        return Err(Error::Api { command: "query-hotpluggable-cpus", reason }.into());
     };
     Ok(Size { vcpus, memory_mib })
 }
@@ -221,7 +222,7 @@ mod tests {
     fn a_vm_grows_and_shrinks_by_what_was_added() {
         let memory = Memory { taken: 64 * MIB, most: 1024 * MIB };
         let parts = parts(Some(memory));
-        assert_eq!(parts.extent().unwrap(), Extent { has: to(2, 320), most: to(3, 1280) });
+        assert_eq!(parts.sizes().unwrap(), Sizes { now: to(2, 320), limit: to(3, 1280) });
         let grown = parts.steps_to(to(3, 512)).unwrap();
         let add = Step::Add { id: "vcpu2".into(), processor: place(2, None) };
         assert_eq!(grown, [add, Step::Memory { bytes: 256 * MIB }]);
@@ -233,6 +234,6 @@ mod tests {
     #[test]
     fn what_there_is_no_room_for_is_said_before_anything_is_done() {
         let refused = parts(None).steps_to(to(4, 300)).unwrap_err();
-        assert!(matches!(refused, VmError::NoRoom { most, .. } if most == to(3, 256)), "{refused}");
+        assert!(matches!(refused, VmError::NoRoom { limit, .. } if limit == to(3, 256)), "{refused}");
     }
 }

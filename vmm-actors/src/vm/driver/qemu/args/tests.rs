@@ -36,7 +36,7 @@ fn line(machine: Machine, acceleration: Acceleration, spec: &LaunchSpec) -> Stri
 
 #[test]
 fn microvm_has_devices_on_its_own_bus() {
-    let line = line(Machine::Microvm, Acceleration::Tcg, &spec(2));
+    let line = line(Machine::Microvm, Acceleration::Emulation, &spec(2));
     for part in [
         "-machine microvm,accel=tcg,acpi=on,",
         "-global virtio-mmio.force-legacy=false",
@@ -60,7 +60,7 @@ fn microvm_has_devices_on_its_own_bus() {
 
 #[test]
 fn q35_has_pci_devices_and_room_for_more() {
-    let line = line(Machine::Q35, Acceleration::Kvm, &spec(1));
+    let line = line(Machine::Q35, Acceleration::Hardware, &spec(1));
     for part in [
         "-machine q35,accel=kvm,",
         "-cpu host,-vmx,-svm,pmu=off",
@@ -80,7 +80,7 @@ fn guest_memory_is_shared_and_of_the_asked_size() {
     let mut spec = spec(0);
     spec.size.memory_mib = NonZeroU32::new(512).unwrap();
     spec.hugepages = true;
-    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    let line = line(Machine::Microvm, Acceleration::Emulation, &spec);
     assert!(
         line.contains("-m 512M -object memory-backend-memfd,id=ram,size=512M,share=on,hugetlb=on"),
         "{line}"
@@ -91,7 +91,7 @@ fn guest_memory_is_shared_and_of_the_asked_size() {
 fn a_vm_without_a_share_has_no_device_for_it() {
     let mut spec = spec(0);
     spec.share = Share::Absent;
-    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    let line = line(Machine::Microvm, Acceleration::Emulation, &spec);
     assert!(!line.contains("vhost-user-fs"), "{line}");
 }
 
@@ -99,7 +99,7 @@ fn a_vm_without_a_share_has_no_device_for_it() {
 fn a_vm_without_block_volumes_has_no_controller_for_them() {
     let mut spec = spec(0);
     spec.block_volumes = false;
-    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    let line = line(Machine::Microvm, Acceleration::Emulation, &spec);
     assert!(!line.contains("virtio-scsi"), "{line}");
 }
 
@@ -107,7 +107,7 @@ fn a_vm_without_block_volumes_has_no_controller_for_them() {
 fn a_comma_in_a_path_is_not_an_option() {
     let mut spec = spec(0);
     spec.entropy_source = "/dev/hw,rng=x".into();
-    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    let line = line(Machine::Microvm, Acceleration::Emulation, &spec);
     assert!(line.contains("filename=/dev/hw,,rng=x "), "{line}");
 }
 
@@ -115,7 +115,7 @@ fn a_comma_in_a_path_is_not_an_option() {
 fn the_administrators_parameters_are_the_last_on_the_kernels_command_line() {
     let mut spec = spec(0);
     spec.cmdline = "bulkhead.log=info panic=5".into();
-    let line = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    let line = line(Machine::Microvm, Acceleration::Emulation, &spec);
     let (_, behind) = line.split_once("-append ").unwrap();
     assert!(behind.contains("panic=-1") && behind.contains("bulkhead.log=info panic=5 -chardev"), "{behind}");
 }
@@ -129,7 +129,7 @@ fn only_q35_has_room_to_grow_and_takes_it_from_shared_memory_that_is_not_set_asi
     };
     (spec.size, spec.room) = (room(2, 300), room(8, 1000));
     spec.hugepages = true;
-    let q35 = line(Machine::Q35, Acceleration::Kvm, &spec);
+    let q35 = line(Machine::Q35, Acceleration::Hardware, &spec);
     for part in [
         "-smp 2,maxcpus=8",
         "-m 300M,maxmem=940M",
@@ -140,10 +140,10 @@ fn only_q35_has_room_to_grow_and_takes_it_from_shared_memory_that_is_not_set_asi
     ] {
         assert!(q35.contains(part), "{part:?} is missing in {q35}");
     }
-    let microvm = line(Machine::Microvm, Acceleration::Kvm, &spec);
+    let microvm = line(Machine::Microvm, Acceleration::Hardware, &spec);
     assert!(microvm.contains("-smp 2 -m 300M -object") && !microvm.contains("growth"), "{microvm}");
     spec.room = room(1, 400);
-    let full = line(Machine::Q35, Acceleration::Kvm, &spec);
+    let full = line(Machine::Q35, Acceleration::Hardware, &spec);
     assert!(full.contains("-smp 2 -m 300M -object") && !full.contains("growth"), "{full}");
 }
 
@@ -154,15 +154,15 @@ fn an_emulated_vm_might_have_a_second_processor_and_its_guest_knows_of_none() {
     let (one, two) = (size(1), size(2));
     (spec.size, spec.room) = (one, one);
     for machine in [Machine::Microvm, Machine::Q35] {
-        let emulated = line(machine, Acceleration::Tcg, &spec);
+        let emulated = line(machine, Acceleration::Emulation, &spec);
         assert!(emulated.contains("-smp 1,maxcpus=2 ") && emulated.contains(" nr_cpus=1 "), "{emulated}");
-        let kvm = line(machine, Acceleration::Kvm, &spec);
+        let kvm = line(machine, Acceleration::Hardware, &spec);
         assert!(kvm.contains("-smp 1 ") && !kvm.contains("nr_cpus"), "{kvm}");
     }
     (spec.size, spec.room) = (two, two);
-    let emulated = line(Machine::Microvm, Acceleration::Tcg, &spec);
+    let emulated = line(Machine::Microvm, Acceleration::Emulation, &spec);
     assert!(emulated.contains("-smp 2 ") && !emulated.contains("nr_cpus"), "{emulated}");
     (spec.size, spec.room) = (one, two);
-    let growing = line(Machine::Q35, Acceleration::Tcg, &spec);
+    let growing = line(Machine::Q35, Acceleration::Emulation, &spec);
     assert!(growing.contains("-smp 1,maxcpus=2 ") && !growing.contains("nr_cpus"), "{growing}");
 }

@@ -19,14 +19,14 @@ use crate::host::process::{OwnedProcess, Spawn, cpu_time_with_children};
 /// How much CPU time the trial may take. Its length says little on a host that has other things to do, as one that has
 /// just booted: a guest on a broken KVM spins, one that is kept waiting does not.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct CpuBudget {
     /// Until the kernel says its first words.
     banner: Duration,
     /// From there to its end.
     end: Duration,
 }
 
-impl Patience {
+impl CpuBudget {
     /// Where the other choice is to emulate. On hardware it takes a tenth and half a second.
     pub(super) const SHORT: Self = Self { banner: Duration::from_secs(3), end: Duration::from_secs(7) };
     /// Where the other choice is no pod at all: KVM may be nested, and slow.
@@ -63,7 +63,7 @@ pub(super) struct KvmTrial {
     kernel: PathBuf,
     /// Nobody else can write here.
     run_dir: PathBuf,
-    patience: Patience,
+    budget: CpuBudget,
     /// Held while a trial is made.
     known: Mutex<Known>,
 }
@@ -76,7 +76,7 @@ struct Known {
 
 /// Why KVM was not seen to run a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Unseen {
+enum NotShown {
     /// It does not.
     Broken(String),
     /// The trial showed nothing.
@@ -85,12 +85,12 @@ enum Unseen {
 
 impl Known {
     /// Takes in what a trial showed, and says what to go by until the next.
-    fn learn(&mut self, shown: Result<(), Unseen>) -> Result<(), String> {
+    fn learn(&mut self, shown: Result<(), NotShown>) -> Result<(), String> {
         self.trials = self.trials.saturating_add(1);
         let (outcome, again) = match shown {
             Ok(()) => (Ok(()), false),
-            Err(Unseen::Broken(reason)) => (Err(reason), false),
-            Err(Unseen::Unclear(reason)) => (Err(reason), self.trials < TRIALS),
+            Err(NotShown::Broken(reason)) => (Err(reason), false),
+            Err(NotShown::Unclear(reason)) => (Err(reason), self.trials < TRIALS),
         };
         match &outcome {
             Ok(()) => tracing::info!("kvm runs guests"),
@@ -102,8 +102,8 @@ impl Known {
 }
 
 impl KvmTrial {
-    pub(super) fn new(qemu: PathBuf, kernel: PathBuf, run_dir: PathBuf, patience: Patience) -> Self {
-        Self { qemu, kernel, run_dir, patience, known: Mutex::default() }
+    pub(super) fn new(qemu: PathBuf, kernel: PathBuf, run_dir: PathBuf, budget: CpuBudget) -> Self {
+        Self { qemu, kernel, run_dir, budget, known: Mutex::default() }
     }
 
     /// Whether a guest runs, or why not. The first caller makes the trial, others wait for it.
@@ -118,15 +118,15 @@ impl KvmTrial {
         }
     }
 
-    async fn run(&self) -> Result<(), Unseen> {
+    async fn run(&self) -> Result<(), NotShown> {
         let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-        device.map_err(|error| Unseen::Broken(format!("/dev/kvm: {error}")))?;
+        device.map_err(|error| NotShown::Broken(format!("/dev/kvm: {error}")))?;
         self.trial().await
     }
 
     /// Nothing of it has a name for longer than the start takes, so that nothing is left whatever becomes of us.
-    async fn trial(&self) -> Result<(), Unseen> {
-        let made = |error: io::Error| Unseen::Broken(format!("no file for a trial guest: {error}"));
+    async fn trial(&self) -> Result<(), NotShown> {
+        let made = |error: io::Error| NotShown::Broken(format!("no file for a trial guest: {error}"));
         let mut console =
             File::from(memfd_create(TRIAL, MemfdFlags::CLOEXEC).map_err(|error| made(error.into()))?);
         let output = self.run_dir.join(TRIAL);
@@ -143,11 +143,11 @@ impl KvmTrial {
         if let Err(error) = std::fs::remove_file(&output) {
             tracing::warn!(%error, path = %output.display(), "cannot remove the trial's output file");
         }
-        let vmm = vmm.map_err(|error| Unseen::Broken(format!("the trial did not start: {error}")))?;
+        let vmm = vmm.map_err(|error| NotShown::Broken(format!("the trial did not start: {error}")))?;
         let end = self.watch(&vmm, &mut console).await;
         drop(vmm);
         let output = printed.map(|mut file| read(&mut file)).unwrap_or_default();
-        judge(end, &read(&mut console), &output, self.patience)
+        judge(end, &read(&mut console), &output, self.budget)
     }
 
     /// Until the trial ends or has taken what it may.
@@ -157,7 +157,7 @@ impl KvmTrial {
             if tokio::time::timeout(LOOK, vmm.wait()).await.is_ok() {
                 return End::Itself;
             }
-            let limit = self.patience.limit(read(console).contains(BANNER));
+            let limit = self.budget.limit(read(console).contains(BANNER));
             if let Some(end) = over(cpu_time_with_children(pid).ok(), started.elapsed(), limit) {
                 return end;
             }
@@ -165,7 +165,7 @@ impl KvmTrial {
     }
 
     fn args(&self) -> Vec<OsString> {
-        let limit = self.patience.limit(true).saturating_mul(BUSY).as_secs().to_string();
+        let limit = self.budget.limit(true).saturating_mul(BUSY).as_secs().to_string();
         let mut args: Vec<OsString> = vec!["--signal=KILL".into(), limit.into(), (&self.qemu).into()];
         args.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(Into::into));
         args.extend(
@@ -208,19 +208,19 @@ fn over(cpu: Option<Duration>, time: Duration, limit: Duration) -> Option<End> {
 }
 
 /// What the trial shows. A kernel that came as far as its panic has had working timers, too.
-fn judge(end: End, console: &str, output: &str, patience: Patience) -> Result<(), Unseen> {
+fn judge(end: End, console: &str, output: &str, budget: CpuBudget) -> Result<(), NotShown> {
     let spoke = console.contains(BANNER);
     let did = if spoke { "began to boot, but did not finish" } else { "did not say a word" };
     match end {
         End::Itself if spoke => Ok(()),
         End::Itself => {
             let word = output.lines().last().unwrap_or("it printed nothing");
-            Err(Unseen::Broken(format!("the trial's VMM ended at once: {word}")))
+            Err(NotShown::Broken(format!("the trial's VMM ended at once: {word}")))
         }
         End::Used => {
-            Err(Unseen::Broken(format!("a trial guest {did} in {:?} of CPU time", patience.limit(spoke))))
+            Err(NotShown::Broken(format!("a trial guest {did} in {:?} of CPU time", budget.limit(spoke))))
         }
-        End::Starved { cpu, time } => Err(Unseen::Unclear(format!(
+        End::Starved { cpu, time } => Err(NotShown::Unclear(format!(
             "a trial guest {did} within {} s, of which it had a CPU for {:.1} s: the host is busy, or the guest hangs",
             time.as_secs(),
             cpu.as_secs_f32()
@@ -237,11 +237,11 @@ mod tests {
     #[test]
     fn only_a_guest_that_printed_and_ended_counts() {
         let banner = "[    0.000000] Linux version 6.1\nKernel panic";
-        let broken = |end, console, output| match judge(end, console, output, Patience::SHORT) {
-            Err(Unseen::Broken(reason)) => reason,
+        let broken = |end, console, output| match judge(end, console, output, CpuBudget::SHORT) {
+            Err(NotShown::Broken(reason)) => reason,
             other => panic!("{other:?}"),
         };
-        assert_eq!(judge(End::Itself, banner, "", Patience::SHORT), Ok(()));
+        assert_eq!(judge(End::Itself, banner, "", CpuBudget::SHORT), Ok(()));
         assert!(broken(End::Used, banner, "").contains("began to boot, but did not finish in 10s"));
         assert!(broken(End::Itself, "", "a\nno such device").contains("no such device"));
         assert!(broken(End::Itself, "", "").contains("printed nothing"));
@@ -257,7 +257,7 @@ mod tests {
         assert_eq!(over(Some(3 * SECOND), 3 * SECOND, limit), Some(End::Used), "it spins");
         assert_eq!(over(None, 2 * SECOND, limit), None);
         assert_eq!(over(None, 3 * SECOND, limit), Some(End::Used));
-        let Err(Unseen::Unclear(reason)) = judge(starved, "", "", Patience::SHORT) else {
+        let Err(NotShown::Unclear(reason)) = judge(starved, "", "", CpuBudget::SHORT) else {
             panic!("it is known")
         };
         assert_eq!(
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn what_showed_nothing_is_tried_again_a_few_times() {
-        let unclear = || Err(Unseen::Unclear("busy".to_owned()));
+        let unclear = || Err(NotShown::Unclear("busy".to_owned()));
         let mut known = Known::default();
         assert!(known.learn(unclear()).is_err());
         assert_eq!(known.outcome, None);
@@ -281,14 +281,14 @@ mod tests {
             assert_eq!(known.outcome.is_some(), trial == TRIALS);
         }
         let mut known = Known::default();
-        assert!(known.learn(Err(Unseen::Broken("no".to_owned()))).is_err());
+        assert!(known.learn(Err(NotShown::Broken("no".to_owned()))).is_err());
         assert_eq!(known.outcome, Some(Err("no".to_owned())));
     }
 
     #[tokio::test]
     async fn the_trial_is_made_once_and_tells_why_it_failed() {
         let [qemu, kernel] = ["/nonexistent/qemu", "/nonexistent/vmlinux"].map(Into::into);
-        let trial = KvmTrial::new(qemu, kernel, std::env::temp_dir(), Patience::SHORT);
+        let trial = KvmTrial::new(qemu, kernel, std::env::temp_dir(), CpuBudget::SHORT);
         let first = trial.outcome().await.unwrap_err();
         assert!(first.contains("/dev/kvm") || first.contains("/nonexistent/qemu"), "{first}");
         assert_eq!(trial.outcome().await, Err(first));

@@ -7,8 +7,8 @@ use std::path::Path;
 use bulkhead_config::Machine;
 use bulkhead_protocol::SHARE_TAG;
 
-use super::super::{Acceleration, LaunchSpec, Nic, Share, Size};
 use super::disk;
+use crate::vm::{Acceleration, LaunchSpec, Nic, Share, Size};
 
 /// PCI Express slots of q35 that are left free for hotplug.
 const FREE_SLOTS: u8 = 4;
@@ -107,7 +107,10 @@ impl CommandLine<'_> {
     }
 
     fn machine(&self, args: &mut Args) {
-        let accel = self.acceleration;
+        let accel = match self.acceleration {
+            Acceleration::Hardware => "kvm",
+            Acceleration::Emulation => "tcg",
+        };
         args.option(
             "-machine",
             match self.machine {
@@ -127,9 +130,9 @@ impl CommandLine<'_> {
         args.option(
             "-cpu",
             match self.acceleration {
-                Acceleration::Kvm => KVM_CPU,
+                Acceleration::Hardware => KVM_CPU,
                 // Told of fast `rep movsb`, kernel and libc copy with it, and the emulator goes byte by byte.
-                Acceleration::Tcg => "max,-erms",
+                Acceleration::Emulation => "max,-erms",
             },
         );
         self.size(args);
@@ -165,8 +168,8 @@ impl CommandLine<'_> {
     /// the guest tells vhost-user devices, which run in processes of their own, may then go unseen until it says more.
     fn least_slots(&self) -> u32 {
         match self.acceleration {
-            Acceleration::Kvm => 1,
-            Acceleration::Tcg => 2,
+            Acceleration::Hardware => 1,
+            Acceleration::Emulation => 2,
         }
     }
 
