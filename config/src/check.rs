@@ -13,8 +13,8 @@ pub const MAX_SOCKET_PATH: usize = 107;
 /// A sandbox id of CRI, in bytes: 64 hex digits.
 const ID_LENGTH: usize = 64;
 
-/// The longest name of a socket in a pod's directory: the guest's announcement (vsock port 1023).
-const LONGEST_SOCKET: &str = "vsock.sock_1023";
+/// The longest name of a socket in a pod's directory. Those of VMs have longer names and much shorter ids.
+const LONGEST_SOCKET: &str = "task.sock";
 
 /// Longest `run_dir`, in bytes, that leaves room for `/s/<id>/<socket>`.
 pub const MAX_RUN_DIR: usize = MAX_SOCKET_PATH - "/s/".len() - ID_LENGTH - "/".len() - LONGEST_SOCKET.len();

@@ -134,10 +134,10 @@ fn run_dir_leaves_room_for_socket_paths() {
     let with = |length: usize| format!("[sandboxer]\nrun_dir = \"/{}\"", "r".repeat(length - 1));
     assert!(Settings::parse(&with(MAX_RUN_DIR), Scope::Values).is_ok());
     let says = fault(&with(MAX_RUN_DIR + 1));
-    for part in ["25 bytes, too long", "would have 108", "at most 24 bytes", "within 107"] {
+    for part in ["31 bytes, too long", "would have 108", "at most 30 bytes", "within 107"] {
         assert!(says.contains(part), "{part:?} is not in {says}");
     }
-    let longest = format!("/{}/s/{}/vsock.sock_1023", "r".repeat(MAX_RUN_DIR - 1), "f".repeat(64));
+    let longest = format!("/{}/s/{}/task.sock", "r".repeat(MAX_RUN_DIR - 1), "f".repeat(64));
     assert_eq!(longest.len(), MAX_SOCKET_PATH, "the arithmetic is that of the directories");
 }
 

@@ -11,6 +11,7 @@ use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vmm_actors::registry::RecoveryReport;
+use vmm_actors::runtime_dir::{PODS, VMS};
 use vmm_actors::sandbox::chain;
 use vmm_actors::sandbox::record::RecordError;
 use vmm_actors::vm::{Acceleration, Driver, Drivers};
@@ -22,9 +23,6 @@ use crate::{exporter, orphans, pods};
 
 /// How long calls under way have to end after SIGTERM. systemd's patience (TimeoutStopSec) is longer.
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// Directory of the pods' directories, below `run_dir` (see [`vmm_actors::pod_dir`]).
-const PODS: &str = "s";
 
 /// The socket for shim proxies, in `run_dir`.
 const CONTROL: &str = "control.sock";
@@ -75,7 +73,9 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     let settings = Arc::new(settings);
     let sandboxer = &settings.sandboxer;
     let mut ends = EndSignals::new()?;
-    make_directory(&sandboxer.run_dir.join(PODS))?;
+    for directory in [PODS, VMS] {
+        make_directory(&sandboxer.run_dir.join(directory))?;
+    }
     make_directory(&sandboxer.state_dir)?;
     let _lock = lock(&sandboxer.state_dir)?;
 

@@ -47,7 +47,7 @@ fn every_fault_is_on_stderr_and_the_code_is_2() {
             format!("{name}:2: vm.vcpu = 2: unknown key; did you mean vcpus?"),
             format!("{name}:3: vm.memory_mib = \"much\": invalid type"),
             format!("{name}:5: qemu.accelerator = \"kvmm\": unknown variant"),
-            "at most 24 bytes, so that socket paths stay within 107".to_owned(),
+            "at most 30 bytes, so that socket paths stay within 107".to_owned(),
         ] {
             assert!(said.contains(&part), "{args:?}: {part:?} is not in\n{said}");
         }

@@ -49,11 +49,9 @@ fn expect_alike(what: &str, times: Vec<Duration>) {
 /// What guest and shim proxy wrote: each dialled the other side once, and was heard. The sandboxer's own dials are
 /// never repeated.
 fn expect_dialled_once(stage: &Stage, pod: &Pod) {
-    let read = |name: &str| {
-        let bytes = std::fs::read(stage.node.pod_dir(&pod.id).join(name)).unwrap();
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    let (console, shim) = (read("console.log"), read("shim.stderr"));
+    let read = |path: std::path::PathBuf| String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned();
+    let console = read(stage.node.vm_dir(&pod.id).join("console.log"));
+    let shim = read(stage.node.pod_dir(&pod.id).join("shim.stderr"));
     assert_eq!(console.matches("announced to the host").count(), 1, "{console}");
     for log in [console, shim] {
         assert!(!log.contains("dialling again"), "{log}");

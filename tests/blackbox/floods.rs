@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::stage::{Stage, stage};
 
-/// Most that one pod may keep in its directory, in bytes (docs/architecture.md).
+/// Most that one VM may keep in its directory, in bytes (docs/architecture.md).
 const BOUND: usize = 4 << 20;
 
 /// The kernel keeps the bound, so a flood from the host's side is as good as one from the guest.
@@ -16,7 +16,7 @@ async fn a_pod_whose_directory_is_full_works_and_goes_without_a_trace() {
     let mut stage = stage!(Stage::vm(Options::default()));
     let pod = stage.cri().run_pod("full").await;
     stage.node.stop_sandboxer(Signal::SIGKILL).await;
-    let dir = stage.node.pod_dir(&pod.id);
+    let dir = stage.node.vm_dir(&pod.id);
     let flood = std::fs::write(dir.join("console.log"), vec![b'x'; 2 * BOUND]).unwrap_err();
     assert_eq!(flood.kind(), std::io::ErrorKind::StorageFull, "{flood}");
     assert!(std::fs::read(dir.join("console.log")).unwrap().len() <= BOUND);
@@ -42,19 +42,20 @@ async fn execs_add_no_line_to_the_files_of_their_pod() {
     let stage = stage!(Stage::vm(options));
     let pod = stage.cri().run_pod("probed").await;
     let container = stage.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;
-    let dir = stage.node.pod_dir(&pod.id);
+    let (vm, of_pod) = (stage.node.vm_dir(&pod.id), stage.node.pod_dir(&pod.id));
     let files = || {
-        let names = ["console.log", "shim.stderr", "virtiofsd.stderr", "vmm.stderr", "vsock.stderr"];
-        names.map(|name| (name, std::fs::read_to_string(dir.join(name)).unwrap()))
+        let names = ["console.log", "virtiofsd.stderr", "vmm.stderr", "vsock.stderr"];
+        let paths = names.map(|name| vm.join(name)).into_iter().chain([of_pod.join("shim.stderr")]);
+        paths.map(|path| (std::fs::read_to_string(&path).unwrap(), path)).collect::<Vec<_>>()
     };
     stage.cri().exec(&container.id, "echo out; echo err >&2").await;
     let before = files();
     for _ in 0..10 {
         stage.cri().exec(&container.id, "echo out; echo err >&2").await;
     }
-    for ((name, before), (_, after)) in before.into_iter().zip(files()) {
+    for ((before, path), (after, _)) in before.into_iter().zip(files()) {
         let added = after.strip_prefix(&before).expect("it is only added to");
-        assert_eq!(added, "", "{name}");
+        assert_eq!(added, "", "{}", path.display());
     }
     stage.end(&pod).await;
 }

@@ -154,8 +154,10 @@ async fn a_running_pod_stays_what_it_is_when_the_settings_change() {
     }
     cri.end_pod(&new).await;
     counting.end(&stage).await;
-    let left: Vec<_> = std::fs::read_dir(run_dir.join("s")).unwrap().flatten().collect();
-    assert!(left.is_empty(), "{left:?}");
+    for directory in ["s", "vm"] {
+        let left: Vec<_> = std::fs::read_dir(run_dir.join(directory)).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
 }
 
 async fn containerd_ends_by(signal: Signal) {

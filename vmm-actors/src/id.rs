@@ -86,6 +86,24 @@ macro_rules! id_type {
     };
 }
 
+/// The id of a VM: 12 hexadecimal digits, random. A VM can exist before the pod that it will serve.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VmId(String);
+
+impl VmId {
+    /// An id that no other VM of this node has.
+    ///
+    /// # Errors
+    /// What the kernel's random number generator says.
+    pub fn random() -> std::io::Result<Self> {
+        let mut bytes = [0; 6];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+}
+
+id_type!(VmId);
 id_type!(SandboxId);
 id_type!(ContainerId);
 id_type!(ContainerdNamespace);

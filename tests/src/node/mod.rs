@@ -180,11 +180,37 @@ impl Node {
         self.dir.join("v")
     }
 
-    /// Directory of one pod below the sandboxer's `run_dir`, by a path that works out here: it is a mount that only
-    /// the node's own processes see.
+    /// Directory of one pod below the sandboxer's `run_dir`, by a path that works out here.
     #[must_use]
     pub fn pod_dir(&self, sandbox: &str) -> PathBuf {
         self.inside(&self.run_dir().join("s").join(sandbox).display().to_string())
+    }
+
+    /// Directory of the VM of one pod below the sandboxer's `run_dir`, by a path that works out here: it is a mount that
+    /// only the node's own processes see.
+    ///
+    /// # Panics
+    /// When the pod has no VM.
+    #[must_use]
+    pub fn vm_dir(&self, sandbox: &str) -> PathBuf {
+        let is_owned =
+            |dir: &PathBuf| std::fs::read_to_string(dir.join("owner")).is_ok_and(|id| id == sandbox);
+        self.vm_dirs().into_iter().find(is_owned).unwrap_or_else(|| panic!("{sandbox} has no VM"))
+    }
+
+    /// The same directory, as the node's own processes name it.
+    ///
+    /// # Panics
+    /// When the pod has no VM.
+    #[must_use]
+    pub fn vm_dir_inside(&self, sandbox: &str) -> PathBuf {
+        let dir = self.vm_dir(sandbox);
+        self.run_dir().join("vm").join(dir.file_name().expect("a VM's directory has a name"))
+    }
+
+    fn vm_dirs(&self) -> Vec<PathBuf> {
+        let all = std::fs::read_dir(self.inside(&self.run_dir().join("vm").display().to_string()));
+        all.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     }
 
     /// The CRI client.
@@ -316,9 +342,11 @@ impl Node {
         eprintln!("==== node {} failed, its logs:", self.dir.display());
         report::tail(&self.dir.join("log/containerd.log"), 60);
         report::tail(&self.dir.join("log/sandboxer.log"), 120);
-        let pods = self.inside(&self.run_dir().join("s").display().to_string());
-        for pod in std::fs::read_dir(pods).into_iter().flatten().flatten() {
-            for file in std::fs::read_dir(pod.path()).into_iter().flatten().flatten() {
+        let pods = std::fs::read_dir(self.inside(&self.run_dir().join("s").display().to_string()));
+        let mut directories = self.vm_dirs();
+        directories.extend(pods.into_iter().flatten().flatten().map(|entry| entry.path()));
+        for directory in directories {
+            for file in std::fs::read_dir(directory).into_iter().flatten().flatten() {
                 let name = file.file_name().to_string_lossy().into_owned();
                 if name == "console.log" || name.ends_with(".stderr") {
                     report::tail(&file.path(), 60);

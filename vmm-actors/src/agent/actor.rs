@@ -14,7 +14,7 @@ use super::{
 use crate::ask::{Reply, answer, report};
 use crate::host::process::last_lines;
 use crate::orphan::EndWhenOrphaned;
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::VmDir;
 
 /// Pause between the end of a heartbeat and the next.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ const PING_WITHIN: Duration = Duration::from_secs(5);
 /// Owns the session to one guest. See the [module](super).
 #[derive(Debug)]
 pub struct Agent {
-    dir: PodDir,
+    dir: VmDir,
     boot_timeout: Duration,
     parent: Recipient<AgentSilent>,
     state: State,
@@ -82,20 +82,20 @@ impl Agent {
     /// A session to the guest of the pod with this directory, which is yet to boot and may take `boot_timeout` for
     /// it. `parent` is told when it falls silent.
     #[must_use]
-    pub fn new(dir: PodDir, boot_timeout: Duration, parent: Recipient<AgentSilent>) -> Self {
+    pub fn new(dir: VmDir, boot_timeout: Duration, parent: Recipient<AgentSilent>) -> Self {
         Self::begin(State::Cold, dir, boot_timeout, parent)
     }
 
     /// A session to a guest that an earlier instance of this service has set up. It is dialled at once, and by every
     /// heartbeat until it answers.
     #[must_use]
-    pub fn adopt(dir: PodDir, parent: Recipient<AgentSilent>) -> Self {
+    pub fn adopt(dir: VmDir, parent: Recipient<AgentSilent>) -> Self {
         // Nobody knows how long it has been silent: its silence is counted from now.
         let heard = Some(Instant::now());
         Self { heard, ..Self::begin(State::Lost, dir, BEAT_WITHIN, parent) }
     }
 
-    fn begin(state: State, dir: PodDir, boot_timeout: Duration, parent: Recipient<AgentSilent>) -> Self {
+    fn begin(state: State, dir: VmDir, boot_timeout: Duration, parent: Recipient<AgentSilent>) -> Self {
         Self { dir, boot_timeout, parent, state, waiter: None, guest: None, missed: 0, heard: None }
     }
 

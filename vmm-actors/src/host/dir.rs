@@ -11,7 +11,9 @@ use super::mount::{self, Filesystem, Mount, MountError};
 use super::mountinfo;
 
 /// Name of the file system of a bounded directory, in the kernel's list of mounts.
-const BOUND: &str = "bulkhead-pod";
+pub const BOUNDED: &str = "bulkhead-vm";
+/// The same of releases whose VMs were in the directories of their pods.
+const BOUNDED_BEFORE: &str = "bulkhead-pod";
 
 /// A directory that only root can enter, removed on drop with all that is in it, unless [`keep`](Self::keep) was
 /// called.
@@ -81,7 +83,7 @@ impl PrivateDir {
         }
         let bounded = Filesystem {
             kind: "tmpfs".to_owned(),
-            source: BOUND.into(),
+            source: BOUNDED.into(),
             flags: MountFlags::empty(),
             data: vec!["mode=0700".to_owned(), format!("size={limit}")],
         };
@@ -140,7 +142,8 @@ fn real(path: &Path) -> PathBuf {
 
 /// What is mounted over a directory is the bound that was put on it.
 fn is_ours(path: &Path) -> bool {
-    mountinfo::source(path).is_ok_and(|source| source.as_deref() == Some(BOUND))
+    mountinfo::source(path)
+        .is_ok_and(|source| source.is_some_and(|source| [BOUNDED, BOUNDED_BEFORE].contains(&source.as_str())))
 }
 
 fn unbound(path: &Path) -> Result<(), MountError> {

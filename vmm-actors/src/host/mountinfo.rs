@@ -23,6 +23,14 @@ pub fn source(path: &Path) -> io::Result<Option<String>> {
     Ok(source_in(&list()?, path))
 }
 
+/// Every mount point of a file system that its maker named so.
+///
+/// # Errors
+/// What reading the kernel's list says.
+pub fn of_source(name: &str) -> io::Result<Vec<PathBuf>> {
+    Ok(of_source_in(&list()?, name))
+}
+
 /// A mount of some file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
@@ -69,11 +77,20 @@ fn of_device_in(text: &[u8], device: u64) -> Vec<Mounted> {
     text.split(|byte| *byte == b'\n').filter_map(mounted).collect()
 }
 
-/// The second field behind the separator.
 fn source_in(text: &[u8], path: &Path) -> Option<String> {
     let mut lines = text.split(|byte| *byte == b'\n');
     let topmost = lines.rfind(|line| mount_point(line).as_deref() == Some(path))?;
-    let mut fields = topmost.split(|byte| *byte == b' ').skip_while(|field| *field != b"-");
+    source_of(topmost)
+}
+
+fn of_source_in(text: &[u8], name: &str) -> Vec<PathBuf> {
+    let lines = text.split(|byte| *byte == b'\n');
+    lines.filter(|line| source_of(line).as_deref() == Some(name)).filter_map(mount_point).collect()
+}
+
+/// The second field behind the separator.
+fn source_of(line: &[u8]) -> Option<String> {
+    let mut fields = line.split(|byte| *byte == b' ').skip_while(|field| *field != b"-");
     let source = fields.nth(2)?;
     Some(String::from_utf8_lossy(&unescape(source)).into_owned())
 }
@@ -156,6 +173,8 @@ mod tests {
         assert_eq!(source_in(list, Path::new("/p")).as_deref(), Some("second"));
         assert_eq!(source_in(list, Path::new("/q")).as_deref(), Some("a b"));
         assert_eq!(source_in(list, Path::new("/")), None);
+        assert_eq!(of_source_in(list, "a b"), [PathBuf::from("/q")]);
+        assert_eq!(of_source_in(list, "a"), [PathBuf::new(); 0]);
     }
 
     #[test]

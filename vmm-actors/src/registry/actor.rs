@@ -11,7 +11,7 @@ use super::messages::{Create, Left, List, Lookup};
 use super::recovery::begin_of;
 use crate::id::SandboxId;
 use crate::sandbox::record::{Found, Record};
-use crate::sandbox::state::{Cause, Class};
+use crate::sandbox::state::Cause;
 use crate::sandbox::{Begin, Host, Place, Sandbox, SandboxError, chain};
 
 const MAILBOX: usize = 1024;
@@ -100,7 +100,7 @@ impl Handler<Create> for Registry {
             Entry::Vacant(_) => match Record::intend(*request, &self.host.settings) {
                 Ok(record) => self.give_life(id, Begin::New { record: Box::new(record), reply }, ctx),
                 Err(refused) => {
-                    let cause = Cause { class: Class::Invalid, reason: chain(&refused) };
+                    let cause = Cause { class: refused.class(), reason: chain(&refused) };
                     self.host.telemetry.did_not_start(cause.class);
                     drop(reply.send(Err(SandboxError::Ended { id, cause })));
                 }

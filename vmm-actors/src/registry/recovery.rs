@@ -10,7 +10,7 @@ use crate::host::dir;
 use crate::host::process::{OwnedProcess, ProcessIdentity, boot_id};
 use crate::id::SandboxId;
 use crate::mounts;
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::{PodDir, VmDir};
 use crate::sandbox::record::{Found, Phase, Record, RecordError, Store};
 use crate::sandbox::verdict::{Reality, Verdict, judge};
 use crate::sandbox::{Begin, chain};
@@ -121,20 +121,37 @@ async fn end_unrecorded(run_dir: PathBuf, id: SandboxId) {
     if let Err(failed) = end_processes(&id).await {
         warn!(sandbox = %id, error = chain(&failed), "cannot end the processes of a sandbox without a record");
     }
-    let dir = PodDir::find(&run_dir, &id).unwrap_or_else(|error| {
-        warn!(sandbox = %id, %error, "cannot look for the directory of a sandbox without a record");
-        PodDir::new(&run_dir, &id)
+    let vm_dirs = find_vm_dirs(&id).unwrap_or_else(|error| {
+        warn!(sandbox = %id, %error, "cannot look for the directories of a sandbox without a record");
+        Vec::new()
     });
-    if let Err(failed) = mounts::close(&dir.shared()).await {
-        return warn!(sandbox = %id, error = chain(&failed), "cannot unmount a sandbox without a record");
-    }
-    match tokio::task::spawn_blocking(move || dir::remove(dir.path())).await {
-        Ok(Ok(())) => {}
-        Ok(Err(failed)) => {
-            warn!(sandbox = %id, error = chain(&failed), "the directory of a sandbox without a record stays");
+    // The pod's directory is beside that of its VM.
+    let mut run_dirs = BTreeSet::from([run_dir]);
+    run_dirs.extend(vm_dirs.iter().filter_map(|dir| dir.run_dir().map(Path::to_owned)));
+    let mut directories = Vec::new();
+    for dir in vm_dirs {
+        if let Err(failed) = mounts::close(&dir.shared()).await {
+            return warn!(sandbox = %id, error = chain(&failed), "cannot unmount a sandbox without a record");
         }
-        Err(panic) => warn!(sandbox = %id, %panic, "the directory of a sandbox without a record stays"),
+        directories.push(dir.path().to_owned());
     }
+    directories.extend(run_dirs.iter().map(|run_dir| PodDir::new(run_dir, &id).path().to_owned()));
+    for directory in directories {
+        match tokio::task::spawn_blocking(move || dir::remove(&directory)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failed)) => {
+                warn!(sandbox = %id, error = chain(&failed), "a directory of a sandbox without a record stays");
+            }
+            Err(panic) => warn!(sandbox = %id, %panic, "a directory of a sandbox without a record stays"),
+        }
+    }
+}
+
+/// Of this release, or of one whose pods and VMs shared a directory.
+fn find_vm_dirs(id: &SandboxId) -> std::io::Result<Vec<VmDir>> {
+    let mut found = VmDir::find(id)?;
+    found.extend(VmDir::find_within_pod(id)?);
+    Ok(found)
 }
 
 async fn end_processes(id: &SandboxId) -> Result<(), CgroupError> {

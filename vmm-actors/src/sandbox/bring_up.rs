@@ -19,13 +19,13 @@ use super::recorder::Recorder;
 use super::state::{Cause, Class};
 use super::timeline::Timeline;
 use crate::ask::{AskError, ask};
-use crate::host::dir::{DirError, PrivateDir};
+use crate::host::dir::DirError;
 use crate::host::process::CgroupProcs;
 use crate::network::Prepared;
 use crate::shim::ShimRecord;
 use crate::virtiofsd::VirtiofsdRecord;
 use crate::vm::VmRecord;
-use crate::{agent, cgroup, mounts, network, pod_dir, shim, virtiofsd, vm};
+use crate::{agent, cgroup, mounts, network, shim, virtiofsd, vm};
 
 /// What came up, for the record.
 #[derive(Debug, Clone)]
@@ -138,18 +138,16 @@ impl BringUp {
 
     /// What does not depend on each other is made at once.
     async fn host_side(&self) -> Result<HostSide, BringUpError> {
-        self.make_directory()?;
+        self.make_directories()?;
         let (network, (procs, virtiofsd, shim), ()) =
             tokio::try_join!(self.network(), self.helpers(), self.listen())?;
         Ok(HostSide { procs, network, virtiofsd, shim })
     }
 
-    fn make_directory(&self) -> Result<(), BringUpError> {
-        let path = self.record.dir.path();
-        let made = PrivateDir::create_bounded(path, pod_dir::LIMIT).map_err(BringUpError::Directory)?;
-        // From now on it goes with everything else of the sandbox.
-        made.keep();
-        Ok(())
+    /// They go with everything else of the sandbox.
+    fn make_directories(&self) -> Result<(), BringUpError> {
+        let made = self.record.dir.create().and_then(|()| self.record.vm_dir().create(&self.record.id));
+        made.map_err(BringUpError::Directory)
     }
 
     async fn network(&self) -> Result<Prepared, BringUpError> {
@@ -203,7 +201,7 @@ impl BringUp {
         procs: CgroupProcs,
         links: Vec<network::PreparedLink>,
     ) -> Result<VmRecord, BringUpError> {
-        let mut spec = vm::LaunchSpec::new(self.record.dir.clone(), &self.host.settings);
+        let mut spec = vm::LaunchSpec::new(self.record.vm_dir(), &self.host.settings);
         spec.size = self.record.size(&self.host.settings);
         spec.cgroup = Some(procs);
         spec.nics = links.into_iter().map(nic).collect();
@@ -222,7 +220,8 @@ impl BringUp {
     }
 
     async fn attach(&self, vm: &VmRecord) -> Result<(), BringUpError> {
-        let attach = |reply| shim::Attach { vmm: vm.vmm.clone(), netns: self.record.netns.clone(), reply };
+        let (vmm, vsock, netns) = (vm.vmm.clone(), vm.dir.vsock(), self.record.netns.clone());
+        let attach = |reply| shim::Attach { vmm, vsock, netns, reply };
         let attached = ask(&self.children.shim, attach);
         self.timeline.step("attach the shim proxy", attached).await.map_err(BringUpError::Attach)
     }

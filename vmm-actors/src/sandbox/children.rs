@@ -56,7 +56,7 @@ impl Children {
             cgroup: Cgroup::new().start(),
             monitor: Monitor::new(parent.clone().recipient(), parent.clone().recipient()).start(),
             network: Network::new().start(),
-            mounts: Mounts::new(record.dir.shared()).start(),
+            mounts: Mounts::new(record.vm_dir().shared()).start(),
             vm: start_vm(host, record, parent, &mut gone),
             virtiofsd: start_virtiofsd(host, record, parent, &mut gone),
             agent: start_agent(host, record, parent),
@@ -90,7 +90,7 @@ fn start_vm(host: &Host, record: &Record, parent: &Addr<Sandbox>, gone: &mut Vec
 }
 
 fn start_agent(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Agent> {
-    let (dir, parent) = (record.dir.clone(), parent.clone().recipient());
+    let (dir, parent) = (record.vm_dir(), parent.clone().recipient());
     let agent = match record.phase {
         Phase::Running => Agent::adopt(dir, parent),
         Phase::Starting | Phase::Stopped { .. } => {
@@ -110,8 +110,7 @@ fn start_virtiofsd(
     let parent = || parent.clone().recipient();
     let adopted = record.virtiofsd.as_ref().map(|virtiofsd| Virtiofsd::adopt(virtiofsd, parent()));
     let settings = host.settings.virtiofsd.clone();
-    adopted_or(("virtiofsd", gone), adopted, || Virtiofsd::new(record.dir.clone(), settings, parent()))
-        .start()
+    adopted_or(("virtiofsd", gone), adopted, || Virtiofsd::new(record.vm_dir(), settings, parent())).start()
 }
 
 fn start_shim(

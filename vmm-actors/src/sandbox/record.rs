@@ -13,14 +13,14 @@ pub use store::{Broken, Found, RecordError, Store};
 
 use super::disks::Disks;
 use super::sizing::{Basis, size_of};
-use super::state::Cause;
+use super::state::{Cause, Class};
 use crate::cgroup::{self, CgroupError, CgroupRecord, Limits};
 use crate::host::process::boot_id;
-use crate::id::{ContainerId, ContainerdNamespace, SandboxId};
+use crate::id::{ContainerId, ContainerdNamespace, SandboxId, VmId};
 use crate::network::{self, NetworkRecord};
-use crate::pod_dir::PodDir;
 use crate::pod_spec::PodSpec;
 use crate::registry::CreateSandbox;
+use crate::runtime_dir::{PodDir, VmDir};
 use crate::shim::ShimRecord;
 use crate::virtiofsd::VirtiofsdRecord;
 use crate::vm::{Size, VmRecord};
@@ -45,6 +45,9 @@ pub struct Record {
     pub netns: PathBuf,
     /// The pod's runtime directory.
     pub dir: PodDir,
+    /// The runtime directory of its VM. None in records of releases that had both in one: [`Record::vm_dir`] knows.
+    #[serde(default)]
+    pub vm_dir: Option<VmDir>,
     /// Its host cgroup: planned before it exists.
     pub cgroup: CgroupRecord,
     /// Its taps and redirects: planned before they exist.
@@ -76,8 +79,8 @@ impl Record {
     /// The intent: written before the first effect.
     ///
     /// # Errors
-    /// [`CgroupError`] when the pod's cgroup parent cannot be one.
-    pub fn intend(request: CreateSandbox, settings: &Settings) -> Result<Self, CgroupError> {
+    /// [`IntendError`] when the pod's cgroup parent cannot be one, or no id can be made.
+    pub fn intend(request: CreateSandbox, settings: &Settings) -> Result<Self, IntendError> {
         let CreateSandbox { id, containerd_namespace, netns, pod } = request;
         let size = size_of(&pod.resources, Basis::from(&settings.vm));
         Ok(Self {
@@ -86,6 +89,7 @@ impl Record {
             boot_id: boot_id().unwrap_or_default(),
             created_at: Nanos::now(),
             dir: PodDir::new(&settings.sandboxer.run_dir, &id),
+            vm_dir: Some(VmDir::new(&settings.sandboxer.run_dir, &VmId::random()?)),
             cgroup: plan_cgroup(&pod, settings, &id, size)?,
             network: network::plan(&netns),
             netns,
@@ -101,6 +105,12 @@ impl Record {
             containerd_namespace,
             id,
         })
+    }
+
+    /// The runtime directory of the pod's VM.
+    #[must_use]
+    pub fn vm_dir(&self) -> VmDir {
+        self.vm_dir.clone().unwrap_or_else(|| VmDir::within(&self.dir))
     }
 
     /// The size of the pod's VM.
@@ -136,6 +146,28 @@ impl Record {
         let limits = Limits::for_pod(&self.pod.resources, &self.pod.overhead, guest);
         // Beside the pod's cgroup, nothing that was made for the pod bounds it.
         if self.cgroup.outside { limits.bounded_for(guest) } else { limits }
+    }
+}
+
+/// Why not even the intent of a sandbox can be written.
+#[derive(Debug, thiserror::Error)]
+pub enum IntendError {
+    /// The pod's cgroup parent cannot be one.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The kernel gives no random numbers.
+    #[error("cannot make an id for the VM")]
+    VmId(#[from] std::io::Error),
+}
+
+impl IntendError {
+    /// As the state machine takes it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Cgroup(_) => Class::Invalid,
+            Self::VmId(_) => Class::Lost,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! start, and a successor that finds what a crash left. A step that fails does not keep the next from running.
 
 use std::fmt::Display;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -61,7 +62,8 @@ impl Release {
             let cgroup = self.record.cgroup.clone();
             let cgroup = ask(&self.children.cgroup, |reply| cgroup::Delete { record: cgroup, reply });
             left.note("cgroup", cgroup.await);
-            left.note("directory", self.remove_directory().await);
+            left.note("directory of the VM", remove_directory(self.record.vm_dir().path()).await);
+            left.note("directory", remove_directory(self.record.dir.path()).await);
         }
         left
     }
@@ -94,15 +96,6 @@ impl Release {
         Hearing::Gone
     }
 
-    async fn remove_directory(&self) -> Result<(), DirError> {
-        let path = self.record.dir.path().to_owned();
-        let removed = {
-            let path = path.clone();
-            tokio::task::spawn_blocking(move || dir::remove(&path)).await
-        };
-        removed.unwrap_or_else(|panic| Err(DirError::Remove { path, source: std::io::Error::other(panic) }))
-    }
-
     /// Whether the shim proxy has nothing that containerd may still ask for. One that hangs may have.
     async fn is_idle(&self, shim: Hearing) -> bool {
         match shim {
@@ -120,6 +113,13 @@ impl Release {
             Err(_late) => false,
         }
     }
+}
+
+async fn remove_directory(path: &Path) -> Result<(), DirError> {
+    let owned = path.to_owned();
+    let removed = tokio::task::spawn_blocking(move || dir::remove(&owned)).await;
+    let failed = |panic| DirError::Remove { path: path.to_owned(), source: std::io::Error::other(panic) };
+    removed.unwrap_or_else(|panic| Err(failed(panic)))
 }
 
 /// Whether a shim proxy can be spoken to.

@@ -18,7 +18,7 @@ use crate::ask::{Reply, answer, report};
 use crate::host::process::{self, CgroupProcs, Exit, OwnedProcess, last_lines};
 use crate::host::socket;
 use crate::orphan::EndWhenOrphaned;
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::PodDir;
 
 /// How long the proxy may take to end once it was asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(3);
@@ -233,11 +233,11 @@ impl Handler<Keep> for Shim {
 
 impl Handler<Attach> for Shim {
     type Result = ();
-    fn handle(&mut self, Attach { vmm, netns, reply }: Attach, ctx: &mut Self::Context) {
+    fn handle(&mut self, Attach { vmm, vsock, netns, reply }: Attach, ctx: &mut Self::Context) {
         let request = AttachRequest {
             vmm_pid: vmm.pid,
             vmm_start_time: vmm.start_time,
-            vsock: self.dir.vsock().to_string_lossy().into_owned(),
+            vsock: vsock.to_string_lossy().into_owned(),
             netns: netns.to_string_lossy().into_owned(),
             ..AttachRequest::default()
         };

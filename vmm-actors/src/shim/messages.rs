@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::ask::Reply;
 use crate::host::process::{CgroupProcs, Exit, ProcessError, ProcessIdentity};
 use crate::id::{ContainerdNamespace, SandboxId};
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::PodDir;
 
 /// What the shim proxy is told when it is started.
 #[derive(Debug, Clone)]
@@ -77,6 +77,8 @@ pub struct Keep;
 pub struct Attach {
     /// The VMM, whose end the proxy notices by itself.
     pub vmm: ProcessIdentity,
+    /// The VM's vsock socket.
+    pub vsock: PathBuf,
     /// The pod's network namespace, whose loopback the proxy leads into the guest.
     pub netns: PathBuf,
     /// Answered when Task calls can reach the guest.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FakeGuest;
 use crate::host::process::{OwnedProcess, ProcessIdentity, Spawn};
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::VmDir;
 use crate::vm::{
     Ability, Acceleration, Capabilities, Device, Disk, DiskBus, Driver, DriverError, DriverState, GuestState,
     Hotplug, LaunchSpec, Launched, Size, Sizes, TapHandover, VmError, VmRecord,
@@ -30,7 +30,7 @@ pub enum Fault {
     LaunchHangs,
     /// The VMM prints these words and ends with code 3.
     VmmExits(String),
-    /// The VMM wants this much memory, in MiB, as soon as there is a file named after [`EAT`] in the pod's directory.
+    /// The VMM wants this much memory, in MiB, as soon as there is a file named after [`EAT`] in the VM's directory.
     Eats(u32),
     /// The guest never announces itself.
     NeverAnnounces,
@@ -139,16 +139,16 @@ impl FakeDriver {
         Self { fixed_size: true, ..self }
     }
 
-    /// Takes the VM of this pod, which another instance launched, for one of this size.
+    /// Takes this VM, which another instance launched, for one of this size.
     #[must_use]
-    pub fn with_vm(self, dir: &PodDir, size: Size) -> Self {
+    pub fn with_vm(self, dir: &VmDir, size: Size) -> Self {
         self.state().sizes.insert(dir.path().to_owned(), (size, Fault::None));
         self
     }
 
-    /// What the VM of this pod has.
+    /// What this VM has.
     #[must_use]
-    pub fn size(&self, dir: &PodDir) -> Option<Size> {
+    pub fn size(&self, dir: &VmDir) -> Option<Size> {
         self.state().sizes.get(dir.path()).map(|(size, _)| *size)
     }
 
@@ -199,10 +199,15 @@ impl FakeDriver {
         self.state().launched.clone()
     }
 
-    /// What the guest of this pod was asked, in order: the names of calls.
+    /// What the guests of this sandbox were asked, in order: the names of calls.
     #[must_use]
-    pub fn calls(&self, dir: &PodDir) -> Vec<String> {
-        self.state().guests.iter().filter(|guest| guest.dir() == dir).flat_map(FakeGuest::calls).collect()
+    pub fn calls(&self, sandbox: &str) -> Vec<String> {
+        self.state()
+            .guests
+            .iter()
+            .filter(|guest| guest.owner() == sandbox)
+            .flat_map(FakeGuest::calls)
+            .collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -24,12 +24,12 @@ use super::Fault;
 use crate::agent::AnnounceSocket;
 use crate::host::process::{OwnedProcess, ProcessIdentity, Signal};
 use crate::host::socket;
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::VmDir;
 
 /// One guest; it goes with this value.
 #[derive(Debug)]
 pub struct FakeGuest {
-    dir: PodDir,
+    owner: String,
     calls: Arc<Mutex<Vec<String>>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -39,7 +39,7 @@ impl FakeGuest {
     ///
     /// # Errors
     /// When its vsock socket cannot be made.
-    pub fn start(dir: PodDir, vmm: ProcessIdentity, fault: Fault, boot_time: Duration) -> io::Result<Self> {
+    pub fn start(dir: VmDir, vmm: ProcessIdentity, fault: Fault, boot_time: Duration) -> io::Result<Self> {
         let listener = socket::listen(&dir.vsock())?;
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
@@ -51,13 +51,14 @@ impl FakeGuest {
             tokio::spawn(serve(agent, streams)),
             tokio::spawn(announce(dir.clone(), fault, boot_time)),
         ];
-        Ok(Self { dir, calls, tasks })
+        let owner = std::fs::read_to_string(dir.owner()).unwrap_or_default();
+        Ok(Self { owner, calls, tasks })
     }
 
-    /// Whose guest this is.
+    /// The sandbox whose guest this is.
     #[must_use]
-    pub fn dir(&self) -> &PodDir {
-        &self.dir
+    pub fn owner(&self) -> &str {
+        &self.owner
     }
 
     /// The names of the calls it got, in order.
@@ -101,7 +102,7 @@ async fn serve(agent: FakeAgent, streams: mpsc::Receiver<UnixStream>) {
     pending().await
 }
 
-async fn announce(dir: PodDir, fault: Fault, boot_time: Duration) {
+async fn announce(dir: VmDir, fault: Fault, boot_time: Duration) {
     if matches!(fault, Fault::NeverAnnounces | Fault::VmmExits(_)) {
         return;
     }

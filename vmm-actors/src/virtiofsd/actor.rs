@@ -14,7 +14,7 @@ use crate::ask::{Reply, answer, report};
 use crate::host::process::{self, CgroupProcs, Exit, OwnedProcess, last_lines};
 use crate::host::socket;
 use crate::orphan::EndWhenOrphaned;
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::VmDir;
 
 /// How long the daemon may take to end by SIGTERM. Its namespace's first process does not hear it, so this is the
 /// time that the request costs: short.
@@ -29,7 +29,7 @@ const DISCONNECTED: &str = "Client disconnected";
 /// Owns one virtiofsd. See the [module](super).
 #[derive(Debug)]
 pub struct Virtiofsd {
-    dir: PodDir,
+    dir: VmDir,
     parent: Recipient<VirtiofsdExited>,
     state: State,
 }
@@ -56,10 +56,10 @@ impl State {
 }
 
 impl Virtiofsd {
-    /// A daemon that has not been started, for the pod with this directory: [`PodDir::shared`] is served on
-    /// [`PodDir::virtiofs_sock`]. `parent` is told of its end.
+    /// A daemon that has not been started, for the pod with this directory: [`VmDir::shared`] is served on
+    /// [`VmDir::virtiofs_sock`]. `parent` is told of its end.
     #[must_use]
-    pub fn new(dir: PodDir, settings: Settings, parent: Recipient<VirtiofsdExited>) -> Self {
+    pub fn new(dir: VmDir, settings: Settings, parent: Recipient<VirtiofsdExited>) -> Self {
         Self { dir, parent, state: State::Cold(settings) }
     }
 
@@ -124,7 +124,7 @@ fn cause(exit: Exit, last_words: &str) -> EndCause {
 }
 
 fn start(
-    dir: &PodDir,
+    dir: &VmDir,
     settings: &Settings,
     cgroup: Option<CgroupProcs>,
 ) -> Result<OwnedProcess, VirtiofsdError> {
@@ -141,7 +141,7 @@ fn start(
     OwnedProcess::spawn(start).map_err(|source| VirtiofsdError::Start { source })
 }
 
-fn args(dir: &PodDir, settings: &Settings) -> Vec<OsString> {
+fn args(dir: &VmDir, settings: &Settings) -> Vec<OsString> {
     let cache = match settings.cache {
         CacheMode::Never => "never",
         CacheMode::Auto => "auto",

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ask::Reply;
 use crate::host::process::{CgroupProcs, Exit, ProcessError, ProcessIdentity};
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::VmDir;
 
 /// A running daemon, for the durable record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub struct VirtiofsdRecord {
     /// The process.
     pub process: ProcessIdentity,
     /// Whose share it serves.
-    pub dir: PodDir,
+    pub dir: VmDir,
 }
 
 /// Starts the daemon. Legal once.

@@ -14,7 +14,7 @@ use super::{
 use crate::ask::{Reply, answer, report};
 use crate::host::process::Exit;
 use crate::orphan::EndWhenOrphaned;
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::VmDir;
 
 /// How often the console file's size is looked at.
 const CONSOLE_CHECK: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ pub struct Vm {
 #[derive(Debug)]
 enum State {
     Cold,
-    Booting { launch: SpawnHandle, dir: PodDir, reply: Reply<Booted, VmError> },
+    Booting { launch: SpawnHandle, dir: VmDir, reply: Reply<Booted, VmError> },
     Up { running: Arc<Running>, watched: Watched },
     Ending { running: Arc<Running>, waiters: Vec<Reply<Exit, VmError>> },
     Gone(VmmExited),

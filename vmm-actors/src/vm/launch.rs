@@ -8,13 +8,13 @@ use bulkhead_config::Settings;
 
 use super::Size;
 use crate::host::process::CgroupProcs;
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::VmDir;
 
 /// One VM to start. Nothing in it depends on the driver.
 #[derive(Debug)]
 pub struct LaunchSpec {
     /// Where the VM's sockets and output files go. Must exist.
-    pub dir: PodDir,
+    pub dir: VmDir,
     /// Uncompressed kernel with a PVH entry.
     pub kernel: PathBuf,
     /// Initial root image.
@@ -31,7 +31,7 @@ pub struct LaunchSpec {
     pub block_volumes: bool,
     /// Where the guest's entropy device reads from.
     pub entropy_source: PathBuf,
-    /// The pod's share is served on [`PodDir::virtiofs_sock`], with tag `bulkhead`.
+    /// The pod's share is served on [`VmDir::virtiofs_sock`], with tag `bulkhead`.
     pub share: Share,
     /// Network devices, in the order in which the guest sees them.
     pub nics: Vec<Nic>,
@@ -67,7 +67,7 @@ impl fmt::Debug for Nic {
 impl LaunchSpec {
     /// A VM as the settings describe it, with the pod's share and without network devices and cgroup.
     #[must_use]
-    pub fn new(dir: PodDir, settings: &Settings) -> Self {
+    pub fn new(dir: VmDir, settings: &Settings) -> Self {
         let Settings { guest, vm, .. } = settings;
         Self {
             dir,

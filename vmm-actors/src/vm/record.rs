@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::host::process::ProcessIdentity;
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::VmDir;
 
 /// How guest instructions are run, as it turned out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ pub struct VmRecord {
     /// The vsock helper; none for a VMM that serves vsock itself.
     pub vsock_helper: Option<ProcessIdentity>,
     /// Where its sockets and output files are.
-    pub dir: PodDir,
+    pub dir: VmDir,
     /// What only its driver reads. It lies flat beside the others, as releases wrote it that had one driver.
     #[serde(flatten)]
     pub state: DriverState,

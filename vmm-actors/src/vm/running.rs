@@ -13,7 +13,7 @@ const LINES: usize = 12;
 /// Bytes of an output file that are looked at for them.
 const BYTES: u64 = 8 * 1024;
 /// Largest console file, in bytes. A guest prints what it likes; emptied in time, the file never fills the pod's
-/// directory ([`crate::pod_dir::LIMIT`]), and so keeps the newest lines.
+/// directory ([`crate::runtime_dir::LIMIT`]), and so keeps the newest lines.
 const CONSOLE_LIMIT: u64 = 1024 * 1024;
 
 /// The processes of one VM. Dropping it ends them, unless they are kept.

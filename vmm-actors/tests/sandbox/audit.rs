@@ -25,7 +25,8 @@ impl Node {
         left.extend(self.processes().into_iter().map(|pid| format!("process {pid}: {}", command_line(pid))));
         left.extend(self.cgroups().into_iter().map(|path| format!("cgroup {}", path.display())));
         left.extend(self.mounts().into_iter().map(|path| format!("mount {}", path.display())));
-        for directory in [sandboxer.run_dir.join("s"), sandboxer.state_dir.join("sandboxes")] {
+        let run_dir = &sandboxer.run_dir;
+        for directory in [run_dir.join("s"), run_dir.join("vm"), sandboxer.state_dir.join("sandboxes")] {
             left.extend(entries(&directory).into_iter().map(|path| format!("file {}", path.display())));
         }
         left

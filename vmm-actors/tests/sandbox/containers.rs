@@ -62,7 +62,7 @@ impl Service {
 
 /// What the guest sees of a container.
 fn in_share(node: &Node, id: &str, path: &str) -> PathBuf {
-    node.dir("p").shared().join(id).join(path)
+    node.vm_dir("p").shared().join(id).join(path)
 }
 
 pub(crate) fn recorded(node: &Node) -> Vec<String> {

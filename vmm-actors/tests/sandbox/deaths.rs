@@ -32,8 +32,8 @@ async fn is_lost(node: &Node, service: &Service, waiting: Waiting, within: Durat
     assert_eq!(service.sandboxes.wait(&sandbox("p")).await.unwrap(), exited, "a late Wait gets the same");
     let links = node.in_netns("ip -o link");
     assert!(!links.contains("_bh") && !node.in_netns("tc qdisc show").contains("ingress"), "{links}");
-    // A shim proxy that may still be asked keeps its directory, which is a mount of its own, and nothing in it.
-    let (mounts, own) = (node.mounts(), node.dir("p"));
+    // A shim proxy that may still be asked keeps the directory of the VM, which is a mount of its own, and nothing in it.
+    let (mounts, own) = (node.mounts(), node.vm_dir("p"));
     assert!(mounts.iter().all(|mount| mount == own.path()), "{mounts:?}");
     service.stop("p").await;
     service.shutdown("p").await;

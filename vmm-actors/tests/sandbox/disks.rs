@@ -199,7 +199,7 @@ async fn a_successor_knows_what_is_plugged_in_and_unplugs_what_nobody_has() {
     let (Some(node), Some([(one, device), (two, _)])) = (Node::new(), two_devices()) else { return };
     Predecessor::of(&node, Task::Run).kill();
     let mut record = node.record("p").unwrap();
-    let _guest = guest(&node, &record);
+    let _guest = guest(&record);
     // As it died between unplugging the second and recording it, and while it plugged in the first for c1.
     let disk = |number: u32, device: Number, users: &[&str]| {
         let Number { major, minor } = device;

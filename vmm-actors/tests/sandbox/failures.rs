@@ -230,7 +230,7 @@ async fn a_silent_guest_is_given_up_in_time_with_its_console() {
     node.place.settings.guest.boot_timeout_secs = 1.try_into().unwrap();
     let service = node.serve(FakeDriver::default().then(Fault::NeverAnnounces));
     service.create("p").await.unwrap();
-    std::fs::write(node.dir("p").console(), "Kernel panic - not syncing: no init\n").unwrap();
+    std::fs::write(node.vm_dir("p").console(), "Kernel panic - not syncing: no init\n").unwrap();
     let begin = Instant::now();
     let cause = cause(service.start("p").await.unwrap_err());
     assert!(begin.elapsed() < PATIENCE, "took {:?}", begin.elapsed());

@@ -35,7 +35,7 @@ async fn killed(node: &Node, service: &Service, whose: impl FnOnce(PathBuf) -> P
     fs::write(limited.join(LIMIT), (48 * MIB).to_string()).unwrap();
     let waiting = service.sandboxes.clone();
     let waiting = tokio::spawn(async move { waiting.wait(&sandbox("p")).await });
-    fs::write(node.dir("p").path().join(EAT), "").unwrap();
+    fs::write(node.vm_dir("p").path().join(EAT), "").unwrap();
     let exited = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
     assert_eq!(exited.status, 137);
     let status = service.status("p").await.unwrap();
@@ -73,7 +73,7 @@ async fn a_vm_that_the_host_killed_while_no_service_ran_says_so() {
     let Some(own) = memory_cgroup(&node) else { return };
     let vmm = node.record("p").unwrap().vm.unwrap().vmm;
     fs::write(own.join(LIMIT), (48 * MIB).to_string()).unwrap();
-    fs::write(node.dir("p").path().join(EAT), "").unwrap();
+    fs::write(node.vm_dir("p").path().join(EAT), "").unwrap();
     while crate::restarts::lives(&vmm) {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
@@ -97,7 +97,7 @@ async fn a_vm_that_the_host_kills_before_it_runs_fails_the_start() {
     }
     let Some(own) = memory_cgroup(&node) else { return service.shutdown("p").await };
     fs::write(own.join(LIMIT), (48 * MIB).to_string()).unwrap();
-    fs::write(node.dir("p").path().join(EAT), "").unwrap();
+    fs::write(node.vm_dir("p").path().join(EAT), "").unwrap();
     let Cause { class, reason } = crate::node::cause(service.start("p").await.unwrap_err());
     assert_eq!(class, Class::Exhausted, "{reason}");
     assert!(reason.contains(KILLED), "{reason}");

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bulkhead_config::Settings;
 use serde::{Deserialize, Serialize};
 use vmm_actors::id::{ContainerdNamespace, SandboxId};
-use vmm_actors::pod_dir::PodDir;
 use vmm_actors::registry::{CreateSandbox, RecoveryReport};
+use vmm_actors::runtime_dir::{PodDir, VmDir};
 use vmm_actors::sandbox::record::{Found, Record, Store};
 use vmm_actors::sandbox::state::Cause;
 use vmm_actors::sandbox::{SandboxError, Snapshot, Started};
@@ -31,6 +31,11 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn dir(&self, id: &str) -> PodDir {
         PodDir::new(&self.settings.sandboxer.run_dir, &sandbox(id))
+    }
+
+    /// The directory of a recorded sandbox's VM.
+    pub(crate) fn vm_dir(&self, id: &str) -> VmDir {
+        self.record(id).unwrap().vm_dir()
     }
 
     pub(crate) fn store(&self) -> Store {
@@ -110,7 +115,9 @@ impl Node {
         settings.guest.boot_timeout_secs = 10.try_into().unwrap();
         let number = NODES.fetch_add(1, Ordering::Relaxed);
         settings.cgroup.default_parent = format!("/bh-test-{}-{number}", std::process::id());
-        std::fs::create_dir_all(settings.sandboxer.run_dir.join("s")).unwrap();
+        for directory in ["s", "vm"] {
+            std::fs::create_dir_all(settings.sandboxer.run_dir.join(directory)).unwrap();
+        }
         let netns = OwnNetns::with_links();
         Some(Self { place: Place { settings, netns: netns.path() }, root, netns })
     }
@@ -246,7 +253,7 @@ impl Service {
 
     /// What the guest of this pod was asked.
     pub(crate) fn calls(&self, id: &str) -> Vec<String> {
-        self.driver.calls(&self.place.dir(id))
+        self.driver.calls(id)
     }
 
     /// Waits for a state by its name.

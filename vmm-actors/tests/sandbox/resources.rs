@@ -151,7 +151,7 @@ async fn a_growth_that_fails_on_the_way_is_taken_back() {
         let tells = if fault == Fault::OldAgent { "nothing was changed" } else { "it has what it had" };
         assert!(reason.contains(tells), "{fault:?}: {reason}");
         assert_eq!((node.record("p").unwrap(), files(&node)), (record.clone(), before), "{fault:?}");
-        assert_eq!(service.driver.size(&record.dir), record.size, "{fault:?}");
+        assert_eq!(service.driver.size(&record.vm_dir()), record.size, "{fault:?}");
         service.shutdown("p").await;
         node.assert_nothing_left();
     }
@@ -178,8 +178,8 @@ async fn a_vm_that_grew_behind_the_records_back_is_measured_when_it_is_taken_ove
     // As if the service had been killed before it could write that down.
     let larger = Size { vcpus: NonZeroU32::new(3).unwrap(), ..record.size.unwrap() };
     let vmm = record.vm.clone().unwrap().vmm;
-    let _guest = FakeGuest::start(node.dir("p"), vmm, Fault::NeverAnnounces, Duration::ZERO).unwrap();
-    let service = node.serve(FakeDriver::default().with_room(ROOM).with_vm(&record.dir, larger));
+    let _guest = FakeGuest::start(record.vm_dir(), vmm, Fault::NeverAnnounces, Duration::ZERO).unwrap();
+    let service = node.serve(FakeDriver::default().with_room(ROOM).with_vm(&record.vm_dir(), larger));
     let begin = Instant::now();
     while node.record("p").unwrap().size != Some(larger) {
         assert!(begin.elapsed() < PATIENCE, "the record still says {:?}", node.record("p").unwrap().size);

@@ -24,9 +24,9 @@ pub(crate) fn lives(process: &ProcessIdentity) -> bool {
 }
 
 /// The guest of a pod whose first service took its fake along.
-pub(crate) fn guest(node: &Node, record: &Record) -> FakeGuest {
+pub(crate) fn guest(record: &Record) -> FakeGuest {
     let vmm = record.vm.clone().unwrap().vmm;
-    FakeGuest::start(node.dir("p"), vmm, Fault::NeverAnnounces, Duration::ZERO).unwrap()
+    FakeGuest::start(record.vm_dir(), vmm, Fault::NeverAnnounces, Duration::ZERO).unwrap()
 }
 
 #[actix::test]
@@ -34,7 +34,7 @@ async fn a_running_pod_is_taken_over_untouched() {
     let Some(node) = Node::new() else { return };
     Predecessor::of(&node, Task::Run).kill();
     let record = node.record("p").unwrap();
-    let guest = guest(&node, &record);
+    let guest = guest(&record);
     let mounts = node.mounts();
 
     let service = node.serve(FakeDriver::default());
@@ -56,7 +56,9 @@ async fn a_running_pod_is_taken_over_untouched() {
 /// Other settings than a pod was made with: VMs of another size, another runtime directory.
 fn change_settings(node: &mut Node) {
     let run_dir = node.root.path().join("run2");
-    std::fs::create_dir_all(run_dir.join("s")).unwrap();
+    for directory in ["s", "vm"] {
+        std::fs::create_dir_all(run_dir.join(directory)).unwrap();
+    }
     let settings = &mut node.place.settings;
     settings.sandboxer.run_dir = run_dir;
     settings.vm.vcpus = 3.try_into().unwrap();
@@ -72,7 +74,7 @@ async fn a_running_pod_is_what_its_record_says_whatever_the_settings_say_by_now(
         Predecessor::of(&node, Task::Run).kill();
         let mut record = node.record("p").unwrap();
         assert!(record.basis.is_some() && record.vm.clone().unwrap().state != DriverState::default());
-        let guest = guest(&node, &record);
+        let guest = guest(&record);
         let (made_with, size) = (node.place.settings.clone(), record.size.unwrap());
         if old {
             record.basis = None;
@@ -83,7 +85,7 @@ async fn a_running_pod_is_what_its_record_says_whatever_the_settings_say_by_now(
 
         let room = Size { vcpus: 8.try_into().unwrap(), memory_mib: 4096.try_into().unwrap() };
         let driver = FakeDriver::default().with_fixed_size().with_room(room);
-        let service = node.serve(driver.with_vm(&record.dir, size));
+        let service = node.serve(driver.with_vm(&record.vm_dir(), size));
         assert_eq!(service.report.adopted, [sandbox("p")]);
         let run_dirs: Vec<_> = service.report.run_dirs.iter().collect();
         assert_eq!(run_dirs, [&made_with.sandboxer.run_dir], "its shim proxy dials there");
@@ -254,6 +256,7 @@ async fn a_reboot_is_told_and_its_records_are_removable() {
     node.sweep();
     node.end_netns();
     std::fs::remove_dir_all(node.dir("p").path()).unwrap();
+    std::fs::remove_dir_all(record.vm_dir().path()).unwrap();
     let other = "00000000-0000-4000-8000-000000000000".to_owned();
     record.boot_id.clone_from(&other);
     record.vm.as_mut().unwrap().vmm.boot_id = other;
@@ -296,7 +299,7 @@ async fn a_broken_record_is_kept_and_its_pod_ended() {
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() - 20]).unwrap();
     // Where it lies is written in the record only.
-    let dir = node.dir(&id);
+    let (dir, vm_dir) = (node.dir(&id), record.vm_dir());
     let made_with = node.place.settings.clone();
     change_settings(&mut node);
 
@@ -305,7 +308,7 @@ async fn a_broken_record_is_kept_and_its_pod_ended() {
     assert_eq!(std::fs::read(&service.report.quarantined[0]).unwrap(), whole[..whole.len() - 20]);
     assert!(service.status(&id).await.is_err());
     let begin = std::time::Instant::now();
-    while processes(&record).iter().any(lives) || dir.path().exists() {
+    while processes(&record).iter().any(lives) || dir.path().exists() || vm_dir.path().exists() {
         assert!(begin.elapsed() < PATIENCE, "the pod of a broken record lives on");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// How a pod's VM was started.
 #[derive(Debug)]
 pub(crate) struct Recipe {
-    pod_dir: String,
+    vm_dir: String,
     vmm: Vec<String>,
     virtiofsd: Vec<String>,
     vsock: Vec<String>,
@@ -35,7 +35,7 @@ impl Recipe {
             found.unwrap_or_else(|| panic!("no {program} runs for the pod")).args.clone()
         };
         Self {
-            pod_dir: node.run_dir().join("s").join(sandbox).display().to_string(),
+            vm_dir: node.vm_dir_inside(sandbox).display().to_string(),
             vmm: of("qemu-system-x86_64"),
             virtiofsd: of("virtiofsd"),
             vsock: of("vhost-device-vsock"),
@@ -76,7 +76,7 @@ impl Recipe {
     }
 
     fn at(&self, args: &[String], dir: &Path, change: impl Fn(String, &Path) -> String) -> Vec<String> {
-        args.iter().map(|arg| change(arg.replace(&self.pod_dir, &dir.display().to_string()), dir)).collect()
+        args.iter().map(|arg| change(arg.replace(&self.vm_dir, &dir.display().to_string()), dir)).collect()
     }
 
     /// The VMM waits at a line on stdin inside the node, so that entering its namespaces is not counted.

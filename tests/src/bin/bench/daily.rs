@@ -147,7 +147,7 @@ impl<'a> Side<'a> {
 
     /// MiB/s that a program in the guest gets through vsock, with nothing of ours between the two ends.
     async fn raw_vsock(&self) -> f64 {
-        let dir = std::fs::File::open(self.node.pod_dir(&self.pod.id)).expect("open the pod's directory");
+        let dir = std::fs::File::open(self.node.vm_dir(&self.pod.id)).expect("open the VM's directory");
         // By descriptor: the whole path is too long for a socket.
         let socket = format!("/proc/self/fd/{}/vsock.sock_{PORT}", dir.as_raw_fd());
         let listener = std::os::unix::net::UnixListener::bind(&socket).expect("listen where the guest dials");

@@ -4,7 +4,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::*;
 use crate::ask::{AskError, ask};
 use crate::host::process::{OwnedProcess, Spawn};
-use crate::id::SandboxId;
+use crate::id::VmId;
 use crate::testing::{FakeGuest, Fault};
 
 struct Parent(UnboundedSender<AgentSilent>);
@@ -21,7 +21,7 @@ impl Handler<AgentSilent> for Parent {
 }
 
 struct Bench {
-    dir: PodDir,
+    dir: VmDir,
     vmm: OwnedProcess,
     parent: actix::Addr<Parent>,
     silences: UnboundedReceiver<AgentSilent>,
@@ -31,7 +31,7 @@ struct Bench {
 impl Bench {
     fn new() -> (Self, actix::Addr<Agent>) {
         let root = tempfile::tempdir().unwrap();
-        let dir = PodDir::new(root.path(), &SandboxId::new("p").unwrap());
+        let dir = VmDir::new(root.path(), &VmId::new("0123456789ab").unwrap());
         std::fs::create_dir_all(dir.path()).unwrap();
         let start = Spawn {
             program: "/bin/sleep".into(),

@@ -73,9 +73,14 @@ async fn a_proxy_is_reachable_at_once_called_and_ended_gracefully() {
     let (mut bench, shim) = Bench::new(fake_shim);
     let record = ask(&shim, |reply| Spawn { cgroup: None, reply }).await.unwrap();
     std::os::unix::net::UnixStream::connect(bench.spec.dir.task_sock()).unwrap();
-    ask(&shim, |reply| Attach { vmm: record.process.clone(), netns: "/run/netns/none".into(), reply })
-        .await
-        .unwrap();
+    ask(&shim, |reply| Attach {
+        vmm: record.process.clone(),
+        vsock: "/run/b/vm/0123456789ab/vsock.sock".into(),
+        netns: "/run/netns/none".into(),
+        reply,
+    })
+    .await
+    .unwrap();
     let view = ask(&shim, |reply| Observe { reply }).await.unwrap();
     assert_eq!((view.containers[0].id.as_str(), view.open_connections), ("c1", 1));
     let gone = |reply| VmGone { exit_status: 137, exited_at_nanos: 1, reason: "a test".into(), reply };

@@ -3,7 +3,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::*;
 use crate::ask::{AskError, ask, tell};
 use crate::host::process::OwnedProcess;
-use crate::id::SandboxId;
+use crate::id::VmId;
 use crate::testing::{FakeDriver, Fault};
 use crate::vm::{Access, Device, Disk, GuestState, LaunchSpec};
 
@@ -22,7 +22,7 @@ impl Handler<VmmExited> for Parent {
 
 struct Bench {
     driver: Arc<FakeDriver>,
-    dir: PodDir,
+    dir: VmDir,
     parent: actix::Addr<Parent>,
     exits: UnboundedReceiver<VmmExited>,
     _root: tempfile::TempDir,
@@ -31,7 +31,7 @@ struct Bench {
 impl Bench {
     fn new(fault: Fault) -> (Self, actix::Addr<Vm>) {
         let root = tempfile::tempdir().unwrap();
-        let dir = PodDir::new(root.path(), &SandboxId::new("p").unwrap());
+        let dir = VmDir::new(root.path(), &VmId::new("0123456789ab").unwrap());
         std::fs::create_dir_all(dir.path()).unwrap();
         let (sender, exits) = unbounded_channel();
         let driver = Arc::new(FakeDriver::new(Duration::ZERO).then(fault));

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{Acceleration, DriverState, LaunchSpec, Size, VmError, VmRecord};
 use crate::host::process::OwnedProcess;
-use crate::pod_dir::PodDir;
+use crate::runtime_dir::VmDir;
 
 pub use capabilities::{Ability, Capabilities, DiskBus, Hotplug, TapHandover};
 pub use device::{Access, Device, Disk};
@@ -175,7 +175,7 @@ pub struct Launched {
 impl Launched {
     /// What a successor must know.
     #[must_use]
-    pub fn record(&self, hypervisor: Hypervisor, dir: PodDir) -> VmRecord {
+    pub fn record(&self, hypervisor: Hypervisor, dir: VmDir) -> VmRecord {
         VmRecord {
             hypervisor,
             acceleration: self.acceleration,

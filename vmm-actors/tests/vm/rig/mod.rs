@@ -13,8 +13,8 @@ use bulkhead_config::{Accelerator, Machine, Settings};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use vmm_actors::agent::{Agent, AgentSilent, Listen};
 use vmm_actors::ask::{AskError, ask};
-use vmm_actors::id::SandboxId;
-use vmm_actors::pod_dir::PodDir;
+use vmm_actors::id::VmId;
+use vmm_actors::runtime_dir::VmDir;
 use vmm_actors::virtiofsd::{Spawn, Virtiofsd, VirtiofsdExited, VirtiofsdRecord};
 use vmm_actors::vm::{Boot, Booted, Driver, Drivers, LaunchSpec, Nic, Vm, VmError, VmmExited};
 
@@ -93,7 +93,7 @@ pub(crate) struct Rig {
     pub(crate) settings: Settings,
     pub(crate) nics: std::cell::RefCell<Vec<Nic>>,
     pub(crate) driver: Arc<dyn Driver>,
-    pub(crate) dir: PodDir,
+    pub(crate) dir: VmDir,
     pub(crate) parent: Addr<Parent>,
     pub(crate) vm: Addr<Vm>,
     pub(crate) agent: Addr<Agent>,
@@ -107,7 +107,7 @@ pub(crate) struct Rig {
 /// What is left of a rig without its actors.
 pub(crate) struct Remains {
     pub(crate) driver: Arc<dyn Driver>,
-    pub(crate) dir: PodDir,
+    pub(crate) dir: VmDir,
     pub(crate) parent: Addr<Parent>,
     pub(crate) vmm_exited: UnboundedReceiver<VmmExited>,
     pub(crate) virtiofsd_exited: UnboundedReceiver<VirtiofsdExited>,
@@ -186,8 +186,7 @@ impl Rig {
         change(&mut settings);
         let root = tempfile::Builder::new().prefix("bhrig").tempdir().unwrap();
         // Unique on the machine, so that a process is known as ours by its arguments.
-        let id = root.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_owned();
-        let dir = PodDir::new(root.path(), &SandboxId::new(id).unwrap());
+        let dir = VmDir::new(root.path(), &VmId::random().unwrap());
         std::fs::create_dir_all(dir.shared()).unwrap();
         let shared = dir.shared();
         let mounted = run("mount", &["-t".as_ref(), "tmpfs".as_ref(), "rig".as_ref(), shared.as_os_str()])
@@ -296,7 +295,7 @@ impl Remains {
 }
 
 /// Processes with the rig's directory or name among their arguments, by age.
-fn running(dir: &PodDir) -> Vec<(u32, String)> {
+fn running(dir: &VmDir) -> Vec<(u32, String)> {
     let mark = dir.path().file_name().unwrap().to_str().unwrap().to_owned();
     let pids = std::fs::read_dir("/proc")
         .unwrap()
@@ -312,7 +311,7 @@ fn running(dir: &PodDir) -> Vec<(u32, String)> {
     pids.into_iter().filter_map(describe).collect()
 }
 
-fn assert_nothing_runs(dir: &PodDir) {
+fn assert_nothing_runs(dir: &VmDir) {
     let left = running(dir);
     assert!(left.is_empty(), "still running: {left:?}");
 }

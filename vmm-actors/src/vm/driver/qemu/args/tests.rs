@@ -3,11 +3,11 @@ use std::num::NonZeroU32;
 use bulkhead_config::Settings;
 
 use super::*;
-use crate::id::SandboxId;
-use crate::pod_dir::PodDir;
+use crate::id::VmId;
+use crate::runtime_dir::VmDir;
 
 fn spec(nics: usize) -> LaunchSpec {
-    let dir = PodDir::new(Path::new("/run/b"), &SandboxId::new("pod1").unwrap());
+    let dir = VmDir::new(Path::new("/run/b"), &VmId::new("0123456789ab").unwrap());
     let mut spec = LaunchSpec::new(dir, &Settings::default());
     spec.nics = (0..nics)
         .map(|n| Nic {
