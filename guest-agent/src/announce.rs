@@ -7,6 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::Announce;
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::version::{MAX_VERSION, MIN_VERSION};
 use bulkhead_protocol::{ANNOUNCE_PORT, frame};
 use tokio::io::AsyncReadExt;
@@ -47,14 +48,14 @@ pub(crate) async fn once() -> Result<(), AnnounceError> {
 pub(crate) async fn retry(first: AnnounceError) {
     let mut error = first;
     for (attempt, pause) in (2..=ATTEMPTS).zip(pauses()) {
-        tracing::warn!(attempt, error = %crate::status::chain(&error), "announcement failed, dialling again");
+        tracing::warn!(attempt, error = %chain(&error), "announcement failed, dialling again");
         tokio::time::sleep(pause).await;
         match once().await {
             Ok(()) => return,
             Err(again) => error = again,
         }
     }
-    tracing::error!(error = %crate::status::chain(&error), "the host takes no announcement, serving without");
+    tracing::error!(error = %chain(&error), "the host takes no announcement, serving without");
 }
 
 fn pauses() -> impl Iterator<Item = Duration> {

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bulkhead_protocol::agent::ForwardAnswer;
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::forward::{CopyError, from_stream, into_stream};
 use bulkhead_protocol::frame;
 use bulkhead_protocol::stream::END;
@@ -12,8 +13,6 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-
-use crate::status::chain;
 
 /// How long a server with a full backlog may take to accept.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{ForwardAnswer, HostSocket, Knock};
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::relay::{RelayError, relay};
 use bulkhead_protocol::{SOCKET_DIR, frame};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -19,8 +20,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_vsock::VsockStream;
-
-use crate::status::chain;
 
 /// Streams kept waiting for one socket. The host offers one at a time; of those that it has given up, the end is seen.
 const KEPT: usize = 4;

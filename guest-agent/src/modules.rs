@@ -14,6 +14,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use bulkhead_protocol::error::chain;
 use flate2::read::GzDecoder;
 use rustix::io::Errno;
 
@@ -75,7 +76,7 @@ pub(crate) fn load_all(files: &[String]) {
                 let micros = (crate::clock::boot_nanos() - started) / 1000;
                 tracing::debug!(file, micros, "module loaded");
             }
-            Err(error) => tracing::warn!(error = %crate::status::chain(&error), "a module is missing"),
+            Err(error) => tracing::warn!(error = %chain(&error), "a module is missing"),
         }
     }
 }

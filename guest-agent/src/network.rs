@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use bulkhead_protocol::agent::{Interface, Neighbour, Route, SetupRequest, Sysctl};
+use bulkhead_protocol::error::chain;
 use futures::TryStreamExt;
 use rtnetlink::packet_core::Parseable;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
@@ -189,11 +190,11 @@ fn set_all(sysctls: &[Sysctl]) {
     if sysctls.iter().any(|sysctl| sysctl.name.starts_with("net/netfilter/"))
         && let Err(error) = modules::demand("nf_conntrack")
     {
-        tracing::warn!(error = %crate::status::chain(&error), "no connection tracking");
+        tracing::warn!(error = %chain(&error), "no connection tracking");
     }
     for Sysctl { name, value, .. } in sysctls {
         if let Err(error) = sysctl::set(name, value) {
-            tracing::warn!(error = %crate::status::chain(&error), "a sysctl of the pod's network namespace is left out");
+            tracing::warn!(error = %chain(&error), "a sysctl of the pod's network namespace is left out");
         }
     }
 }

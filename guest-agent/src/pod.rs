@@ -4,8 +4,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use bulkhead_protocol::SHARE_DIR;
 use bulkhead_protocol::agent::SetupRequest;
+use bulkhead_protocol::{PID_NAMESPACE, SHARE_DIR};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use tokio::sync::watch;
@@ -20,8 +20,6 @@ use crate::sysctl::{self, SysctlError};
 pub(crate) const ETC_DIR: &str = "/run/bulkhead/etc";
 /// The pod's shared memory, bound at `/dev/shm` of its containers.
 pub(crate) const SHM_DIR: &str = "/run/bulkhead/shm";
-/// The pod's shared pid namespace. A container asks for it with this path in its spec.
-pub(crate) const PID_NAMESPACE: &str = "/run/bulkhead/ns/pid";
 /// Size of the shared memory when Setup names none, in bytes: what containers have everywhere else.
 const DEFAULT_SHM_BYTES: u64 = 64 << 20;
 

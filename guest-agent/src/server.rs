@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::{AGENT_PORT, STREAM_PORT, agent_ttrpc};
 use tokio::sync::watch;
 use ttrpc::r#async::Server;
@@ -21,7 +22,7 @@ use crate::pod::Pod;
 use crate::reaper::Reaper;
 use crate::service::AgentService;
 use crate::stdio::{self, Streams};
-use crate::{announce, clock, cmdline, helper, log, shutdown, status};
+use crate::{announce, clock, cmdline, helper, log, shutdown};
 
 /// oom_score_adj of a process that the kernel must not choose, proc(5).
 const NEVER: &str = "-1000";
@@ -75,7 +76,7 @@ pub(crate) fn run() -> ExitCode {
     // PID 1 must not return: the kernel would panic, and the host see a crash instead of an end.
     match std::panic::catch_unwind(AssertUnwindSafe(live)) {
         Ok(Ok(never)) => match never {},
-        Ok(Err(error)) => tracing::error!(error = %status::chain(&error), "the guest cannot serve"),
+        Ok(Err(error)) => tracing::error!(error = %chain(&error), "the guest cannot serve"),
         Err(_) => tracing::error!("the agent crashed"),
     }
     shutdown::power_off();
@@ -132,7 +133,7 @@ async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
 /// What the announcement did not wait for, and Setup does.
 fn prepare_setup(modules: &[String], ready: &watch::Sender<Readiness>) {
     if let Err(error) = boot::second() {
-        tracing::error!(error = %status::chain(&error), "a mount is missing");
+        tracing::error!(error = %chain(&error), "a mount is missing");
     }
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", NEVER) {
         tracing::warn!(%error, "the kernel may choose the agent when memory runs out");

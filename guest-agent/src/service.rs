@@ -15,7 +15,8 @@ use bulkhead_protocol::agent::{
     StatsResponse, UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
 };
 use bulkhead_protocol::agent_ttrpc::Agent;
-use bulkhead_protocol::{FEATURE_DISKS, FEATURE_GROWTH, FEATURE_MEMORY_VOLUMES, version};
+use bulkhead_protocol::error::chain;
+use bulkhead_protocol::{FEATURE_DISKS, FEATURE_MEMORY_VOLUMES, FEATURE_RESIZE, version};
 use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
 
@@ -81,7 +82,7 @@ impl Agent for AgentService {
             version,
             agent_build: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: announce::kernel_release(),
-            features: [FEATURE_DISKS, FEATURE_GROWTH, FEATURE_MEMORY_VOLUMES].map(ToOwned::to_owned).into(),
+            features: [FEATURE_DISKS, FEATURE_RESIZE, FEATURE_MEMORY_VOLUMES].map(ToOwned::to_owned).into(),
             ..Default::default()
         })
     }
@@ -94,7 +95,7 @@ impl Agent for AgentService {
 
     async fn ping(&self, _: &TtrpcContext, request: PingRequest) -> ttrpc::Result<PingResponse> {
         if let Err(error) = clock::turn(request.turn_clock_nanos) {
-            tracing::warn!(error = %crate::status::chain(&error), "the clock stays wrong");
+            tracing::warn!(error = %chain(&error), "the clock stays wrong");
         }
         Ok(PingResponse { guest_time_nanos: clock::now_nanos(), ..Default::default() })
     }

@@ -1,9 +1,8 @@
 //! Which error is which RPC code: the only place that decides it.
 
-use std::error::Error;
-use std::fmt::Write;
 use std::io::ErrorKind;
 
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::version::NoCommonVersion;
 use ttrpc::Code;
 
@@ -119,37 +118,9 @@ fn launch_code(error: &LaunchError) -> Code {
     }
 }
 
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        // Some libraries repeat their cause in their own text.
-        if !text.ends_with(&part) && write!(text, ": {part}").is_err() {
-            break;
-        }
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("outer")]
-    struct Outer(#[source] Inner);
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("inner")]
-    struct Inner;
-
-    #[test]
-    fn causes_are_said_once() {
-        assert_eq!(chain(&Outer(Inner)), "outer: inner");
-    }
 
     #[test]
     fn a_version_that_does_not_fit_is_a_precondition() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_config::Settings;
+use bulkhead_protocol::CONTROL_SOCKET;
 use containerd_sandbox::ServeError;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
@@ -23,9 +24,6 @@ use crate::{exporter, orphans, pods};
 
 /// How long calls under way have to end after SIGTERM. systemd's patience (TimeoutStopSec) is longer.
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// The socket for shim proxies, in `run_dir`.
-const CONTROL: &str = "control.sock";
 
 /// Why the service could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +85,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     report(&recovered);
 
     // containerd takes the first answer about a sandbox for final: no socket before the records are read.
-    let mut controls = vec![listen(&sandboxer.run_dir.join(CONTROL))?];
+    let mut controls = vec![listen(&sandboxer.run_dir.join(CONTROL_SOCKET))?];
     controls.extend(old_controls(&recovered, &sandboxer.run_dir));
     let controller = listen(&sandboxer.listen)?;
     let mut shim_proxies = Vec::new();
@@ -122,7 +120,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
 /// be had costs only these pods, and only their new containers.
 fn old_controls(recovered: &RecoveryReport, run_dir: &Path) -> Vec<UnixListener> {
     let old = recovered.run_dirs.iter().filter(|dir| *dir != run_dir);
-    let listen = |dir: &PathBuf| match listen(&dir.join(CONTROL)) {
+    let listen = |dir: &PathBuf| match listen(&dir.join(CONTROL_SOCKET)) {
         Ok(listener) => {
             tracing::info!(run_dir = %dir.display(), "running pods lie in another run_dir; serving them there");
             Some(listener)

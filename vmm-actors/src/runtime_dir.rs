@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocol::{SHIM_SOCKET, TASK_SOCKET};
 use serde::{Deserialize, Serialize};
 
 use crate::host::dir::{BOUNDED, DirError, PrivateDir};
@@ -29,7 +30,7 @@ pub struct PodDir(PathBuf);
 pub struct VmDir(PathBuf);
 
 macro_rules! entries {
-    ($type:ident: $($(#[$doc:meta])* $name:ident => $file:literal,)*) => {
+    ($type:ident: $($(#[$doc:meta])* $name:ident => $file:expr,)*) => {
         impl $type {
             /// The directory itself.
             #[must_use]
@@ -56,9 +57,9 @@ macro_rules! entries {
 
 entries! { PodDir:
     /// Task API for containerd, served by the shim proxy.
-    task_sock => "task.sock",
+    task_sock => TASK_SOCKET,
     /// Sandboxer to shim proxy.
-    shim_sock => "shim.sock",
+    shim_sock => SHIM_SOCKET,
     /// What the shim proxy prints.
     shim_output => "shim.stderr",
 }

@@ -13,9 +13,7 @@ pub(crate) use stats::stats;
 
 use crate::clock;
 
-/// Parent of the containers' cgroups, as libcontainer wants it: from the root of the hierarchy.
-pub(crate) const PARENT: &str = "/bulkhead";
-/// The same as a path.
+/// Parent of the containers' cgroups, [`GUEST_CGROUPS`](bulkhead_protocol::GUEST_CGROUPS), as a path.
 pub(crate) const ALL: &str = "/sys/fs/cgroup/bulkhead";
 /// Where the hierarchy is mounted.
 const ROOT: &str = "/sys/fs/cgroup";

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use bulkhead_protocol::PID_NAMESPACE;
 use bulkhead_protocol::agent::CreateContainerRequest;
+use bulkhead_protocol::error::chain;
 use oci_spec::runtime::{Capability, Spec};
 use tokio::sync::watch;
 
@@ -193,7 +195,7 @@ async fn netfilter_for(spec: &Spec) {
     }
     let loading = tokio::task::spawn_blocking(|| ["ip_tables", "ip6_tables"].map(modules::demand));
     for error in loading.await.into_iter().flatten().filter_map(Result::err) {
-        tracing::warn!(error = %crate::status::chain(&error), "iptables of the legacy kind will not work");
+        tracing::warn!(error = %chain(&error), "iptables of the legacy kind will not work");
     }
 }
 
@@ -209,7 +211,7 @@ fn pod_view() -> PodView {
     PodView {
         files: spec::POD_FILES.into_iter().filter(|file| exists(dir.join(file))).collect(),
         shm: crate::pod::has_shm(),
-        pid_namespace: exists(crate::pod::PID_NAMESPACE.into()),
+        pid_namespace: exists(PID_NAMESPACE.into()),
     }
 }
 

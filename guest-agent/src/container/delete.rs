@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_protocol::error::chain;
+
 use super::error::ContainerError;
 use super::state::State;
 use super::{Attached, Container, Containers, KILL, KILL_LIMIT, bundle, create, memory, mounts};
@@ -68,7 +70,7 @@ impl Containers {
     /// became of the others: a directory that stays is no reason to keep the host's mounts busy.
     pub(super) async fn remove_remains(&self, id: &str, cgroup: &Cgroup, attached: &Attached) {
         let log = |step: &str, error: &ContainerError| {
-            tracing::warn!(container = id, step, error = %crate::status::chain(error), "something is left");
+            tracing::warn!(container = id, step, error = %chain(error), "something is left");
         };
         if cgroup.exists() {
             let gone = async {

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{StatsResponse, Stdio};
+use bulkhead_protocol::error::chain;
 use tokio::sync::watch;
 
 pub(crate) use error::ContainerError;
@@ -210,7 +211,7 @@ impl Containers {
             }
         }
         if let Err(error) = all.kill() {
-            tracing::warn!(error = %crate::status::chain(&error), "containers are not killed");
+            tracing::warn!(error = %chain(&error), "containers are not killed");
         }
         if let Err(error) = all.emptied(KILL_LIMIT).await {
             tracing::warn!(%error, "containers outlive their death");

@@ -5,15 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bulkhead_protocol::SHARE_DIR;
 use bulkhead_protocol::agent::GuestMount;
+use bulkhead_protocol::{SHARE_DIR, SHARE_VOLUMES};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::error::ContainerError;
-
-/// Directory of the share in which the host mounts volumes, each once for all containers.
-const VOLUMES: &str = ".volumes";
 
 /// Makes the mounts in order. On failure those made are unmade.
 pub(super) fn attach_all(wanted: &[GuestMount]) -> Result<Vec<PathBuf>, ContainerError> {
@@ -112,7 +109,7 @@ fn volume_of(source: &Path) -> Option<PathBuf> {
 }
 
 fn volume_at(path: &Path) -> Option<PathBuf> {
-    let dir = Path::new(SHARE_DIR).join(VOLUMES);
+    let dir = Path::new(SHARE_DIR).join(SHARE_VOLUMES);
     let name = path.strip_prefix(&dir).ok()?.components().next()?;
     Some(dir.join(name))
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bulkhead_protocol::agent::CreateExecRequest;
+use bulkhead_protocol::error::chain;
 use tokio::sync::oneshot;
 
 use super::error::ContainerError;
@@ -108,11 +109,11 @@ impl Container {
 pub(super) async fn follow_init(container: Arc<Container>, exit: oneshot::Receiver<Exit>) {
     let Ok(exit) = exit.await else { return };
     if let Err(error) = container.cgroup.kill() {
-        tracing::warn!(container = container.id, error = %crate::status::chain(&error), "processes may be left");
+        tracing::warn!(container = container.id, error = %chain(&error), "processes may be left");
     }
     finish(&container, &container.init, exit, 0);
     if let Err(error) = container.cgroup.emptied(KILL_LIMIT).await {
-        tracing::warn!(container = container.id, error = %crate::status::chain(&error), "processes are left");
+        tracing::warn!(container = container.id, error = %chain(&error), "processes are left");
     }
     container.init.fall_silent();
 }
@@ -137,7 +138,7 @@ fn finish(container: &Container, process: &Process, exit: Exit, kills_before: u6
     };
     tracing::debug!(process = process.name(), status = ended.status, oom = ended.oom_killed, "ended");
     if let Err(error) = process.on(Event::Exited(ended)) {
-        tracing::error!(error = %crate::status::chain(&error), "an end out of turn");
+        tracing::error!(error = %chain(&error), "an end out of turn");
     }
 }
 

@@ -5,21 +5,18 @@
 
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocol::{GUEST_CGROUPS, MIN_OOM_SCORE_ADJ, PID_NAMESPACE};
 use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, PosixRlimit, Process, Root, Spec,
 };
 
 use super::error::ContainerError;
-use crate::cgroup;
-use crate::pod::{ETC_DIR, PID_NAMESPACE, SHM_DIR};
+use crate::pod::{ETC_DIR, SHM_DIR};
 
 /// Files of the pod that a container sees unless it mounts something there itself.
 pub(crate) const POD_FILES: [&str; 3] = ["hostname", "resolv.conf", "hosts"];
 
 const SHM: &str = "/dev/shm";
-
-/// The OOM killer must reach whatever runs in a container before the agent, which has -1000 (proc(5)).
-const MIN_OOM_SCORE_ADJ: i32 = -999;
 
 /// How many characters of a bad variable are shown.
 const SHOWN: usize = 64;
@@ -128,7 +125,7 @@ fn fit_linux(linux: &mut Linux, id: &str, pod: &PodView) -> Result<(), Container
     let namespaces = linux.namespaces().clone().unwrap_or_default();
     linux
         .set_namespaces(Some(namespaces_of(namespaces, id, pod)?))
-        .set_cgroups_path(Some(Path::new(cgroup::PARENT).join(id)))
+        .set_cgroups_path(Some(Path::new(GUEST_CGROUPS).join(id)))
         .set_mount_label(None);
     // runc takes both spellings of mount(8), libcontainer the short one; it always applies it to all mounts.
     if let Some(long @ ("rslave" | "rshared" | "rprivate")) = linux.rootfs_propagation().as_deref() {

@@ -1,12 +1,12 @@
 //! Inside a helper process.
 
-use std::error::Error;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use bulkhead_protocol::error::chain;
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -20,7 +20,6 @@ use serde::de::DeserializeOwned;
 use super::workload::{self, Workload};
 use super::{FILTER_FILE, Job, PROCESS_FILE, Report, SPEC_FILE, STATE_DIR, encode};
 use crate::cgroup::Cgroup;
-use crate::status;
 
 /// File descriptor of the report pipe, beside stdin, stdout and stderr. Given as the first argument.
 const REPORT_ARGUMENT: &str = "--report=";
@@ -54,18 +53,14 @@ pub(crate) fn run(args: &[String]) -> Option<ExitCode> {
 fn perform(job: &Job) -> Report {
     match job {
         Job::CreateContainer { id, bundle, console } => {
-            create(id, bundle, console.as_deref()).map_err(|error| explain(&error))
+            create(id, bundle, console.as_deref()).map_err(|error| chain(&error))
         }
         Job::Exec { id, bundle, console } => {
-            exec(id, bundle, console.as_deref()).map_err(|error| explain(&error))
+            exec(id, bundle, console.as_deref()).map_err(|error| chain(&error))
         }
-        Job::PidNamespace => pid_namespace().map_err(|error| status::chain(&error)),
+        Job::PidNamespace => pid_namespace().map_err(|error| chain(&error)),
         Job::Pause => Err("pause is no job of a helper".to_owned()),
     }
-}
-
-fn explain(error: &dyn Error) -> String {
-    status::chain(error)
 }
 
 fn builder(id: &str, console: Option<&Path>) -> Result<ContainerBuilder, LibcontainerError> {

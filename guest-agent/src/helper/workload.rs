@@ -12,14 +12,13 @@ use std::ffi::CString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocol::error::chain;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use libcontainer::{capabilities, seccomp};
 use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp, Process, Spec};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::thread::{CapabilitySet, CapabilitySets};
-
-use crate::status;
 
 /// Where programs are looked for when the environment does not say.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -181,12 +180,12 @@ pub(super) fn filter(container: &Spec) -> Option<LinuxSeccomp> {
     container.linux().as_ref().and_then(|linux| linux.seccomp().clone())
 }
 
-fn not_confined(act: &'static str, error: &dyn std::error::Error) -> ProgramError {
-    ProgramError::NotConfined { act, reason: status::chain(error) }
+fn not_confined(act: &'static str, error: &(dyn std::error::Error + 'static)) -> ProgramError {
+    ProgramError::NotConfined { act, reason: chain(error) }
 }
 
-fn refused(act: &str, error: &dyn std::error::Error) -> ExecutorValidationError {
-    ExecutorValidationError::ArgValidationError(format!("{act}: {}", status::chain(error)))
+fn refused(act: &str, error: &(dyn std::error::Error + 'static)) -> ExecutorValidationError {
+    ExecutorValidationError::ArgValidationError(format!("{act}: {}", chain(error)))
 }
 
 impl Executor for Workload {
@@ -208,7 +207,7 @@ impl Executor for Workload {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let text = match self.execute(spec) {
             Ok(never) => match never {},
-            Err(error) => status::chain(&error),
+            Err(error) => chain(&error),
         };
         if writeln!(std::io::stderr(), "{text}").is_err() {
             tracing::debug!(text, "the process has no stderr");

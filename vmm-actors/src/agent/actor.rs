@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, SpawnHandle, WrapFuture};
 use bulkhead_protocol::agent::Announce;
 use bulkhead_protocol::version::negotiate;
-use bulkhead_protocol::{FEATURE_GROWTH, untrusted};
+use bulkhead_protocol::{FEATURE_RESIZE, untrusted};
 
 use super::{
     AgentError, AgentSilent, AgentView, AnnounceSocket, AwaitGuest, Grow, Guest, Listen, Observe, Ping,
@@ -313,7 +313,7 @@ impl Handler<Grow> for Agent {
     type Result = ();
     fn handle(&mut self, Grow { to, reply }: Grow, ctx: &mut Self::Context) {
         let capable =
-            self.guest.as_ref().is_none_or(|guest| guest.features.iter().any(|name| name == FEATURE_GROWTH));
+            self.guest.as_ref().is_none_or(|guest| guest.features.iter().any(|name| name == FEATURE_RESIZE));
         if !capable {
             let agent_build = self.guest.as_ref().map(|guest| guest.agent_build.clone()).unwrap_or_default();
             let what = "take CPUs or memory that its VM is given while it runs";

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocol::{MEMORY_DIR, SHARE_DIR, SOCKET_DIR};
+use bulkhead_protocol::{GUEST_CGROUPS, MEMORY_DIR, MIN_OOM_SCORE_ADJ, PID_NAMESPACE, SHARE_DIR, SOCKET_DIR};
 use oci_spec::runtime::{
     Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, PosixRlimitBuilder,
     PosixRlimitType, Process, Root, Spec,
@@ -25,15 +25,6 @@ use crate::pod_spec::ResourceLimit;
 pub use devices::HostDisk;
 pub use error::SpecError;
 pub use mounts::{Bind, Propagation, ReadOnly};
-
-/// Where the guest keeps the pid namespace that the containers of a pod share.
-pub const SHARED_PID_NAMESPACE: &str = "/run/bulkhead/ns/pid";
-
-/// Parent, in the guest's cgroup tree, of every container's cgroup.
-const GUEST_CGROUPS: &str = "/bulkhead";
-
-/// The OOM killer must reach the container before the agent, which has -1000 (proc(5), `oom_score_adj`).
-const MIN_OOM_SCORE_ADJ: i32 = -999;
 
 /// A container as the guest gets it, and what the host must do for it first.
 #[derive(Debug, Clone)]
@@ -317,7 +308,7 @@ fn guest_pid_namespace(path: &Path, pod: Option<&Path>, target: Target<'_>) -> O
     if path.parent() != pod {
         Some(path.to_path_buf())
     } else if target.shared_pid_namespace {
-        Some(PathBuf::from(SHARED_PID_NAMESPACE))
+        Some(PathBuf::from(PID_NAMESPACE))
     } else {
         None
     }

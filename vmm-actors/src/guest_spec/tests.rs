@@ -84,7 +84,7 @@ fn pid_namespace_follows_the_pod() {
 
     let shared = Target { shared_pid_namespace: true, ..TARGET };
     let (together, _) = rewrite(&spec, shared).unwrap();
-    assert_eq!(namespace(&together, "pid"), Some(&json!({"type": "pid", "path": SHARED_PID_NAMESPACE})));
+    assert_eq!(namespace(&together, "pid"), Some(&json!({"type": "pid", "path": PID_NAMESPACE})));
 
     spec["linux"]["namespaces"][0]["path"] = json!("/proc/117/ns/pid");
     let (debugger, _) = rewrite(&spec, shared).unwrap();

@@ -16,14 +16,15 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocol::SHARE_VOLUMES;
+
 use super::MountsError;
 use super::tree::{backing, blocking, make_directory, mounts_below, unmount_below};
 use crate::host::mount::{BindFlags, Mount, Propagation, attribute};
 use crate::id::ContainerId;
 
-/// No container is called so: ids begin with a letter or a digit.
-const DIR: &str = ".volumes";
-/// From `<container>/mounts/<number>` to [`DIR`].
+/// From `<container>/mounts/<number>` to the directory that holds [`SHARE_VOLUMES`]. No container has that name: ids begin
+/// with a letter or a digit.
 const UP: &str = "../..";
 
 /// A volume, ready to be mounted.
@@ -103,7 +104,7 @@ pub(super) fn attach(
     let links = backing(share).join(container.as_str()).join("mounts");
     make_directory(&links)?;
     let link = links.join(volume.number.to_string());
-    symlink(Path::new(UP).join(DIR).join(name), &link)
+    symlink(Path::new(UP).join(SHARE_VOLUMES).join(name), &link)
         .map_err(|source| MountsError::MakeMountPoint { path: link, source })?;
     Ok(Attached { made, is_read_only_in_guest })
 }
@@ -119,23 +120,24 @@ fn identity(volume: &Volume, flags: BindFlags) -> Result<String, MountsError> {
 }
 
 fn find(share: &Path, identity: &str) -> Result<Option<String>, MountsError> {
-    let mounted = mounts_below(&share.join(DIR))?;
+    let mounted = mounts_below(&share.join(SHARE_VOLUMES))?;
     let mut there = noted(share)?.into_iter();
-    let same = there.find(|(name, note)| note == identity && mounted.contains(&share.join(DIR).join(name)));
+    let same = there
+        .find(|(name, note)| note == identity && mounted.contains(&share.join(SHARE_VOLUMES).join(name)));
     Ok(same.map(|(name, _)| name))
 }
 
 fn mount(share: &Path, volume: &Volume, identity: &str) -> Result<(String, Mount), MountsError> {
     let last = noted(share)?.iter().filter_map(|(name, _)| name.parse::<u32>().ok()).max();
     let name = last.map_or(0, |last| last.saturating_add(1)).to_string();
-    let (points, notes) = (backing(share).join(DIR), notes(share));
+    let (points, notes) = (backing(share).join(SHARE_VOLUMES), notes(share));
     make_directory(&points)?;
     let note = notes.join(&name);
     make_directory(&note)?;
     let written = write_note(&note, identity);
     written.map_err(|source| MountsError::MakeMountPoint { path: note, source })?;
     volume.make_point(&points.join(&name))?;
-    let mounted = Mount::bind(&volume.source, &share.join(DIR).join(&name), volume.flags);
+    let mounted = Mount::bind(&volume.source, &share.join(SHARE_VOLUMES).join(&name), volume.flags);
     Ok((name, mounted.map_err(MountsError::Mount)?))
 }
 
@@ -188,8 +190,8 @@ fn names_in(dir: &Path) -> io::Result<Vec<String>> {
 pub(super) async fn release_unused(share: &Path) -> Result<(), MountsError> {
     let owned = share.to_owned();
     for name in blocking(move || unused(&owned)).await? {
-        unmount_below(&share.join(DIR).join(&name)).await?;
-        let (point, note) = (backing(share).join(DIR).join(&name), notes(share).join(&name));
+        unmount_below(&share.join(SHARE_VOLUMES).join(&name)).await?;
+        let (point, note) = (backing(share).join(SHARE_VOLUMES).join(&name), notes(share).join(&name));
         blocking(move || {
             let gone = if point.is_dir() { fs::remove_dir(&point) } else { fs::remove_file(&point) };
             forgive(gone, &point)?;

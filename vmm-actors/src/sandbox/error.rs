@@ -1,5 +1,7 @@
 //! What can be wrong with a request to a sandbox.
 
+pub use bulkhead_protocol::error::chain;
+
 use super::record::RecordError;
 use super::state::{Cause, Refused};
 use crate::guest_spec::SpecError;
@@ -142,31 +144,6 @@ pub enum Blame {
     Caller,
     /// The host or one of its processes failed.
     Host,
-}
-
-/// An error with all its causes, in one line.
-#[must_use]
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = told(cause);
-        // A transparent wrapper says the same as what it wraps.
-        if !line.ends_with(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        source = cause.source();
-    }
-    line
-}
-
-/// What the other side of a call has answered is words; ttrpc shows how it keeps them.
-fn told(error: &(dyn std::error::Error + 'static)) -> String {
-    match error.downcast_ref::<ttrpc::Error>() {
-        Some(ttrpc::Error::RpcStatus(status)) => status.message().to_owned(),
-        Some(_) | None => error.to_string(),
-    }
 }
 
 #[cfg(test)]

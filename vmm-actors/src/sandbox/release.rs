@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_protocol::KILLED_STATUS;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -84,7 +85,8 @@ impl Release {
     async fn tell_shim(&self) -> Hearing {
         let reason = self.cause.as_ref().map_or_else(String::new, |cause| cause.reason.clone());
         let exited_at = self.ended_at.0;
-        let gone = |reply| shim::VmGone { exit_status: KILLED, exited_at_nanos: exited_at, reason, reply };
+        let gone =
+            |reply| shim::VmGone { exit_status: KILLED_STATUS, exited_at_nanos: exited_at, reason, reply };
         match timeout(SHIM_ANSWERS, ask(&self.children.shim, gone)).await {
             Ok(Ok(())) => return Hearing::Hears,
             Ok(Err(failed)) => debug!(error = chain(&failed), "the shim proxy was not told of the VM's end"),
@@ -132,9 +134,6 @@ enum Hearing {
     /// It has ended, or takes no calls.
     Gone,
 }
-
-/// Exit status of a container whose VM is gone: 128 + SIGKILL.
-const KILLED: u32 = 137;
 
 /// Collects what could not be released.
 trait Note {

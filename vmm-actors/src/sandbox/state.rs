@@ -22,6 +22,7 @@
 
 mod transitions;
 
+use bulkhead_protocol::KILLED_STATUS;
 use serde::{Deserialize, Serialize};
 
 /// Why a sandbox came to its end.
@@ -84,7 +85,7 @@ impl Cause {
     pub fn exit_status(&self) -> u32 {
         match self.class {
             Class::Asked => 0,
-            Class::Invalid | Class::Exhausted | Class::TimedOut | Class::Lost => 137,
+            Class::Invalid | Class::Exhausted | Class::TimedOut | Class::Lost => KILLED_STATUS,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
 use bulkhead_protocol::shim::{AttachRequest, VmGoneRequest};
+use bulkhead_protocol::{SHIM_SOCKET_FD, TASK_SOCKET_FD};
 
 use super::peer::Peer;
 use super::{
@@ -24,10 +25,6 @@ use crate::runtime_dir::PodDir;
 const ENDS_WITHIN: Duration = Duration::from_secs(3);
 /// How long it may take to end by SIGTERM.
 const TERM_GRACE: Duration = Duration::from_secs(1);
-/// Number of containerd's listening socket in the proxy.
-const TASK_FD: i32 = 3;
-/// Number of our listening socket in the proxy.
-const SHIM_FD: i32 = 4;
 
 /// Owns one shim proxy. See the [module](super).
 #[derive(Debug)]
@@ -173,7 +170,7 @@ fn start(spec: &ShimSpec, cgroup: Option<CgroupProcs>) -> Result<OwnedProcess, S
         program: spec.binary.clone(),
         args: args(spec),
         output: spec.dir.shim_output(),
-        fds: vec![(task.into(), TASK_FD), (shim.into(), SHIM_FD)],
+        fds: vec![(task.into(), TASK_SOCKET_FD), (shim.into(), SHIM_SOCKET_FD)],
         cgroup,
         env: Vec::new(),
     };

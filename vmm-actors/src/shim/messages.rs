@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use actix::Message;
 use bulkhead_config::Settings;
+use bulkhead_protocol::CONTROL_SOCKET;
 use serde::{Deserialize, Serialize};
 
 use crate::ask::Reply;
@@ -40,7 +41,7 @@ impl ShimSpec {
             id,
             dir,
             binary: settings.shim.binary.clone(),
-            control: settings.sandboxer.run_dir.join("control.sock"),
+            control: settings.sandboxer.run_dir.join(CONTROL_SOCKET),
             containerd_events: events.into(),
             namespace,
         }

@@ -12,7 +12,7 @@ use bulkhead_protocol::agent::{
 };
 use bulkhead_protocol::agent_ttrpc::{Agent, create_agent};
 use bulkhead_protocol::version::{MAX_VERSION, MIN_VERSION};
-use bulkhead_protocol::{AGENT_PORT, FEATURE_DISKS, FEATURE_GROWTH, FEATURE_MEMORY_VOLUMES, frame};
+use bulkhead_protocol::{AGENT_PORT, FEATURE_DISKS, FEATURE_MEMORY_VOLUMES, FEATURE_RESIZE, frame};
 use futures::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -158,7 +158,7 @@ impl FakeAgent {
 impl Agent for FakeAgent {
     async fn hello(&self, _: &TtrpcContext, _: HelloRequest) -> ttrpc::Result<HelloResponse> {
         self.note("Hello");
-        let known = [FEATURE_DISKS, FEATURE_GROWTH, FEATURE_MEMORY_VOLUMES].map(ToOwned::to_owned);
+        let known = [FEATURE_DISKS, FEATURE_RESIZE, FEATURE_MEMORY_VOLUMES].map(ToOwned::to_owned);
         let features = if self.fault == Fault::OldAgent { Vec::new() } else { known.to_vec() };
         Ok(HelloResponse {
             version: MAX_VERSION,

@@ -12,6 +12,7 @@ use bulkhead_protocol::pod::{Nothing, Version};
 use bulkhead_protocol::shim::{AttachRequest, ContainerView, ObserveResponse, VmGoneRequest};
 use bulkhead_protocol::shim_ttrpc::{Shim, create_shim};
 use bulkhead_protocol::version::pod_hello;
+use bulkhead_protocol::{SHIM_SOCKET, SHIM_SOCKET_FD, TASK_SOCKET, TASK_SOCKET_FD};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tokio::sync::Notify;
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
@@ -46,7 +47,7 @@ pub fn fake_shim(dir: &Path, test: &str, containers: &[&str]) -> io::Result<Path
 pub async fn serve_as_shim_when_told_to() -> io::Result<()> {
     let Some(containers) = std::env::var_os(ROLE) else { return Ok(()) };
     let containers = containers.to_string_lossy().into_owned();
-    let (task, shim) = (inherited(3, "task.sock")?, inherited(4, "shim.sock")?);
+    let (task, shim) = (inherited(TASK_SOCKET_FD, TASK_SOCKET)?, inherited(SHIM_SOCKET_FD, SHIM_SOCKET)?);
     shim.set_nonblocking(true)?;
     let shim = tokio::net::UnixListener::from_std(shim)?;
     let streams = futures::stream::unfold(shim, |shim| async {
