@@ -10,50 +10,37 @@
 //!                                                                     └─▶ shutdown   end everything, power off
 //! ```
 //!
-//! | file | concept |
+//! | folder or file | what it is for |
 //! |---|---|
-//! | `boot` | mounts and a root that pivot_root(2) accepts |
-//! | `cmdline`, `log` | what the kernel command line says; the console log |
-//! | `modules` | kernel modules, in the stages in which they are needed |
-//! | `listen`, `announce` | vsock: who may speak to us, and how we say that we are there |
-//! | `service`, `status` | the ttrpc service; which error is which code |
-//! | `pod`, `network`, `clock`, `sysctl` | Setup |
-//! | `container/` | containers, their processes, the reaper of PID 1, cgroup v2 |
-//! | `stdio/`, `pty` | pipes and terminals to streams |
-//! | `growth` | CPUs and memory that are added while the VM runs |
-//! | `forward` | TCP connections of the host to the pod's loopback |
-//! | `host_sockets` | unix sockets of the host that containers mount |
-//! | `shutdown` | the end of the VM |
+//! | `server` | the life of the agent: boot, announce, serve |
+//! | `boot/` | mounts and a root that pivot_root(2) accepts; the kernel command line; the log |
+//! | `vsock/` | the listeners that only the host can reach, and the announcement |
+//! | `service/` | what the host can ask for: the ttrpc service, the port for streams, the codes of errors |
+//! | `pod/` | Setup: the pod's files, share, network and pid namespace |
+//! | `container/` | containers and their processes, from create to delete |
+//! | `cgroup/` | a container's cgroup v2: limits, statistics, OOM kills |
+//! | `process/` | the reaper of PID 1, and the helpers in which libcontainer runs |
+//! | `stdio/` | pipes and terminals of processes, and their streams to the host |
+//! | `forward/` | TCP connections to the pod's loopback, and clients of unix sockets of the host |
+//! | `hotplug/` | CPUs and memory that the host adds while the VM runs |
+//! | `kernel/` | interfaces of the kernel: clocks, sysctls, modules, mounts, power, system calls |
 //!
 //! PID 1 must not end: no function here panics on purpose, a panic in a task ends that task and is logged, and the
 //! answer to its caller is INTERNAL. libcontainer only ever runs in a short-lived single-threaded child, this
-//! binary executed again (see `container/child.rs`): it forks with raw clone calls and changes what it finds.
+//! binary executed again (see `process/helper/`): it forks with raw clone calls and changes what it finds.
 
-mod announce;
 mod boot;
 mod cgroup;
-mod clock;
-mod cmdline;
 mod container;
 mod forward;
-mod growth;
-mod helper;
-mod host_sockets;
-mod listen;
-mod log;
-mod modules;
-mod network;
-mod pidns;
+mod hotplug;
+mod kernel;
 mod pod;
-mod pty;
-mod reaper;
+mod process;
 mod server;
 mod service;
-mod shutdown;
-mod status;
 mod stdio;
-mod sys;
-mod sysctl;
+mod vsock;
 
 use std::process::ExitCode;
 

@@ -13,16 +13,21 @@ use tokio::sync::watch;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
-use crate::boot::{self, BootError};
+use crate::boot::cmdline;
+use crate::boot::log;
+use crate::boot::mounts::{self, BootError};
 use crate::container::Containers;
-use crate::host_sockets::HostSockets;
-use crate::listen::{self, ListenError};
-use crate::modules::{self, ModuleError, Stages};
+use crate::forward::host_sockets::HostSockets;
+use crate::kernel::clock;
+use crate::kernel::modules::{self, ModuleError, Stages};
+use crate::kernel::power;
 use crate::pod::Pod;
-use crate::reaper::Reaper;
-use crate::service::AgentService;
-use crate::stdio::{self, Streams};
-use crate::{announce, clock, cmdline, helper, log, shutdown};
+use crate::process::helper;
+use crate::process::reaper::Reaper;
+use crate::service::{AgentService, Readiness, streams};
+use crate::stdio::Streams;
+use crate::vsock::announce;
+use crate::vsock::listen::{self, ListenError};
 
 /// oom_score_adj of a process that the kernel must not choose, proc(5).
 const NEVER: &str = "-1000";
@@ -31,15 +36,6 @@ const NEVER: &str = "-1000";
 const LEAST: i32 = 19;
 /// A guest that nobody has set up by then loads the rest of its modules all the same.
 const SETUP_WINDOW: Duration = Duration::from_secs(10);
-
-/// How far the guest is, beyond being able to announce itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Readiness {
-    /// It has announced itself.
-    Announced,
-    /// Mounts and modules for Setup and for containers are there.
-    Setup,
-}
 
 /// What ends the agent.
 #[derive(Debug, thiserror::Error)]
@@ -79,13 +75,13 @@ pub(crate) fn run() -> ExitCode {
         Ok(Err(error)) => tracing::error!(error = %chain(&error), "the guest cannot serve"),
         Err(_) => tracing::error!("the agent crashed"),
     }
-    shutdown::power_off();
+    power::power_off();
     ExitCode::FAILURE
 }
 
 fn live() -> Result<Infallible, ServeError> {
     let entered = clock::boot_nanos();
-    let mounted = boot::first();
+    let mounted = mounts::first();
     let cmdline = std::fs::read_to_string(cmdline::PATH).unwrap_or_default();
     log::init(cmdline::log_level(&cmdline));
     mounted?;
@@ -101,12 +97,12 @@ fn live() -> Result<Infallible, ServeError> {
 
 async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
     let rpc = listen::bind(AGENT_PORT)?;
-    let streams = listen::bind(STREAM_PORT)?;
+    let stream_port = listen::bind(STREAM_PORT)?;
     let reaper = Reaper::start().map_err(ServeError::StartReaper)?;
     let (ready, readiness) = watch::channel(Readiness::Announced);
     let hub = Arc::new(Streams::default());
     let sockets = Arc::new(HostSockets::default());
-    tokio::spawn(stdio::accept(streams, Arc::clone(&hub), Arc::clone(&sockets)));
+    tokio::spawn(streams::accept(stream_port, Arc::clone(&hub), Arc::clone(&sockets)));
     let containers = Containers::new(Arc::clone(&reaper), hub, sockets);
     let pod = Arc::new(Pod::new(reaper));
     let service = AgentService::new(Arc::clone(&pod), containers, readiness);
@@ -132,7 +128,7 @@ async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
 
 /// What the announcement did not wait for, and Setup does.
 fn prepare_setup(modules: &[String], ready: &watch::Sender<Readiness>) {
-    if let Err(error) = boot::second() {
+    if let Err(error) = mounts::second() {
         tracing::error!(error = %chain(&error), "a mount is missing");
     }
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", NEVER) {

@@ -11,7 +11,8 @@ use std::time::Duration;
 pub(crate) use oom::OomWatch;
 pub(crate) use stats::stats;
 
-use crate::clock;
+use crate::kernel::capacity::capacity;
+use crate::kernel::clock;
 
 /// Parent of the containers' cgroups, [`GUEST_CGROUPS`](bulkhead_protocol::GUEST_CGROUPS), as a path.
 pub(crate) const ALL: &str = "/sys/fs/cgroup/bulkhead";
@@ -132,7 +133,7 @@ impl Cgroup {
     pub(crate) fn update(&self, wanted: &oci_spec::runtime::LinuxResources) -> Result<(), CgroupError> {
         let files = resources::files(wanted);
         let old = |file: &str| self.read(file).ok();
-        if let Some((limit, has)) = resources::beyond(&files, old, crate::growth::capacity()) {
+        if let Some((limit, has)) = resources::beyond(&files, old, capacity()) {
             return Err(CgroupError::Beyond { limit, has });
         }
         files.iter().try_for_each(|(file, value)| self.write(file, value))

@@ -24,7 +24,7 @@ impl OomWatch {
         let path = cgroup.path("memory.events");
         let open = || {
             let file = OwnedFd::from(File::open(&path)?);
-            crate::sys::watch(file, Interest::PRIORITY)
+            crate::kernel::syscalls::watch(file, Interest::PRIORITY)
         };
         let events = open().map_err(|source| CgroupError::Watch { path: path.clone(), source })?;
         Ok(Self { cgroup: cgroup.clone(), events })

@@ -2,6 +2,8 @@
 
 use oci_spec::runtime::LinuxResources;
 
+use crate::kernel::capacity::Capacity;
+
 /// Shares of version 1 reach from 2 to 2^18 and mean 1024 by default; weights from 1 to 10^4, by default 100.
 const MAX_WEIGHT: u64 = 10_000;
 
@@ -49,7 +51,7 @@ pub(super) fn files(resources: &LinuxResources) -> Vec<(String, String)> {
 pub(super) fn beyond(
     files: &[(String, String)],
     old: impl Fn(&str) -> Option<String>,
-    (cpus, memory_bytes): (u32, u64),
+    Capacity { cpus, memory_bytes }: Capacity,
 ) -> Option<(String, String)> {
     let raised = |file: &str, value: &str, read: fn(&str) -> Option<u64>, has: u64| {
         // No limit is the largest.
@@ -137,22 +139,23 @@ mod tests {
         let files = |memory: &str, cpu: &str| {
             vec![("cpu.max".to_owned(), cpu.to_owned()), ("memory.max".to_owned(), memory.to_owned())]
         };
+        let has = |cpus, memory_bytes| Capacity { cpus, memory_bytes };
         let (few, many) = (files("1000", "150000 100000"), files("3000", "350000 100000"));
         let old = |files: Vec<(String, String)>| {
             move |file: &str| {
                 files.iter().find(|(name, _)| name == file).map(|(_, value)| format!("{value}\n"))
             }
         };
-        assert_eq!(beyond(&few, old(few.clone()), (2, 2000)), None);
-        let (limit, has) = beyond(&many, old(few.clone()), (2, 2000)).unwrap();
-        assert_eq!((limit.as_str(), has.as_str()), ("a CPU limit of 4 CPUs", "2 CPUs"));
-        let (limit, _) = beyond(&many, old(few.clone()), (4, 2000)).unwrap();
+        assert_eq!(beyond(&few, old(few.clone()), has(2, 2000)), None);
+        let (limit, vm_has) = beyond(&many, old(few.clone()), has(2, 2000)).unwrap();
+        assert_eq!((limit.as_str(), vm_has.as_str()), ("a CPU limit of 4 CPUs", "2 CPUs"));
+        let (limit, _) = beyond(&many, old(few.clone()), has(4, 2000)).unwrap();
         assert!(limit.contains("3000 bytes"), "{limit}");
-        assert_eq!(beyond(&many, old(few), (4, 3000)), None, "it has as much");
-        assert_eq!(beyond(&many, old(many.clone()), (1, 1)), None, "it was so before");
+        assert_eq!(beyond(&many, old(few), has(4, 3000)), None, "it has as much");
+        assert_eq!(beyond(&many, old(many.clone()), has(1, 1)), None, "it was so before");
         let none = files("max", "max 100000");
-        assert_eq!(beyond(&none, old(many.clone()), (1, 1)), None, "none is asked for");
-        assert_eq!(beyond(&many, old(none), (1, 1)), None, "it is lowered");
+        assert_eq!(beyond(&none, old(many.clone()), has(1, 1)), None, "none is asked for");
+        assert_eq!(beyond(&many, old(none), has(1, 1)), None, "it is lowered");
     }
 
     #[test]

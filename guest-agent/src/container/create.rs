@@ -11,13 +11,15 @@ use oci_spec::runtime::{Capability, Spec};
 use tokio::sync::watch;
 
 use super::error::ContainerError;
+use super::mounts::{guest, targets, workdir};
 use super::process::Process;
-use super::spec::{self, PodView, Target};
+use super::spec::{self, PodView, Target, devices};
 use super::state::Event;
-use super::{Attached, Container, Containers, Entry, bundle, check_id, devices, mounts, targets, workdir};
+use super::{Attached, Container, Containers, Entry, bundle, check_id};
 use crate::cgroup::Cgroup;
-use crate::helper::{Job, Launched, launch};
-use crate::modules;
+use crate::kernel::blocking::blocking;
+use crate::kernel::modules;
+use crate::process::helper::{Job, Launched, launch};
 use crate::stdio::{self, Owner};
 
 /// The id of a container that is being created. Free again when dropped, unless it was filled.
@@ -98,13 +100,7 @@ impl Containers {
             self.remove_remains(id, &Cgroup::of(id), &attached).await;
             return Err(error.into());
         }
-        let (spec, workdir) = match settle(id, &rootfs, spec).await {
-            Ok(settled) => settled,
-            Err(error) => {
-                self.remove_remains(id, &Cgroup::of(id), &attached).await;
-                return Err(error);
-            }
-        };
+        let (spec, workdir) = settle(id, &rootfs, spec).await;
         match self.make(request, &spec, attached.clone()).await {
             Ok(made) => Ok(made),
             Err(error) => {
@@ -127,8 +123,8 @@ impl Containers {
         let (id, memory) = (request.container_id.clone(), Arc::clone(&self.memory));
         let in_memory = request.memory_volumes.clone();
         blocking(move || {
-            let mut mounts = mounts::attach_all(&wanted)?;
-            let made = memory.attach(&id, &in_memory).inspect_err(|_| mounts::detach_all(&mounts))?;
+            let mut mounts = guest::attach_all(&wanted)?;
+            let made = memory.attach(&id, &in_memory).inspect_err(|_| guest::detach_all(&mounts))?;
             mounts.extend(made);
             Ok(Attached { mounts, volumes: volumes.visit(&sources), disks: Vec::new() })
         })
@@ -174,17 +170,6 @@ impl Containers {
     }
 }
 
-/// Runs what may block on the share or a device beside the runtime's thread.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ContainerError> + Send + 'static,
-) -> Result<T, ContainerError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        // The blocking pool loses no work but by a panic, which goes on to the call's own task.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
 /// Loads what iptables and ip6tables of the legacy kind run modprobe for, by themselves and so in vain: there is none in
 /// a container, or none that finds a module. Everything else in the network the kernel asks for.
 async fn netfilter_for(spec: &Spec) {
@@ -216,10 +201,10 @@ fn pod_view() -> PodView {
 }
 
 fn write_bundle(dir: &Path, spec: &Spec) -> Result<(), ContainerError> {
-    let path = dir.join(crate::helper::SPEC_FILE);
+    let path = dir.join(crate::process::helper::SPEC_FILE);
     let write = || {
         std::fs::create_dir_all(dir)?;
-        std::fs::create_dir_all(crate::helper::STATE_DIR)?;
+        std::fs::create_dir_all(crate::process::helper::STATE_DIR)?;
         std::fs::write(&path, serde_json::to_vec(spec)?)
     };
     write().map_err(|source| ContainerError::WriteFile { path: path.clone(), source })
@@ -227,16 +212,12 @@ fn write_bundle(dir: &Path, spec: &Spec) -> Result<(), ContainerError> {
 
 /// The spec with its mounts' targets settled, and whether its working directory could be made. Where it could not, it may
 /// yet be there once the container has its mounts.
-async fn settle(
-    id: &str,
-    rootfs: &Path,
-    mut spec: Spec,
-) -> Result<(Spec, Result<(), ContainerError>), ContainerError> {
+async fn settle(id: &str, rootfs: &Path, mut spec: Spec) -> (Spec, Result<(), ContainerError>) {
     let (id, rootfs) = (id.to_owned(), rootfs.to_owned());
     blocking(move || {
         let tree = targets::settle(&rootfs, &mut spec);
         let workdir = workdir::make(&id, &tree, &spec);
-        Ok((spec, workdir))
+        (spec, workdir)
     })
     .await
 }

@@ -8,10 +8,12 @@ use std::time::Duration;
 use bulkhead_protocol::error::chain;
 
 use super::error::ContainerError;
+use super::mounts::{guest, memory, share};
 use super::state::State;
-use super::{Attached, Container, Containers, KILL, KILL_LIMIT, bundle, create, memory, mounts};
+use super::{Attached, Container, Containers, KILL, KILL_LIMIT, bundle};
 use crate::cgroup::Cgroup;
-use crate::helper::STATE_DIR;
+use crate::kernel::blocking::blocking;
+use crate::process::helper::STATE_DIR;
 
 /// Mount namespaces of ended processes are torn down by the kernel a moment later (its `delayed_mntput`, one
 /// tick); what they held is not unmountable before.
@@ -91,15 +93,12 @@ impl Containers {
         tokio::time::sleep(A_TICK).await;
         self.disks.leave(&attached.disks).await;
         let (id_of, attached, volumes) = (id.to_owned(), attached.clone(), Arc::clone(&self.volumes));
-        let left = create::blocking(move || {
-            mounts::detach_all(&attached.mounts);
+        blocking(move || {
+            guest::detach_all(&attached.mounts);
             memory::forget(&id_of);
-            mounts::leave_share(&id_of, &volumes, &attached.volumes);
-            Ok(())
-        });
-        if let Err(error) = left.await {
-            log("mounts", &error);
-        }
+            share::leave_share(&id_of, &volumes, &attached.volumes);
+        })
+        .await;
     }
 
     async fn end_unstarted(&self, container: &Container, pid: u32) -> Result<(), ContainerError> {

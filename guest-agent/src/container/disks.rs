@@ -17,9 +17,9 @@ use oci_spec::runtime::{
 use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::create::blocking;
 use super::error::ContainerError;
 use super::scsi::{Bus, Number};
+use crate::kernel::blocking::blocking;
 
 /// The kernel asks a disk a dozen questions before it is usable; milliseconds, tenths of a second under emulation.
 const APPEARS_WITHIN: Duration = Duration::from_secs(20);
@@ -143,7 +143,7 @@ impl Disks {
         let (target, until) = (disk.target, Instant::now() + APPEARS_WITHIN);
         loop {
             let (bus, serial) = (self.bus.clone(), disk.serial.clone());
-            match blocking(move || Ok(bus.attach(target, &serial))).await? {
+            match blocking(move || bus.attach(target, &serial)).await {
                 Ok(()) => break,
                 // On a machine with PCI the controller comes with the first disk, and the kernel finds it by itself.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && Instant::now() < until => {
@@ -154,7 +154,7 @@ impl Disks {
         }
         let number = loop {
             let (bus, serial) = (self.bus.clone(), disk.serial.clone());
-            match blocking(move || Ok(bus.usable(target, &serial))).await? {
+            match blocking(move || bus.usable(target, &serial)).await {
                 Ok(number) => break number,
                 Err(_) if Instant::now() < until => sleep(LOOK_AGAIN).await,
                 Err(source) => return Err(failed("find it")(source)),

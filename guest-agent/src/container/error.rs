@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cgroup::CgroupError;
-use crate::helper::LaunchError;
-use crate::host_sockets::ShowError;
-use crate::reaper::SignalError;
+use crate::forward::host_sockets::ShowError;
+use crate::process::helper::LaunchError;
+use crate::process::reaper::SignalError;
 use crate::stdio::StdioError;
 
 /// A call about a container that failed.
@@ -78,7 +78,7 @@ pub(crate) enum ContainerError {
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error("resize the terminal of process {process}")]
-    Resize { process: String, source: crate::pty::PtyError },
+    Resize { process: String, source: crate::stdio::terminal::PtyError },
     #[error("the life of process {process}")]
     Life { process: String, source: super::state::Refused },
 }

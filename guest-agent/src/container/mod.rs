@@ -6,10 +6,8 @@
 
 mod create;
 mod delete;
-mod devices;
 mod disks;
 mod error;
-mod memory;
 mod mounts;
 mod process;
 mod run;
@@ -17,8 +15,6 @@ mod scsi;
 mod session;
 mod spec;
 mod state;
-mod targets;
-mod workdir;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -33,9 +29,10 @@ pub(crate) use error::ContainerError;
 pub(crate) use state::Ended;
 
 use crate::cgroup::{self, Cgroup, OomWatch};
-use crate::host_sockets::HostSockets;
-use crate::reaper::{self, Reaper, SignalError};
+use crate::forward::host_sockets::HostSockets;
+use crate::process::reaper::{self, Reaper, SignalError};
 use crate::stdio::Streams;
+use mounts::{memory, share};
 use process::Process;
 use state::State;
 
@@ -58,7 +55,7 @@ pub(crate) struct Containers {
     map: Mutex<HashMap<String, Entry>>,
     reaper: Arc<Reaper>,
     streams: Arc<Streams>,
-    volumes: Arc<mounts::Volumes>,
+    volumes: Arc<share::Volumes>,
     memory: Arc<memory::Memory>,
     disks: disks::Disks,
     sockets: Arc<HostSockets>,

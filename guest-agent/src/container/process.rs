@@ -6,8 +6,8 @@ use tokio::sync::watch;
 
 use super::error::ContainerError;
 use super::state::{Ended, Event, State};
-use crate::pty;
 use crate::stdio::Moving;
+use crate::stdio::terminal;
 
 /// What a waiter hears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +109,7 @@ impl Process {
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         let terminal = streams.as_ref().and_then(|streams| streams.terminal.as_ref());
         let terminal = terminal.ok_or_else(|| ContainerError::NoTerminal { process: self.name() })?;
-        pty::resize(terminal.get_ref(), width, height)
+        terminal::resize(terminal.get_ref(), width, height)
             .map_err(|source| ContainerError::Resize { process: self.name(), source })
     }
 

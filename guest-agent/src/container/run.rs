@@ -12,8 +12,8 @@ use super::process::Process;
 use super::spec;
 use super::state::{Ended, Event, State};
 use super::{Container, Containers, Exec, KILL_LIMIT, bundle, check_id};
-use crate::helper::{Job, PROCESS_FILE, STATE_DIR, launch};
-use crate::reaper::Exit;
+use crate::process::helper::{Job, PROCESS_FILE, STATE_DIR, launch};
+use crate::process::reaper::Exit;
 use crate::stdio::{self, Owner};
 
 /// What libcontainer leaves in a container's state directory after each exec.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::modules;
+use crate::kernel::modules;
 
 /// What drives the controller and what drives its disks.
 const MODULES: [&str; 2] = ["virtio_scsi", "sd_mod"];

@@ -2,31 +2,25 @@
 
 mod hub;
 mod pump;
+pub(crate) mod terminal;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
+use bulkhead_protocol::agent::Stdio as Wanted;
 use bulkhead_protocol::agent::stream_header::Kind;
-use bulkhead_protocol::agent::{Stdio as Wanted, StreamHeader};
-use bulkhead_protocol::frame;
-use futures::StreamExt;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio_vsock::{VsockListener, VsockStream};
+use tokio_vsock::VsockStream;
 
 pub(crate) use hub::{Hub, StreamKey};
 
-use crate::helper::{Stdio, null};
-use crate::host_sockets::HostSockets;
-use crate::listen;
-use crate::pty::{self, ConsoleSocket, PtyError};
-
-/// How long a connection has to say whose it is.
-const HEADER_LIMIT: Duration = Duration::from_secs(10);
+use crate::kernel::syscalls;
+use crate::process::helper::{Stdio, null};
+use terminal::{ConsoleSocket, PtyError};
 
 /// The hub of the guest.
 pub(crate) type Streams = Hub<VsockStream>;
@@ -42,38 +36,6 @@ pub(crate) enum StdioError {
     Watch(#[source] io::Error),
     #[error(transparent)]
     Terminal(#[from] PtyError),
-}
-
-/// Accepts stream connections for as long as the runtime lives.
-pub(crate) async fn accept(listener: VsockListener, hub: Arc<Streams>, sockets: Arc<HostSockets>) {
-    let mut connections = std::pin::pin!(listen::from_host(listener));
-    while let Some(connection) = connections.next().await {
-        match connection {
-            Ok(connection) => {
-                drop(tokio::spawn(introduce(connection, Arc::clone(&hub), Arc::clone(&sockets))))
-            }
-            Err(error) => tracing::warn!(%error, "a stream connection failed"),
-        }
-    }
-}
-
-async fn introduce(mut connection: VsockStream, hub: Arc<Streams>, sockets: Arc<HostSockets>) {
-    let header =
-        tokio::time::timeout(HEADER_LIMIT, frame::read_message::<_, StreamHeader>(&mut connection)).await;
-    match header {
-        Ok(Ok(header)) => match header.kind.enum_value() {
-            Ok(Kind::FORWARD) => crate::forward::serve(connection, header.port).await,
-            Ok(Kind::HOST_SOCKET) => sockets.offer(header.container_id, header.socket, connection),
-            Ok(kind @ (Kind::STDIN | Kind::STDOUT | Kind::STDERR)) => {
-                let key = StreamKey { container: header.container_id, exec: header.exec_id, kind };
-                tracing::trace!(%key, "connected");
-                hub.offer(key, connection);
-            }
-            Err(kind) => tracing::warn!(kind, "a connection for a stream that there is not"),
-        },
-        Ok(Err(error)) => tracing::warn!(%error, "a stream connection said nothing sensible"),
-        Err(_) => tracing::warn!("a stream connection said nothing"),
-    }
 }
 
 /// The streams of a process that does not exist yet.
@@ -168,11 +130,11 @@ impl Prepared {
     /// Starts moving bytes, now that the process exists. `silent` becomes true when nobody writes any more.
     pub(crate) fn start(self, owner: &Owner, silent: &watch::Receiver<bool>) -> Result<Moving, StdioError> {
         let mut moving = Moving { terminal: None, pumps: Vec::new() };
-        let reading = |end: OwnedFd| crate::sys::watch(end, Interest::READABLE).map(Arc::new);
+        let reading = |end: OwnedFd| syscalls::watch(end, Interest::READABLE).map(Arc::new);
         match self {
             Prepared::Pipes { stdin, stdout, stderr } => {
                 if let Some(end) = stdin {
-                    let end = crate::sys::watch(end, Interest::WRITABLE).map_err(StdioError::Watch)?;
+                    let end = syscalls::watch(end, Interest::WRITABLE).map_err(StdioError::Watch)?;
                     moving.input(owner, Arc::new(end));
                 }
                 for (end, kind) in [(stdout, Kind::STDOUT), (stderr, Kind::STDERR)] {
@@ -183,10 +145,10 @@ impl Prepared {
             }
             Prepared::Terminal { socket, stdin, stdout, size: (width, height), uid } => {
                 let terminal = socket.receive()?;
-                pty::give_to(&terminal, uid).map_err(|source| StdioError::GiveToUser { uid, source })?;
-                pty::resize(&terminal, width, height)?;
+                terminal::give_to(&terminal, uid).map_err(|source| StdioError::GiveToUser { uid, source })?;
+                terminal::resize(&terminal, width, height)?;
                 let both = Interest::READABLE.add(Interest::WRITABLE);
-                let end = Arc::new(crate::sys::watch(terminal, both).map_err(StdioError::Watch)?);
+                let end = Arc::new(syscalls::watch(terminal, both).map_err(StdioError::Watch)?);
                 moving.terminal = Some(Arc::clone(&end));
                 if stdin {
                     moving.input(owner, Arc::clone(&end));

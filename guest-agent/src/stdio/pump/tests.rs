@@ -20,7 +20,7 @@ struct Output {
 impl Output {
     fn new() -> Self {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let end = Arc::new(crate::sys::watch(reader, Interest::READABLE).unwrap());
+        let end = Arc::new(crate::kernel::syscalls::watch(reader, Interest::READABLE).unwrap());
         let hub = Arc::new(Hub::default());
         let (silent, receiver) = watch::channel(false);
         let task = tokio::spawn(output(Arc::clone(&hub), key(Kind::STDOUT), end, receiver));
@@ -119,7 +119,7 @@ struct Input {
 impl Input {
     fn new() -> Self {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let end = Arc::new(crate::sys::watch(writer, Interest::WRITABLE).unwrap());
+        let end = Arc::new(crate::kernel::syscalls::watch(writer, Interest::WRITABLE).unwrap());
         let hub = Arc::new(Hub::default());
         let (connection, theirs) = tokio::io::duplex(1 << 20);
         hub.offer(key(Kind::STDIN), theirs);

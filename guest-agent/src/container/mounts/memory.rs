@@ -16,19 +16,20 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 
-use super::error::ContainerError;
+use crate::container::error::ContainerError;
+use crate::kernel::capacity;
 
 /// Below [`MEMORY_DIR`], where the volumes are; no container is called so.
 const VOLUMES: &str = ".volumes";
 
 /// The volumes of the pod. One container at a time looks which are there.
 #[derive(Debug, Default)]
-pub(super) struct Memory(Mutex<()>);
+pub(in crate::container) struct Memory(Mutex<()>);
 
 impl Memory {
     /// Makes what a container has of its volumes, and those volumes that are not there yet. Says what has been mounted for
     /// the container; on failure nothing has. May block.
-    pub(super) fn attach(
+    pub(in crate::container) fn attach(
         &self,
         container: &str,
         volumes: &[MemoryVolume],
@@ -40,7 +41,7 @@ impl Memory {
             match show(Path::new(MEMORY_DIR), volume, &target) {
                 Ok(()) => made.push(target),
                 Err(source) => {
-                    super::mounts::detach_all(&made);
+                    super::guest::detach_all(&made);
                     forget(container);
                     return Err(ContainerError::Memory { name: volume.name.clone(), source });
                 }
@@ -51,7 +52,7 @@ impl Memory {
 }
 
 /// Removes the mount points of a container, whose mounts are gone.
-pub(super) fn forget(container: &str) {
+pub(in crate::container) fn forget(container: &str) {
     let dir = place(container);
     let points = fs::read_dir(&dir).into_iter().flatten().flatten();
     for point in points.map(|entry| entry.path()).chain([dir.clone()]) {
@@ -100,7 +101,7 @@ fn there(dir: &Path, volume: &MemoryVolume) -> io::Result<PathBuf> {
         return Ok(root);
     }
     fs::create_dir_all(&root)?;
-    let options = options(volume, memory_bytes());
+    let options = options(volume, capacity::memory_bytes());
     let options = std::ffi::CString::new(options)?;
     let mounted = mount(volume.name.as_str(), &root, "tmpfs", MountFlags::empty(), Some(options.as_c_str()));
     if let Err(errno) = mounted {
@@ -122,11 +123,6 @@ fn options(volume: &MemoryVolume, guest_bytes: u64) -> String {
     let most = guest_bytes.saturating_sub(KEPT_BYTES).max(guest_bytes / 2);
     let wanted = if volume.size_bytes == 0 { most } else { volume.size_bytes.min(most) };
     format!("size={wanted},mode={:o},uid={},gid={}", volume.mode, volume.uid, volume.gid)
-}
-
-fn memory_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(info.mem_unit.into())
 }
 
 /// Opens what the container gets of a volume. Directories on the way that are missing are made. A link is followed where

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::mount_bind;
 
-use crate::helper::{Job, LaunchError, Stdio, launch};
-use crate::reaper::Reaper;
+use crate::process::helper::{Job, LaunchError, Stdio, launch};
+use crate::process::reaper::Reaper;
 
 /// The namespace could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,7 @@ pub(crate) async fn make(reaper: &Reaper, path: &Path) -> Result<(), PidNamespac
                 status = exit.status,
                 "the init process of the pod's pid namespace ended, so does the pod"
             );
-            drop(tokio::task::spawn_blocking(crate::shutdown::power_off));
+            drop(tokio::task::spawn_blocking(crate::kernel::power::power_off));
         }
     });
     let create = |source| PidNamespaceError::CreateFile { path: path.to_owned(), source };

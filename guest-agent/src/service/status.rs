@@ -8,10 +8,10 @@ use ttrpc::Code;
 
 use crate::cgroup::CgroupError;
 use crate::container::ContainerError;
-use crate::growth::GrowthError;
-use crate::helper::LaunchError;
+use crate::hotplug::resize::GrowthError;
 use crate::pod::SetupError;
-use crate::reaper::SignalError;
+use crate::process::helper::LaunchError;
+use crate::process::reaper::SignalError;
 
 /// What a call can end with.
 #[derive(Debug, thiserror::Error)]

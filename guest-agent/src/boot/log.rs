@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::clock;
+use crate::kernel::clock;
 
 /// Seconds since boot, with milliseconds, as the kernel's own lines have it.
 struct SinceBoot;

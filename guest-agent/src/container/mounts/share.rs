@@ -1,60 +1,12 @@
-//! Mounts that the agent makes for a container, and what must go so that the host can unmount its share.
+//! Volumes of the share, and what must be unmounted in the guest so that the host can unmount its share.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bulkhead_protocol::agent::GuestMount;
 use bulkhead_protocol::{SHARE_DIR, SHARE_VOLUMES};
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::error::ContainerError;
-
-/// Makes the mounts in order. On failure those made are unmade.
-pub(super) fn attach_all(wanted: &[GuestMount]) -> Result<Vec<PathBuf>, ContainerError> {
-    let mut made = Vec::new();
-    for wanted in wanted {
-        match attach(wanted) {
-            Ok(target) => made.push(target),
-            Err(source) => {
-                detach_all(&made);
-                let (fs_type, target) = (wanted.fs_type.clone(), PathBuf::from(&wanted.target));
-                return Err(ContainerError::Mount { fs_type, target, source });
-            }
-        }
-    }
-    Ok(made)
-}
-
-fn attach(wanted: &GuestMount) -> io::Result<PathBuf> {
-    let target = PathBuf::from(&wanted.target);
-    if !target.is_absolute() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the target is not absolute"));
-    }
-    std::fs::create_dir_all(&target)?;
-    let (flags, data) = options(&wanted.options);
-    let data = std::ffi::CString::new(data)?;
-    mount(wanted.source.as_str(), &target, wanted.fs_type.as_str(), flags, Some(data.as_c_str()))?;
-    Ok(target)
-}
-
-/// Unmounts in reverse. One that is busy goes when its last user does.
-pub(super) fn detach_all(made: &[PathBuf]) {
-    for target in made.iter().rev() {
-        match unmount(target, UnmountFlags::empty()) {
-            // Not mounted any more: a repeat.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-            Err(error) => {
-                tracing::warn!(target = %target.display(), %error, "busy, unmounted lazily");
-                if let Err(error) = unmount(target, UnmountFlags::DETACH) {
-                    tracing::warn!(target = %target.display(), %error, "a mount stays");
-                }
-            }
-        }
-    }
-}
+use super::guest::detach_all;
 
 /// Volumes of the share and how many containers have each.
 ///
@@ -66,7 +18,7 @@ pub(crate) struct Volumes(Mutex<BTreeMap<PathBuf, usize>>);
 
 impl Volumes {
     /// Visits the volumes behind these paths. What is returned is to be given back.
-    pub(super) fn visit(&self, sources: &[PathBuf]) -> Vec<PathBuf> {
+    pub(in crate::container) fn visit(&self, sources: &[PathBuf]) -> Vec<PathBuf> {
         let mut counts = self.lock();
         let mut held: Vec<PathBuf> = sources.iter().filter_map(|source| volume_of(source)).collect();
         held.sort();
@@ -117,7 +69,7 @@ fn volume_at(path: &Path) -> Option<PathBuf> {
 /// Lets go of everything below a container's directory of the share and of volumes that only it had, so that virtiofsd
 /// does as well: the file systems that the host mounted there show up as mounts of ours when they are visited, and what
 /// was read stays cached, with its inodes.
-pub(super) fn leave_share(container: &str, volumes: &Volumes, held: &[PathBuf]) {
+pub(in crate::container) fn leave_share(container: &str, volumes: &Volumes, held: &[PathBuf]) {
     let dir = Path::new(SHARE_DIR).join(container);
     detach_all(&below(&mount_table(), &dir));
     volumes.leave(held);
@@ -162,49 +114,9 @@ fn unescape(text: &str) -> String {
     plain
 }
 
-/// Mount options as mount(8) has them, apart: flags of mount(2), and the rest for the file system.
-fn options(words: &[String]) -> (MountFlags, String) {
-    let mut flags = MountFlags::empty();
-    let mut data: Vec<&str> = Vec::new();
-    for word in words {
-        match word.as_str() {
-            "ro" => flags |= MountFlags::RDONLY,
-            "nosuid" => flags |= MountFlags::NOSUID,
-            "nodev" => flags |= MountFlags::NODEV,
-            "noexec" => flags |= MountFlags::NOEXEC,
-            "sync" => flags |= MountFlags::SYNCHRONOUS,
-            "dirsync" => flags |= MountFlags::DIRSYNC,
-            "noatime" => flags |= MountFlags::NOATIME,
-            "nodiratime" => flags |= MountFlags::NODIRATIME,
-            "relatime" => flags |= MountFlags::RELATIME,
-            "strictatime" => flags |= MountFlags::STRICTATIME,
-            "lazytime" => flags |= MountFlags::LAZYTIME,
-            "bind" => flags |= MountFlags::BIND,
-            "rbind" => flags |= MountFlags::BIND | MountFlags::REC,
-            // What holds anyway.
-            "rw" | "suid" | "dev" | "exec" | "async" | "atime" | "diratime" | "defaults" | "" => {}
-            other => data.push(other),
-        }
-    }
-    (flags, data.join(","))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn words(text: &str) -> Vec<String> {
-        text.split(' ').map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn flags_and_data_are_told_apart() {
-        let (flags, data) = options(&words("rw nosuid noexec size=64m mode=1777"));
-        assert_eq!(flags, MountFlags::NOSUID | MountFlags::NOEXEC);
-        assert_eq!(data, "size=64m,mode=1777");
-        assert_eq!(options(&[]), (MountFlags::empty(), String::new()));
-        assert_eq!(options(&words("rbind ro")).0, MountFlags::BIND | MountFlags::REC | MountFlags::RDONLY);
-    }
 
     #[test]
     fn only_what_is_below_the_container_is_found() {
@@ -245,12 +157,5 @@ mod tests {
         assert_eq!(unescape(r"a\134b\012"), "a\\b\n");
         assert_eq!(unescape(r"a\9"), r"a\9");
         assert_eq!(unescape(r"\"), r"\");
-    }
-
-    #[test]
-    fn a_relative_target_is_refused_by_name() {
-        let wanted = GuestMount { fs_type: "tmpfs".into(), target: "x".into(), ..Default::default() };
-        let error = attach_all(&[wanted]).unwrap_err();
-        assert!(error.to_string().contains("tmpfs at x"), "{error}");
     }
 }

@@ -20,11 +20,15 @@ use bulkhead_protocol::{FEATURE_DISKS, FEATURE_MEMORY_VOLUMES, FEATURE_RESIZE, v
 use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
 
+use super::Readiness;
+use super::status::CallError;
 use crate::container::{ContainerError, Containers};
 use crate::pod::Pod;
-use crate::server::Readiness;
-use crate::status::CallError;
-use crate::{announce, clock, growth, shutdown};
+
+use crate::hotplug::resize;
+use crate::kernel::clock;
+use crate::kernel::power;
+use crate::vsock::announce;
 
 /// Serves both callers.
 pub(crate) struct AgentService {
@@ -101,7 +105,7 @@ impl Agent for AgentService {
     }
 
     async fn grow(&self, _: &TtrpcContext, request: GrowRequest) -> ttrpc::Result<GrowResponse> {
-        Ok(detached(growth::take(request)).await?)
+        Ok(detached(resize::take(request)).await?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
@@ -109,7 +113,7 @@ impl Agent for AgentService {
         let containers = self.containers();
         tokio::spawn(async move {
             containers.end_all(grace).await;
-            shutdown::power_off();
+            power::power_off();
         });
         Ok(Empty::default())
     }

@@ -13,7 +13,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::clock;
+use crate::kernel::{clock, syscalls};
 
 /// Statuses kept for processes that nobody has asked for yet. Orphans of containers without a pid namespace of their
 /// own end up here too, so the number is bounded.
@@ -144,7 +144,7 @@ pub(crate) fn send(pid: u32, signal: u32) -> Result<(), SignalError> {
     let number = i32::try_from(signal).ok().filter(|n| (1..=64).contains(n));
     let number = number.ok_or(SignalError::BadSignal { signal })?;
     let target = i32::try_from(pid).ok().filter(|pid| *pid > 1).ok_or(SignalError::Ended { pid })?;
-    match crate::sys::kill(target, number) {
+    match syscalls::kill(target, number) {
         Ok(()) => Ok(()),
         Err(nix::errno::Errno::ESRCH) => Err(SignalError::Ended { pid }),
         Err(source) => Err(SignalError::Send { signal, pid, source }),
@@ -242,7 +242,7 @@ mod tests {
                 .block_on(reap_real_children());
         }
         let alone = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "reaper::tests::real_children_are_reaped_with_code_and_signal"])
+            .args(["--exact", "process::reaper::tests::real_children_are_reaped_with_code_and_signal"])
             .env(ALONE, "1")
             .output()
             .unwrap();

@@ -5,20 +5,19 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{GrowRequest, GrowResponse};
 use tokio::time::Instant;
 
-use crate::modules::{self, ModuleError};
+use crate::kernel::capacity::{CPUS, ListCpus, memory_bytes, online_cpus};
+use crate::kernel::modules::{self, ModuleError};
 
 /// The driver of added memory.
 const DRIVER: &str = "virtio_mem";
 /// Where new memory's use is decided (Linux, `Documentation/admin-guide/mm/memory-hotplug.rst`).
 const MEMORY_POLICY: &str = "/sys/devices/system/memory/auto_online_blocks";
-/// One directory for each CPU (Linux, `Documentation/ABI/testing/sysfs-devices-system-cpu`).
-const CPUS: &str = "/sys/devices/system/cpu";
 /// Pause between two looks. The kernel tells of CPUs, but not of the memory that it counts.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The longest that a call waits.
@@ -31,8 +30,8 @@ pub(crate) enum GrowthError {
     Policy { path: &'static str, source: io::Error },
     #[error("load the driver of added memory")]
     Driver(#[source] ModuleError),
-    #[error("look at the CPUs in {path}")]
-    Look { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    ListCpus(#[from] ListCpus),
 }
 
 /// Waits until there is as much as is asked for, or the time is up, and says what there is.
@@ -44,7 +43,7 @@ pub(crate) async fn take(request: GrowRequest) -> Result<GrowResponse, GrowthErr
     loop {
         let refused = bring_online(Path::new(CPUS), request.cpus)?;
         let has = GrowResponse {
-            cpus: online(Path::new(CPUS))?,
+            cpus: online_cpus(Path::new(CPUS))?,
             memory_bytes: memory_bytes(),
             refused: refused.unwrap_or_default(),
             ..GrowResponse::default()
@@ -69,7 +68,7 @@ fn get_ready() -> Result<(), GrowthError> {
 fn bring_online(dir: &Path, wanted: u32) -> Result<Option<String>, GrowthError> {
     let mut refused = None;
     for cpu in cpus(dir)? {
-        if online(dir)? >= wanted {
+        if online_cpus(dir)? >= wanted {
             break;
         }
         let switch = dir.join(&cpu).join("online");
@@ -84,8 +83,8 @@ fn bring_online(dir: &Path, wanted: u32) -> Result<Option<String>, GrowthError> 
 }
 
 /// Names of the CPUs' directories, by number.
-fn cpus(dir: &Path) -> Result<Vec<String>, GrowthError> {
-    let failed = |source| GrowthError::Look { path: dir.to_owned(), source };
+fn cpus(dir: &Path) -> Result<Vec<String>, ListCpus> {
+    let failed = |source| ListCpus { path: dir.to_owned(), source };
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
@@ -96,43 +95,9 @@ fn cpus(dir: &Path) -> Result<Vec<String>, GrowthError> {
     Ok(numbers.into_iter().map(|number| format!("cpu{number}")).collect())
 }
 
-fn online(dir: &Path) -> Result<u32, GrowthError> {
-    let path = dir.join("online");
-    let list = fs::read_to_string(&path).map_err(|source| GrowthError::Look { path, source })?;
-    Ok(count(&list))
-}
-
-/// How many a list of CPUs names, `0-3,7`.
-fn count(list: &str) -> u32 {
-    let range = |range: &str| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
-        last.checked_sub(first).map(|more| more.saturating_add(1))
-    };
-    list.trim().split(',').filter_map(range).fold(0, u32::saturating_add)
-}
-
-/// CPUs online, and memory as the kernel counts it, in bytes. No limit where nothing says how many CPUs there are.
-pub(crate) fn capacity() -> (u32, u64) {
-    (online(Path::new(CPUS)).unwrap_or(u32::MAX), memory_bytes())
-}
-
-/// What the kernel gives to processes.
-fn memory_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(info.mem_unit.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lists_of_cpus_are_counted() {
-        for (list, number) in [("0\n", 1), ("0-3\n", 4), ("0-1,4,6-7", 5), ("", 0)] {
-            assert_eq!(count(list), number, "{list:?}");
-        }
-    }
 
     #[test]
     fn cpus_come_online_in_order_and_no_more_than_wanted() {
@@ -150,11 +115,5 @@ mod tests {
         assert_eq!(state("cpu1"), "0\n", "one was wanted, and is there");
         assert_eq!(bring_online(dir.path(), 4).unwrap(), None);
         assert_eq!([state("cpu1"), state("cpu2"), state("cpu10")], ["1", "1", "1"]);
-    }
-
-    #[test]
-    fn what_cannot_be_looked_at_is_said() {
-        let error = online(Path::new("/nonexistent")).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent"), "{error}");
     }
 }

@@ -7,8 +7,8 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
-use super::error::ContainerError;
 use super::targets::Tree;
+use crate::container::error::ContainerError;
 
 /// Where the directory lies, as the agent reaches it before the container has a mount namespace.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ struct Place {
 }
 
 /// Makes the working directory of a container, and those above it, unless it is there.
-pub(super) fn make(id: &str, tree: &Tree, spec: &Spec) -> Result<(), ContainerError> {
+pub(in crate::container) fn make(id: &str, tree: &Tree, spec: &Spec) -> Result<(), ContainerError> {
     let path = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
     let Some(place) = place(tree, &path) else { return Ok(()) };
     place.make().map_err(|errno| ContainerError::MakeWorkDir {
@@ -84,7 +84,7 @@ mod tests {
         .unwrap();
         let dir = tempfile::tempdir().unwrap();
         symlink("/data", dir.path().join("link")).unwrap();
-        let tree = super::super::targets::settle(dir.path(), &mut spec);
+        let tree = crate::container::mounts::targets::settle(dir.path(), &mut spec);
         let found = |cwd: &str| place(&tree, Path::new(cwd)).map(|place| (place.root, place.path));
         let at = |root: &Path, path: &str| Some((root.to_owned(), PathBuf::from(path)));
         assert_eq!(found("/a/b"), at(dir.path(), "a/b"));

@@ -12,7 +12,8 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric, RouteScope, Ro
 use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
-use crate::{modules, sysctl};
+use crate::kernel::modules;
+use crate::kernel::sysctl;
 
 /// The loopback device is the first of every network namespace.
 const LOOPBACK: u32 = 1;

@@ -16,7 +16,7 @@ const UNLOADED: [(&str, i64, i64); 3] =
     [("/dev/net/tun", 10, 200), ("/dev/fuse", 10, 229), ("/dev/loop-control", 10, 237)];
 
 /// Gives the guest's devices to a container to which every device is allowed: a privileged one.
-pub(super) fn add(spec: &mut Spec, found: impl FnOnce() -> Vec<LinuxDevice>) {
+pub(in crate::container) fn add(spec: &mut Spec, found: impl FnOnce() -> Vec<LinuxDevice>) {
     let Some(linux) = spec.linux_mut().as_mut().filter(|linux| allows_all(linux)) else { return };
     let mut devices = linux.devices().clone().unwrap_or_default();
     let news: Vec<LinuxDevice> =
@@ -38,7 +38,7 @@ fn allows_everything(rule: &LinuxDeviceCgroup) -> bool {
 }
 
 /// Every device node of the guest.
-pub(super) fn of_guest() -> Vec<LinuxDevice> {
+pub(in crate::container) fn of_guest() -> Vec<LinuxDevice> {
     let mut devices = Vec::new();
     collect(Path::new(DEV), &mut devices);
     for (path, major, minor) in UNLOADED {

@@ -37,9 +37,9 @@ pub(crate) fn run(args: &[String]) -> Option<ExitCode> {
     }
     let fd = first.strip_prefix(REPORT_ARGUMENT)?;
     let job = Job::from_args(rest)?;
-    let cmdline = std::fs::read_to_string(crate::cmdline::PATH).unwrap_or_default();
-    crate::log::init(crate::cmdline::log_level(&cmdline));
-    if let Err(error) = crate::sys::heed_sigpipe() {
+    let cmdline = std::fs::read_to_string(crate::boot::cmdline::PATH).unwrap_or_default();
+    crate::boot::log::init(crate::boot::cmdline::log_level(&cmdline));
+    if let Err(error) = crate::kernel::syscalls::heed_sigpipe() {
         tracing::warn!(%error, "what this helper makes ignores SIGPIPE");
     }
     let report = std::panic::catch_unwind(|| perform(&job)).unwrap_or_else(|_| {

@@ -3,6 +3,8 @@
 //! The sandboxer has taken out what means something on the host only. What is left to the agent is what only it
 //! knows: its cgroup, the pod's files and shared memory, its oom_score_adj, and the pod's pid namespace.
 
+pub(super) mod devices;
+
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::{GUEST_CGROUPS, MIN_OOM_SCORE_ADJ, PID_NAMESPACE};
@@ -10,7 +12,7 @@ use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, PosixRlimit, Process, Root, Spec,
 };
 
-use super::error::ContainerError;
+use crate::container::error::ContainerError;
 use crate::pod::{ETC_DIR, SHM_DIR};
 
 /// Files of the pod that a container sees unless it mounts something there itself.
@@ -202,7 +204,7 @@ pub(crate) fn binds(spec: &Spec) -> impl Iterator<Item = (&Path, &Path)> {
     mounts.filter_map(|mount| Some((mount.source().as_deref()?, mount.destination().as_path())))
 }
 
-pub(super) fn is_bind(mount: &Mount) -> bool {
+pub(in crate::container) fn is_bind(mount: &Mount) -> bool {
     let options = mount.options().iter().flatten();
     mount.typ().as_deref() == Some("bind")
         || options.into_iter().any(|option| option == "bind" || option == "rbind")

@@ -68,7 +68,7 @@ fn announcement() -> Announce {
         max_version: MAX_VERSION,
         agent_build: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: kernel_release(),
-        boot_nanos: crate::clock::boot_nanos(),
+        boot_nanos: crate::kernel::clock::boot_nanos(),
         ..Default::default()
     }
 }

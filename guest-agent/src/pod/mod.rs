@@ -1,5 +1,8 @@
 //! Setup: the guest becomes one pod.
 
+mod network;
+mod pid_namespace;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,11 +13,12 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use tokio::sync::watch;
 
-use crate::boot::RUN_DIR;
-use crate::clock::{self, SetClock};
-use crate::network::{self, NetworkError};
-use crate::reaper::Reaper;
-use crate::sysctl::{self, SysctlError};
+use crate::kernel::clock::{self, SetClock};
+use crate::kernel::mount::is_mounted;
+use crate::kernel::sysctl::{self, SysctlError};
+use crate::process::reaper::Reaper;
+use network::NetworkError;
+use pid_namespace::PidNamespaceError;
 
 /// Files bound into containers that mount none of their own.
 pub(crate) const ETC_DIR: &str = "/run/bulkhead/etc";
@@ -35,7 +39,7 @@ pub(crate) enum SetupError {
     #[error("mount {what} at {target}")]
     Mount { what: String, target: &'static str, source: io::Error },
     #[error("make the pod's pid namespace")]
-    PidNamespace { source: crate::pidns::PidNamespaceError },
+    PidNamespace { source: PidNamespaceError },
     #[error(transparent)]
     Network(Box<NetworkError>),
     #[error(transparent)]
@@ -107,7 +111,7 @@ async fn apply(reaper: &Reaper, request: &SetupRequest) -> Result<(), SetupError
         sysctl::set(name, value).map_err(SetupError::Sysctl)?;
     }
     if request.shared_pid_namespace {
-        crate::pidns::make(reaper, Path::new(PID_NAMESPACE))
+        pid_namespace::make(reaper, Path::new(PID_NAMESPACE))
             .await
             .map_err(|source| SetupError::PidNamespace { source })?;
     }
@@ -161,23 +165,6 @@ pub(crate) fn has_shm() -> bool {
     is_mounted(SHM_DIR)
 }
 
-/// A mount point is on another device than its parent.
-fn is_mounted(path: &str) -> bool {
-    let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev).ok();
-    Path::new(path).parent().is_some_and(|parent| device(Path::new(path)) != device(parent))
-}
-
-/// Unmounts the share, so that virtiofsd lets go of everything.
-pub(crate) fn leave_share() {
-    if is_mounted(SHARE_DIR) {
-        let detached = rustix::mount::unmount(SHARE_DIR, rustix::mount::UnmountFlags::DETACH);
-        if let Err(error) = detached {
-            tracing::warn!(%error, "the share stays mounted");
-        }
-    }
-    debug_assert!(SHARE_DIR.starts_with(RUN_DIR), "the share is one of the pod's directories");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,11 +198,5 @@ mod tests {
     fn shared_memory_has_a_default_size() {
         assert_eq!(shm_bytes(&request()), 64 << 20);
         assert_eq!(shm_bytes(&SetupRequest { shm_bytes: 4096, ..request() }), 4096);
-    }
-
-    #[test]
-    fn proc_is_a_mount_point_and_its_status_file_is_none() {
-        assert!(is_mounted("/proc"));
-        assert!(!is_mounted("/proc/self"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bulkhead_protocol::SHARE_DIR;
 use rustix::system::{RebootCommand, reboot};
 
 /// How this machine is turned off.
@@ -9,8 +10,7 @@ use rustix::system::{RebootCommand, reboot};
 enum Ending {
     /// ACPI's soft off.
     PowerOff,
-    /// A reset. The VMM runs with `-no-reboot`, or takes a reset for the end by itself: without ACPI there is no
-    /// power to switch off.
+    /// A reset: without ACPI there is no power to switch off. The host has every VMM take a reset for the end of the VM.
     Restart,
 }
 
@@ -32,7 +32,10 @@ pub(crate) fn power_off() {
     let ending = Ending::of_this_machine();
     tracing::info!(?ending, "the guest ends");
     rustix::fs::sync();
-    crate::pod::leave_share();
+    // virtiofsd closes what the guest had open.
+    if let Err(error) = super::mount::detach(SHARE_DIR) {
+        tracing::warn!(%error, "the share stays mounted");
+    }
     for ending in [ending, Ending::Restart] {
         if let Err(error) = reboot(ending.command()) {
             tracing::error!(%error, ?ending, "the kernel refuses to end the guest");

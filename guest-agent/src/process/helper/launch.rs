@@ -11,8 +11,8 @@ use tokio::net::unix::pipe;
 
 use super::child::report_argument;
 use super::{Job, Report, decode};
-use crate::clock;
-use crate::reaper::Reaper;
+use crate::kernel::clock;
+use crate::process::reaper::Reaper;
 
 /// A report longer than this is no report.
 const MAX_REPORT: usize = 64 * 1024;
@@ -123,7 +123,7 @@ fn late(reader: &pipe::Receiver, bytes: &mut Vec<u8>) -> Option<Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::helper::encode;
+    use crate::process::helper::encode;
 
     #[tokio::test]
     async fn a_report_that_the_runtime_has_not_heard_of_is_not_lost() {

@@ -18,6 +18,8 @@ use bulkhead_protocol::error::chain;
 use flate2::read::GzDecoder;
 use rustix::io::Errno;
 
+use super::clock;
+
 /// Where the image keeps its modules.
 const DIR: &str = "/lib/modules";
 
@@ -29,7 +31,7 @@ const FOR_ANNOUNCE: [&str; 5] =
     ["virtio", "virtio_ring", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
 /// How virtio devices are found on a machine with PCI.
 const FOR_PCI: [&str; 3] = ["virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"];
-/// How virtio devices are found on a machine without (QEMU's microvm).
+/// How virtio devices are found on a machine without PCI.
 const FOR_MMIO: [&str; 1] = ["virtio_mmio"];
 /// What Setup needs: the share and the network.
 const FOR_SETUP: [&str; 5] = ["fuse", "virtiofs", "failover", "net_failover", "virtio_net"];
@@ -70,10 +72,10 @@ pub(crate) fn plan() -> Result<Stages, ModuleError> {
 /// Loads modules in order. One that fails is reported and does not keep the next from loading.
 pub(crate) fn load_all(files: &[String]) {
     for file in files {
-        let started = crate::clock::boot_nanos();
+        let started = clock::boot_nanos();
         match load(&Path::new(DIR).join(file)) {
             Ok(()) => {
-                let micros = (crate::clock::boot_nanos() - started) / 1000;
+                let micros = (clock::boot_nanos() - started) / 1000;
                 tracing::debug!(file, micros, "module loaded");
             }
             Err(error) => tracing::warn!(error = %chain(&error), "a module is missing"),
@@ -208,7 +210,7 @@ fn buses() -> Buses {
     };
     Buses {
         pci: any("/sys/bus/pci/devices", &|_| true),
-        // The ACPI id of virtio-mmio, virtio specification 4.2.2 and QEMU's microvm.
+        // The ACPI id of virtio-mmio (Linux, `drivers/virtio/virtio_mmio.c`).
         mmio: any("/sys/bus/platform/devices", &|name| name.starts_with("LNRO0005")),
     }
 }

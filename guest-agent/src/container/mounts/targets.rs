@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
-use super::spec;
+use crate::container::spec;
 
 /// As many links as the kernel follows (MAXSYMLINKS); behind the last one the way is taken as it is.
 const MOST_LINKS: usize = 40;
@@ -23,13 +23,13 @@ struct Covered {
 
 /// The container's file tree as far as the agent can look at it before the container has its mounts.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(in crate::container) struct Tree {
     rootfs: PathBuf,
     mounts: Vec<Covered>,
 }
 
 /// Gives every mount of the spec a target without links. Looks at the root and at the volumes, so it may block.
-pub(super) fn settle(rootfs: &Path, spec: &mut Spec) -> Tree {
+pub(in crate::container) fn settle(rootfs: &Path, spec: &mut Spec) -> Tree {
     let mut tree = Tree { rootfs: rootfs.to_owned(), mounts: Vec::new() };
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
@@ -47,7 +47,7 @@ fn source(mount: &Mount) -> Option<PathBuf> {
 
 impl Tree {
     /// The way to `path` in the container without any link: what is not there, or cannot be looked at, is no link.
-    pub(super) fn resolve(&self, path: &Path) -> PathBuf {
+    pub(in crate::container) fn resolve(&self, path: &Path) -> PathBuf {
         let mut found = PathBuf::from("/");
         let mut rest: VecDeque<OsString> = names(path);
         let mut links = 0;
@@ -82,7 +82,7 @@ impl Tree {
 
     /// Where the agent finds a path of the container: the container's root, or the source of the mount that covers the
     /// path, and the way from there. `None` for what is on a mount that is yet to be made.
-    pub(super) fn split(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
+    pub(in crate::container) fn split(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
         // The deepest one, and of two at one place the later one, which covers the other.
         let covering = self.mounts.iter().rev().filter(|mount| path.starts_with(&mount.at));
         let covering = covering.reduce(|deepest, mount| if deeper(mount, deepest) { mount } else { deepest });

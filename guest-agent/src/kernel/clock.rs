@@ -2,6 +2,8 @@
 
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
+use super::syscalls;
+
 /// A clock that is off by less than this is left alone: stepping time back and forth hurts more than it helps.
 pub(crate) const TOLERANCE_NANOS: u64 = 10_000_000;
 
@@ -53,7 +55,7 @@ pub(crate) fn turn(by_nanos: i64) -> Result<(), TurnClock> {
         0 => Ok(()),
         1..STEP_FROM_NANOS => {
             tracing::debug!(by_nanos, "the clock is slewed");
-            crate::sys::slew_clock(by_nanos / 1000)
+            syscalls::slew_clock(by_nanos / 1000)
                 .map_err(|source| TurnClock::Slew { nanos: by_nanos, source })
         }
         STEP_FROM_NANOS.. => {

@@ -1,0 +1,3 @@
+//! What the host adds while the VM runs: CPUs and memory.
+
+pub(crate) mod resize;
