@@ -169,10 +169,11 @@ in_order() {
 }
 
 # demand FILE…: for each module that waits for being asked for a line: the names by which the kernel may ask, a colon,
-# the modules to load, in order. Names with a wildcard are those of hardware.
+# the modules to load, in order. Of names with a wildcard, which are those of devices, only those of buses on which the agent
+# looks for devices without a driver.
 demand() {
     awk -v wanted="$*" "$needs"'
-        $1 == "alias" { if ($2 !~ /[*?[]/) alias[$3] = alias[$3] " " $2 }
+        $1 == "alias" { if ($2 !~ /[*?[]/ || $2 ~ /^(virtio|scsi):[^*?[]*\*$/) alias[$3] = alias[$3] " " $2 }
         END {
             n = split(wanted, want, " ")
             for (i = 1; i <= n; i++) {

@@ -10,6 +10,7 @@ use bulkhead_protocol::error::chain;
 use oci_spec::runtime::{Capability, Spec};
 use tokio::sync::watch;
 
+use super::disks;
 use super::error::ContainerError;
 use super::mounts::{guest, targets, workdir};
 use super::process::Process;
@@ -85,13 +86,13 @@ impl Containers {
         check_rootfs(id, &rootfs).await?;
         let target = Target { id, rootfs: &rootfs, terminal: request.stdio.terminal };
         let mut spec = spec::fit(&request.spec, target, &pod_view())?;
-        let disks = self.disks.come(id, &request.disks, &mut spec).await?;
+        let attached_disks = disks::attach(&self.disks, id, &request.disks, &mut spec).await?;
         devices::add(&mut spec, devices::of_guest);
         netfilter_for(&spec).await;
         let attached = match self.attach(request, &spec).await {
-            Ok(attached) => Attached { disks, ..attached },
+            Ok(attached) => Attached { disks: attached_disks, ..attached },
             Err(error) => {
-                self.disks.leave(&disks).await;
+                disks::detach(&self.disks, &attached_disks).await;
                 return Err(error);
             }
         };

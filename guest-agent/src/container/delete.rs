@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::error::chain;
 
+use super::disks;
 use super::error::ContainerError;
 use super::mounts::{guest, memory, share};
 use super::state::State;
@@ -91,7 +92,7 @@ impl Containers {
             }
         }
         tokio::time::sleep(A_TICK).await;
-        self.disks.leave(&attached.disks).await;
+        disks::detach(&self.disks, &attached.disks).await;
         let (id_of, attached, volumes) = (id.to_owned(), attached.clone(), Arc::clone(&self.volumes));
         blocking(move || {
             guest::detach_all(&attached.mounts);

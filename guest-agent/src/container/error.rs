@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cgroup::CgroupError;
 use crate::forward::host_sockets::ShowError;
+use crate::hotplug::DiskError;
 use crate::process::helper::LaunchError;
 use crate::process::reaper::SignalError;
 use crate::stdio::StdioError;
@@ -51,8 +52,12 @@ pub(crate) enum ContainerError {
     MakeWorkDir { id: String, path: PathBuf, source: io::Error },
     #[error("container {id} wants the pod's pid namespace, and the pod was set up without one")]
     NoPidNamespace { id: String },
-    #[error("the block device for {path} cannot be had: {act}")]
-    Disk { path: PathBuf, act: &'static str, source: io::Error },
+    #[error("the block device for {path} cannot be used")]
+    Disk { path: PathBuf, source: DiskError },
+    #[error("the block device for {path} cannot be used: the path is not absolute")]
+    DiskPath { path: PathBuf },
+    #[error("make the node of the block device for {path}")]
+    DiskNode { path: PathBuf, source: io::Error },
     #[error("mount {fs_type} at {target}")]
     Mount { fs_type: String, target: PathBuf, source: io::Error },
     #[error("make the volume in memory {name:?}")]

@@ -11,7 +11,6 @@ mod error;
 mod mounts;
 mod process;
 mod run;
-mod scsi;
 mod session;
 mod spec;
 mod state;
@@ -30,8 +29,10 @@ pub(crate) use state::Ended;
 
 use crate::cgroup::{self, Cgroup, OomWatch};
 use crate::forward::host_sockets::HostSockets;
+use crate::hotplug::Disks;
 use crate::process::reaper::{self, Reaper, SignalError};
 use crate::stdio::Streams;
+use disks::AttachedDisk;
 use mounts::{memory, share};
 use process::Process;
 use state::State;
@@ -57,7 +58,7 @@ pub(crate) struct Containers {
     streams: Arc<Streams>,
     volumes: Arc<share::Volumes>,
     memory: Arc<memory::Memory>,
-    disks: disks::Disks,
+    disks: Disks,
     sockets: Arc<HostSockets>,
 }
 
@@ -91,8 +92,7 @@ struct Attached {
     mounts: Vec<PathBuf>,
     /// Volumes that it has visited.
     volumes: Vec<PathBuf>,
-    /// Disks that it has come to.
-    disks: Vec<disks::Visited>,
+    disks: Vec<AttachedDisk>,
 }
 
 /// A process added to a container.
@@ -112,7 +112,7 @@ impl Containers {
             streams,
             volumes: Arc::default(),
             memory: Arc::default(),
-            disks: disks::Disks::default(),
+            disks: Disks::default(),
             sockets,
         })
     }

@@ -3,6 +3,7 @@
 //! A CPU that is plugged in appears in sysfs and waits there for somebody to bring it online. Memory comes through
 //! `virtio_mem`, which is loaded when the host first asks what there is, and is put to use as it comes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -11,11 +12,12 @@ use std::time::Duration;
 use bulkhead_protocol::agent::{GrowRequest, GrowResponse};
 use tokio::time::Instant;
 
+use super::drivers::{self, VIRTIO_MEMORY};
 use crate::kernel::capacity::{CPUS, ListCpus, memory_bytes, online_cpus};
-use crate::kernel::modules::{self, ModuleError};
+use crate::kernel::modules::ModuleError;
 
-/// The driver of added memory.
-const DRIVER: &str = "virtio_mem";
+/// Where sysfs is mounted.
+const SYS: &str = "/sys";
 /// Where new memory's use is decided (Linux, `Documentation/admin-guide/mm/memory-hotplug.rst`).
 const MEMORY_POLICY: &str = "/sys/devices/system/memory/auto_online_blocks";
 /// Pause between two looks. The kernel tells of CPUs, but not of the memory that it counts.
@@ -61,7 +63,7 @@ pub(crate) async fn take(request: GrowRequest) -> Result<GrowResponse, GrowthErr
 fn get_ready() -> Result<(), GrowthError> {
     let policy = fs::write(MEMORY_POLICY, "online");
     policy.map_err(|source| GrowthError::Policy { path: MEMORY_POLICY, source })?;
-    modules::demand(DRIVER).map_err(GrowthError::Driver)
+    drivers::load(Path::new(SYS), VIRTIO_MEMORY, &mut BTreeSet::new()).map_err(GrowthError::Driver)
 }
 
 /// Brings CPUs online that are not, until there are `wanted`; what the first said that refused.

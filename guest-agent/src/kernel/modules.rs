@@ -85,7 +85,7 @@ pub(crate) fn load_all(files: &[String]) {
 
 /// Does what the kernel asks of modprobe: `modprobe -q -- NAME`. A process of its own, not the agent.
 pub(crate) fn on_demand(args: &[String]) -> ExitCode {
-    let loaded = args.last().is_some_and(|name| matches!(load_demanded(name), Ok(found) if found));
+    let loaded = args.last().is_some_and(|name| matches!(load_by_name(name), Ok(found) if found));
     if loaded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -99,11 +99,15 @@ pub(crate) fn demand(name: &str) -> Result<(), ModuleError> {
     if is_live(name) {
         return Ok(());
     }
-    load_demanded(name).map(|_found| ())
+    load_by_name(name).map(|_found| ())
 }
 
-/// Whether the image has something of that name. Several modules may serve one name, as ciphers do: one is enough.
-fn load_demanded(name: &str) -> Result<bool, ModuleError> {
+/// Loads what has a name: a module's own, an alias by which the kernel asks, or a device's modalias. Says whether the image
+/// has something of that name. Several modules may serve one name, as ciphers do: one is enough.
+///
+/// # Errors
+/// [`ModuleError`] for the first that does not load, if none does.
+pub(crate) fn load_by_name(name: &str) -> Result<bool, ModuleError> {
     let (Some(table), Some(index)) = (read("demand")?, read("index")?) else { return Ok(false) };
     let mut result = Ok(false);
     for modules in demanded(&table, name) {
@@ -127,13 +131,18 @@ fn read(file: &str) -> Result<Option<String>, ModuleError> {
     }
 }
 
-/// What to load for a name, for each module that has it; the kernel does not tell dashes from underscores.
+/// What to load for a name, for each module that has it. The kernel does not tell dashes from underscores; a name in the
+/// table that ends with a star stands for all that begin so (modaliases).
 fn demanded<'a>(table: &'a str, name: &str) -> Vec<Vec<&'a str>> {
     let plain = |name: &str| name.replace('-', "_");
     let wanted = plain(name);
+    let has = |found: &str| match found.strip_suffix('*') {
+        Some(beginning) => name.starts_with(beginning),
+        None => plain(found) == wanted,
+    };
     let line = |line: &'a str| {
         let (names, modules) = line.split_once(" : ")?;
-        names.split(' ').any(|name| plain(name) == wanted).then(|| modules.split(' ').collect())
+        names.split(' ').any(has).then(|| modules.split(' ').collect())
     };
     table.lines().filter_map(line).collect()
 }
@@ -197,7 +206,7 @@ fn is_fine(error: Errno) -> bool {
 /// What a module is told.
 fn parameters(module: &str) -> &'static CStr {
     match module {
-        // Whoever wants a disk says where it is: a search would ask 256 targets.
+        // Hosts are scanned where a disk was attached (`hotplug/scsi.rs`): a whole one has 256 targets to ask.
         "scsi_mod" => c"scan=manual",
         _ => c"",
     }
@@ -313,6 +322,18 @@ mod tests {
         assert_eq!(demanded(table, "aesni_intel"), [["crypto_simd", "aesni_intel"]]);
         assert_eq!(demanded(table, "crypto-aes"), [vec!["aes_ti"], vec!["crypto_simd", "aesni_intel"]]);
         for name in ["net-pf-16", ":", "stp", ""] {
+            assert!(demanded(table, name).is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_module_is_found_by_the_modalias_of_a_device() {
+        let table = "virtio_scsi virtio:d00000008v* : scsi_common scsi_mod virtio_scsi\n\
+            virtio_blk virtio:d00000002v* : virtio_blk\n";
+        let scsi = demanded(table, "virtio:d00000008v00001AF4");
+        assert_eq!(scsi, [["scsi_common", "scsi_mod", "virtio_scsi"]]);
+        assert_eq!(demanded(table, "virtio:d00000002v00001AF4"), [["virtio_blk"]]);
+        for name in ["virtio:d00000018v00001AF4", "virtio:", "virtio:d00000008"] {
             assert!(demanded(table, name).is_empty(), "{name}");
         }
     }

@@ -94,6 +94,8 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::Mount { .. }
         | ContainerError::Memory { .. }
         | ContainerError::Disk { .. }
+        | ContainerError::DiskPath { .. }
+        | ContainerError::DiskNode { .. }
         | ContainerError::WriteFile { .. }
         | ContainerError::RemoveFile { .. }
         | ContainerError::Start { .. }

@@ -71,7 +71,7 @@ impl Wanted {
     /// As the guest's agent is told of it.
     fn for_guest(&self, disk: &Disk) -> GuestDisk {
         GuestDisk {
-            target: disk.slot().into(),
+            scsi_target: Some(disk.slot().into()),
             serial: id(disk.number()),
             path: self.disk.path.to_string_lossy().into_owned(),
             access: self.disk.access.clone(),

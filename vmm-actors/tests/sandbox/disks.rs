@@ -77,11 +77,14 @@ async fn a_device_is_plugged_in_once_and_goes_with_its_last_container() {
     let first = service.prepare(&wanting(&node, "c1", &[(one, "rwm"), (two, "r")])).await.unwrap();
     let [writable, read_only] = first.disks.as_slice() else { panic!("{:?}", first.disks) };
     assert_eq!(
-        (writable.path.as_str(), writable.serial.as_str(), writable.target),
-        ("/dev/block0", "disk0", 0)
+        (writable.path.as_str(), writable.serial.as_str(), writable.scsi_target),
+        ("/dev/block0", "disk0", Some(0))
     );
     assert_eq!((writable.access.as_str(), writable.file_mode), ("rwm", 0o600));
-    assert_eq!((read_only.serial.as_str(), read_only.target, read_only.access.as_str()), ("disk1", 1, "r"));
+    assert_eq!(
+        (read_only.serial.as_str(), read_only.scsi_target, read_only.access.as_str()),
+        ("disk1", Some(1), "r")
+    );
     let disks = service.driver.disks();
     assert_eq!((&disks[0].path, disks[0].access), (&device.path, Access::ReadWrite));
     assert_eq!(disks[0].logical_block_size, device.logical_block_size);
