@@ -5,6 +5,7 @@ use std::path::{Component, Path};
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use crate::finding::{Finding, Findings, quoted};
 use crate::{Settings, vmm};
 
 /// Longest path of a unix socket, in bytes: `sun_path` holds 108 with the final NUL (unix(7)).
@@ -34,37 +35,6 @@ const MAX_BOOT_TIMEOUT_SECS: u32 = 3600;
 /// Levels of the agent's log.
 const AGENT_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
-/// A value that cannot be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Finding {
-    pub(crate) key: String,
-    pub(crate) value: String,
-    pub(crate) wrong: String,
-    pub(crate) right: String,
-}
-
-/// Collects findings about keys.
-#[derive(Debug, Default)]
-pub(crate) struct Findings(pub(crate) Vec<Finding>);
-
-impl Findings {
-    pub(crate) fn add(
-        &mut self,
-        key: &str,
-        value: String,
-        wrong: impl Into<String>,
-        right: impl Into<String>,
-    ) {
-        self.0.push(Finding { key: key.to_owned(), value, wrong: wrong.into(), right: right.into() });
-    }
-
-    fn unless(&mut self, good: bool, key: &str, value: String, (wrong, right): (&str, &str)) {
-        if !good {
-            self.add(key, value, wrong, right);
-        }
-    }
-}
-
 /// Every path among the settings, by key.
 pub(crate) fn paths(settings: &Settings) -> Vec<(&'static str, &Path)> {
     let Settings { sandboxer, shim, guest, vm, virtiofsd, .. } = settings;
@@ -79,7 +49,7 @@ pub(crate) fn paths(settings: &Settings) -> Vec<(&'static str, &Path)> {
         ("vm.entropy_source", &vm.entropy_source),
         ("virtiofsd.path", &virtiofsd.path),
     ];
-    paths.extend(vmm::paths(settings));
+    paths.extend(vmm::paths(settings.vmms()));
     paths
 }
 
@@ -198,16 +168,11 @@ fn arguments(settings: &Settings, findings: &mut Findings) {
     let printable = params.len() <= MAX_KERNEL_PARAMS && !params.chars().any(char::is_control);
     let line = ("not one line of at most 1024 bytes", "parameters with blanks between them");
     findings.unless(printable, "guest.kernel_params", format!("{params:?}"), line);
-    let mut extra = vmm::arguments(settings);
+    let mut extra = vmm::arguments(settings.vmms());
     extra.push(("virtiofsd.extra_args", &settings.virtiofsd.extra_args));
     for (key, arguments) in extra {
         let usable = arguments.iter().all(|argument| !argument.is_empty() && !argument.contains('\0'));
         let words = ("holds an empty argument or a NUL byte", "one non-empty word for each argument");
         findings.unless(usable, key, format!("{arguments:?}"), words);
     }
-}
-
-/// A path as TOML spells it.
-pub(crate) fn quoted(path: &Path) -> String {
-    format!("{:?}", path.display().to_string())
 }

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use crate::check::{Finding, Findings, quoted};
+use crate::finding::{Finding, Findings, Program, quoted};
 use crate::{Settings, vmm};
 
 /// First bytes of an ELF file (elf(5)).
@@ -22,11 +22,11 @@ pub(crate) fn findings(settings: &Settings) -> Vec<Finding> {
 }
 
 fn programs(settings: &Settings, findings: &mut Findings) {
-    let mut programs: Vec<vmm::Program<'_>> = vec![
+    let mut programs: Vec<Program<'_>> = vec![
         ("shim.binary", &settings.shim.binary, "install containerd-shim-bulkhead-v2 or name where it is"),
         ("virtiofsd.path", &settings.virtiofsd.path, "install virtiofsd or name where it is"),
     ];
-    programs.extend(vmm::programs(settings));
+    programs.extend(vmm::programs(settings.vmms()));
     for (key, path, remedy) in programs.into_iter().filter(|(_, path, _)| path.is_absolute()) {
         match fs::metadata(path) {
             Err(error) => findings.add(key, quoted(path), missing(&error), remedy),
@@ -93,7 +93,7 @@ fn hardware(settings: &Settings, findings: &mut Findings) {
     if source.is_absolute() && File::open(source).is_err() {
         findings.add("vm.entropy_source", quoted(source), "cannot be opened", "for example /dev/urandom");
     }
-    vmm::host(settings, findings);
+    vmm::host(settings.vmms(), findings);
     if settings.vm.hugepages && huge_pages() == 0 {
         let right = "reserve some (sysctl vm.nr_hugepages), or false";
         findings.add("vm.hugepages", "true".into(), "this host has no huge pages reserved", right);

@@ -5,6 +5,7 @@
 
 mod check;
 mod fault;
+mod finding;
 mod host;
 mod load;
 mod nearest;

@@ -10,7 +10,7 @@ use std::path::Path;
 use toml::de::DeTable;
 use toml::{Table, Value};
 
-use crate::check::Finding;
+use crate::finding::Finding;
 use crate::{Fault, Faults, Settings, check, host, nearest};
 
 /// How much is checked.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::vmm::{Hypervisor, Qemu};
+use crate::vmm::{Hypervisor, Qemu, Vmms};
 
 /// Everything that can be set, as `bulkhead.toml` spells it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -27,6 +27,13 @@ pub struct Settings {
     pub cgroup: Cgroup,
     /// Figures for Prometheus.
     pub metrics: Metrics,
+}
+
+impl Settings {
+    /// What concerns VMMs.
+    pub(crate) fn vmms(&self) -> Vmms<'_> {
+        Vmms { chosen: self.vm.hypervisor, qemu: &self.qemu }
+    }
 }
 
 /// `[sandboxer]`: sockets, directories, logging.

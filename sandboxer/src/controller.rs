@@ -12,7 +12,7 @@ use containerd_sandbox::{
 };
 use serde_json::json;
 use vmm_actors::id::{ContainerdNamespace, SandboxId};
-use vmm_actors::registry::CreateSandbox;
+use vmm_actors::sandbox::CreateSandbox;
 use vmm_actors::sandbox::Snapshot;
 use vmm_actors::{PodSpec, Sandboxes};
 

@@ -15,6 +15,7 @@
 
 pub mod agent;
 pub mod ask;
+mod cause;
 pub mod cgroup;
 pub mod guest_spec;
 pub mod host;

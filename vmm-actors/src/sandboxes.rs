@@ -12,12 +12,12 @@ use futures::future::join_all;
 use crate::ask::{AskError, Reply, ask};
 use crate::id::{ContainerId, SandboxId};
 use crate::pod_spec::Resources;
-use crate::registry::{self, CreateSandbox, List, Lookup, RecoveryReport, Registry};
+use crate::registry::{self, List, Lookup, RecoveryReport, Registry};
 use crate::sandbox::record::{RecordError, Store};
 use crate::sandbox::{
-    Abandon, ContainerRequest, ContainerStarted, Exited, Host, Metrics, Observe, Orphan, PodMetrics,
-    PrepareContainer, PreparedContainer, ReleaseContainer, Sandbox, SandboxError, Shutdown, Snapshot, Start,
-    Started, Stop, Update, Wait,
+    Abandon, ContainerRequest, ContainerStarted, CreateSandbox, Exited, Host, Metrics, Observe, Orphan,
+    PodMetrics, PrepareContainer, PreparedContainer, ReleaseContainer, Sandbox, SandboxError, Shutdown,
+    Snapshot, Start, Started, Stop, Update, Wait,
 };
 use crate::telemetry::Telemetry;
 use crate::vm::Drivers;
@@ -41,7 +41,7 @@ impl Sandboxes {
     ) -> Result<(Self, RecoveryReport), RecordError> {
         let store = Store::open(&settings.sandboxer.state_dir)?;
         let (recovered, report) = registry::recover(&store, &settings.sandboxer.run_dir)?;
-        telemetry.recovered(&report);
+        report.count_in(&telemetry);
         let host = Host { settings, drivers, store, telemetry };
         Ok((Self { registry: Registry::new(host, recovered).start() }, report))
     }

@@ -6,8 +6,7 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts};
 
-use crate::registry::RecoveryReport;
-use crate::sandbox::state::Class;
+use crate::cause::Class;
 
 /// In seconds: a step is a system call or two, or the boot of an emulated guest.
 const BUCKETS: [f64; 15] =
@@ -89,17 +88,8 @@ impl Telemetry {
         self.ends.with_label_values(&[class.name()]).inc();
     }
 
-    pub(crate) fn recovered(&self, report: &RecoveryReport) {
-        let RecoveryReport { adopted, undone, lost, stopped, quarantined, run_dirs: _ } = report;
-        for (outcome, count) in [
-            ("adopted", adopted.len()),
-            ("undone", undone.len()),
-            ("lost", lost.len()),
-            ("stopped", stopped.len()),
-            ("quarantined", quarantined.len()),
-        ] {
-            self.recovered.with_label_values(&[outcome]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
-        }
+    pub(crate) fn recovered(&self, outcome: &str, count: usize) {
+        self.recovered.with_label_values(&[outcome]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 }
 

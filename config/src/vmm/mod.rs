@@ -6,8 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Settings;
-use crate::check::Findings;
+use crate::finding::{Findings, Program};
 
 pub use qemu::{Accelerator, Machine, Qemu};
 
@@ -20,29 +19,33 @@ pub enum Hypervisor {
     Qemu,
 }
 
-/// A key, the program that it names, and what to do where the host has none.
-pub(crate) type Program<'a> = (&'static str, &'a Path, &'static str);
+/// The settings of every VMM, and which of them runs the VMs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vmms<'a> {
+    pub(crate) chosen: Hypervisor,
+    pub(crate) qemu: &'a Qemu,
+}
 
 /// Every path among the VMMs' settings, by key.
-pub(crate) fn paths(settings: &Settings) -> Vec<(&'static str, &Path)> {
-    qemu::paths(&settings.qemu).to_vec()
+pub(crate) fn paths(vmms: Vmms<'_>) -> Vec<(&'static str, &Path)> {
+    qemu::paths(vmms.qemu).to_vec()
 }
 
 /// Arguments that are handed to VMMs as they are, by key.
-pub(crate) fn arguments(settings: &Settings) -> Vec<(&'static str, &[String])> {
-    vec![qemu::arguments(&settings.qemu)]
+pub(crate) fn arguments(vmms: Vmms<'_>) -> Vec<(&'static str, &[String])> {
+    vec![qemu::arguments(vmms.qemu)]
 }
 
 /// Programs that the chosen VMM needs.
-pub(crate) fn programs(settings: &Settings) -> Vec<Program<'_>> {
-    match settings.vm.hypervisor {
-        Hypervisor::Qemu => qemu::programs(&settings.qemu).to_vec(),
+pub(crate) fn programs(vmms: Vmms<'_>) -> Vec<Program<'_>> {
+    match vmms.chosen {
+        Hypervisor::Qemu => qemu::programs(vmms.qemu).to_vec(),
     }
 }
 
 /// What else the chosen VMM needs of the host.
-pub(crate) fn host(settings: &Settings, findings: &mut Findings) {
-    match settings.vm.hypervisor {
-        Hypervisor::Qemu => qemu::host(&settings.qemu, findings),
+pub(crate) fn host(vmms: Vmms<'_>, findings: &mut Findings) {
+    match vmms.chosen {
+        Hypervisor::Qemu => qemu::host(vmms.qemu, findings),
     }
 }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Program;
-use crate::check::Findings;
+use crate::finding::{Findings, Program};
 
 /// `[qemu]`: the QEMU driver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

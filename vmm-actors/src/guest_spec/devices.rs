@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::{Note, SpecError};
+use super::error::SpecError;
+use super::note::Note;
 use crate::host::block::Number;
 
 /// Devices with the same number and meaning in every Linux (Documentation/admin-guide/devices.txt), none of which

@@ -7,11 +7,11 @@
 mod devices;
 mod error;
 mod mounts;
+mod note;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::{GUEST_CGROUPS, MEMORY_DIR, MIN_OOM_SCORE_ADJ, PID_NAMESPACE, SHARE_DIR, SOCKET_DIR};
@@ -25,6 +25,7 @@ use crate::pod_spec::ResourceLimit;
 pub use devices::HostDisk;
 pub use error::SpecError;
 pub use mounts::{Bind, Propagation, ReadOnly};
+pub use note::Note;
 
 /// A container as the guest gets it, and what the host must do for it first.
 #[derive(Debug, Clone)]
@@ -39,32 +40,6 @@ pub struct GuestSpec {
     pub disks: Vec<HostDisk>,
     /// What was left out or taken from the guest, for the log.
     pub notes: Vec<Note>,
-}
-
-/// Something of the spec that means a thing of the host, and what became of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
-    /// A bind mount of a kernel file system shows the guest's, not the host's.
-    FromGuest {
-        /// The path, the same on both sides.
-        source: PathBuf,
-    },
-    /// A setting that only makes sense on the host was left out.
-    LeftOut {
-        /// Name of the setting, as the OCI spec spells it.
-        setting: &'static str,
-        /// Its value, where a short text can say it.
-        value: String,
-    },
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::FromGuest { source } => write!(out, "{} is the guest's, not the host's", source.display()),
-            Self::LeftOut { setting, value } => write!(out, "{setting} left out ({value})"),
-        }
-    }
 }
 
 /// Whose container it is.

@@ -4,7 +4,8 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
-use super::{Note, SpecError};
+use super::error::SpecError;
+use super::note::Note;
 
 /// File systems that a container gets from the kernel it runs on.
 const KERNEL_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];

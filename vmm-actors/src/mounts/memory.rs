@@ -9,7 +9,8 @@ use std::path::{Component, Path};
 
 use rustix::fs::statfs;
 
-use super::{BindMount, MountsError};
+use super::error::MountsError;
+use super::request::BindMount;
 use crate::host::mountinfo::{self, Mounted};
 use crate::id::ContainerId;
 

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use actix::Message;
-use serde::{Deserialize, Serialize};
 
-use super::{HostSocket, MemoryVolume, MountsError};
+use super::error::MountsError;
+use super::memory::MemoryVolume;
+use super::request::{BindMount, RootfsMount};
+use super::sockets::HostSocket;
 use crate::ask::Reply;
 use crate::host::process::ProcessIdentity;
 use crate::id::ContainerId;
@@ -50,33 +52,6 @@ pub struct Release {
 pub struct Close {
     /// Nothing is mounted below the pod's directory.
     pub reply: Reply<(), MountsError>,
-}
-
-/// One mount of a root file system, as containerd's snapshotters give it (`containerd.types.Mount`).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct RootfsMount {
-    /// `overlay`, `bind`, …
-    pub kind: String,
-    /// A directory, a device, or a mere name.
-    pub source: String,
-    /// Below the root file system; empty: the root file system itself.
-    #[serde(default)]
-    pub target: String,
-    /// As in fstab(5).
-    #[serde(default)]
-    pub options: Vec<String>,
-}
-
-/// One volume.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BindMount {
-    /// File or directory of the host; links are followed as mount(8) does.
-    pub source: PathBuf,
-    /// The volume is `<container>/mounts/<number>` in the share.
-    pub number: u32,
-    /// As in the OCI runtime spec: `rbind`, `ro`, `rslave`, …
-    #[serde(default)]
-    pub options: Vec<String>,
 }
 
 /// The volumes of a container.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rustix::mount::MountFlags;
 
-use super::RootfsMount;
+use super::request::RootfsMount;
 use crate::host::mount::{BindFlags, Filesystem, Propagation, attribute};
 
 /// An option that makes no sense here.

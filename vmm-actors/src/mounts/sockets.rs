@@ -1,7 +1,6 @@
 //! Unix sockets of the host among a container's volumes. They are not mounted: what listens there is no process of
 //! the guest. The shim proxy connects to them for the guest, which works for streams of bytes and nothing else.
 
-use std::fmt;
 use std::fs::{self, Metadata};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +10,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use super::{BindMount, MountsError};
+use super::error::{MountsError, SocketKind};
+use super::request::BindMount;
 use crate::id::ContainerId;
 
 /// Permission bits of stat(2)'s mode.
@@ -30,24 +30,6 @@ pub struct HostSocket {
     pub gid: u32,
     /// Permission bits.
     pub mode: u32,
-}
-
-/// A kind of socket that does not carry a stream of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SocketKind {
-    /// `SOCK_DGRAM`.
-    Datagram,
-    /// `SOCK_SEQPACKET`.
-    SequencedPacket,
-}
-
-impl fmt::Display for SocketKind {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Datagram => "datagram",
-            Self::SequencedPacket => "seqpacket",
-        })
-    }
 }
 
 /// Describes the socket that a volume's source leads to.

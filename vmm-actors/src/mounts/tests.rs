@@ -6,8 +6,8 @@ mod sockets;
 use super::*;
 use rig::*;
 use std::fs;
-use std::io::ErrorKind;
-use std::path::Path;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use actix::Actor;
@@ -17,7 +17,8 @@ use rustix::mount::{MountFlags, mount, unmount};
 use crate::ask::ask;
 use crate::host::mount::MountError;
 use crate::host::mountinfo::below;
-use crate::host::process::ProcessIdentity;
+use crate::host::process::{ProcessError, ProcessIdentity};
+use crate::id::ContainerId;
 
 #[test]
 fn a_container_is_seen_by_the_file_server_and_goes_without_a_trace() {

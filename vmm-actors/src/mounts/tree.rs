@@ -1,30 +1,26 @@
 //! The four things the actor does, each on its own so that a successor can do them without one.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bulkhead_protocol::SHARE_DIR;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
+use super::error::MountsError;
+use super::memory::{self, MemoryVolume};
+use super::messages::{FileServer, PreparedMounts, Volumes};
 use super::options::{self, Kind};
+use super::request::{BindMount, RootfsMount};
+use super::share::{backing, blocking, make_directory, mounts_below, unmount_below};
+use super::sockets::{self, HostSocket};
 use super::volumes::{self, Volume};
-use super::{
-    BindMount, FileServer, HostSocket, MemoryVolume, MountsError, PreparedMounts, RootfsMount, Volumes,
-    memory, sockets,
-};
 use crate::host::dir::{self, PrivateDir};
-use crate::host::mount::{self, BindFlags, Mount, Propagation, attribute};
+use crate::host::mount::{BindFlags, Mount, Propagation, attribute};
 use crate::host::mount_ns::MountNs;
-use crate::host::mountinfo;
 use crate::id::ContainerId;
-
-/// How often, and how far apart, a busy mount is tried before it is detached instead.
-const TRIES: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Makes `share` a read-only, shared view of the directory beside it.
 ///
@@ -180,52 +176,6 @@ fn real(share: &Path) -> PathBuf {
     }
 }
 
-/// Where mount points are made: nothing is ever mounted here, so it can be removed without looking.
-pub(super) fn backing(share: &Path) -> PathBuf {
-    share.with_extension("rw")
-}
-
-pub(super) fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, MountsError> {
-    mountinfo::below(path).map_err(|source| MountsError::ListMounts { source })
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, MountsError> + Send + 'static,
-) -> Result<T, MountsError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(MountsError::CutOff))
-}
-
-/// Unmounts what is at a path and below it. What stays busy for long is detached, which is logged.
-pub(super) async fn unmount_below(path: &Path) -> Result<(), MountsError> {
-    let mut attempt = 0;
-    loop {
-        let path = path.to_owned();
-        let last = attempt == TRIES;
-        let done = blocking(move || unmount_once(&path, last)).await?;
-        if done {
-            return Ok(());
-        }
-        attempt += 1;
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-/// Says whether nothing is left.
-fn unmount_once(path: &Path, last: bool) -> Result<bool, MountsError> {
-    let mut done = true;
-    for target in mounts_below(path)? {
-        match mount::unmount(&target) {
-            Err(error) if error.is_busy() && last => {
-                tracing::warn!(target_path = %target.display(), "mount stays in use, detaching it");
-                mount::detach(&target).map_err(MountsError::Mount)?;
-            }
-            Err(error) if error.is_busy() => done = false,
-            result => result.map_err(MountsError::Mount)?,
-        }
-    }
-    Ok(done)
-}
-
 /// Guards in the order in which they were made. A vector would drop the first one first.
 #[derive(Default)]
 struct Undo(Vec<Mount>);
@@ -377,13 +327,4 @@ impl Place {
             read_only_in_guest: Vec::new(),
         }
     }
-}
-
-/// Its owner is root and its mode does not matter: something is mounted over it.
-pub(super) fn make_directory(path: &Path) -> Result<(), MountsError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| MountsError::MakeMountPoint { path: path.to_owned(), source })
 }

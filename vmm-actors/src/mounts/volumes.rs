@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_protocol::SHARE_VOLUMES;
 
-use super::MountsError;
-use super::tree::{backing, blocking, make_directory, mounts_below, unmount_below};
+use super::error::MountsError;
+use super::share::{backing, blocking, make_directory, mounts_below, unmount_below};
 use crate::host::mount::{BindFlags, Mount, Propagation, attribute};
 use crate::id::ContainerId;
 

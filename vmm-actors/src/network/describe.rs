@@ -17,8 +17,8 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
-use super::LinkStats;
 use super::record::is_tap_name;
+use super::stats::LinkStats;
 
 /// The loopback device is the first of every network namespace.
 const LOOPBACK: u32 = 1;

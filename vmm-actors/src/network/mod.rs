@@ -20,14 +20,16 @@ mod messages;
 mod prepare;
 mod record;
 mod session;
+mod stats;
 mod sysctls;
 mod tc;
 
 pub use actor::Network;
 pub use describe::PodNetwork;
-pub use messages::{LinkStats, Prepare, Prepared, PreparedLink, Release, Stats};
+pub use messages::{Prepare, Prepared, PreparedLink, Release, Stats};
 pub use prepare::{prepare, release, stats};
 pub use record::{LinkRecord, NetworkRecord, plan};
+pub use stats::LinkStats;
 
 use std::io;
 use std::path::PathBuf;

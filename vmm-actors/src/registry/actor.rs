@@ -7,12 +7,12 @@ use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, WrapFut
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
-use super::messages::{Create, Left, List, Lookup};
+use super::messages::{Create, List, Lookup};
 use super::recovery::begin_of;
 use crate::id::SandboxId;
 use crate::sandbox::record::{Found, Record};
 use crate::sandbox::state::Cause;
-use crate::sandbox::{Begin, Host, Place, Sandbox, SandboxError, chain};
+use crate::sandbox::{Begin, Host, Left, Place, Sandbox, SandboxError, chain};
 
 const MAILBOX: usize = 1024;
 
@@ -45,7 +45,8 @@ impl Registry {
         self.next_generation += 1;
         let generation = self.next_generation;
         let (left_in_order, end) = oneshot::channel();
-        let place = Place { registry: ctx.address(), generation, left_in_order: Some(left_in_order) };
+        let place =
+            Place { registry: ctx.address().recipient(), generation, left_in_order: Some(left_in_order) };
         let sandbox = Sandbox::new(begin, self.host.clone(), place);
         self.sandboxes.insert(id.clone(), Life { addr: sandbox.start(), generation });
         let ended = end.into_actor(self).map(move |end, registry, ctx| {

@@ -15,8 +15,7 @@ mod messages;
 mod recovery;
 
 pub use actor::Registry;
-pub use messages::{Create, CreateSandbox, List, Lookup};
+pub use messages::{Create, List, Lookup};
 pub use recovery::RecoveryReport;
 
-pub(crate) use messages::Left;
 pub(crate) use recovery::recover;

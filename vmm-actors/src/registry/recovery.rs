@@ -14,6 +14,7 @@ use crate::runtime_dir::{PodDir, VmDir};
 use crate::sandbox::record::{Found, Phase, Record, RecordError, Store};
 use crate::sandbox::verdict::{Reality, Verdict, judge};
 use crate::sandbox::{Begin, chain};
+use crate::telemetry::Telemetry;
 
 /// What was found, for the log and for the operator.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -72,6 +73,20 @@ pub(crate) fn begin_of(record: Box<Record>) -> (SandboxId, Begin) {
 }
 
 impl RecoveryReport {
+    /// Counts what became of the recorded sandboxes.
+    pub(crate) fn count_in(&self, telemetry: &Telemetry) {
+        let Self { adopted, undone, lost, stopped, quarantined, run_dirs: _ } = self;
+        for (outcome, count) in [
+            ("adopted", adopted.len()),
+            ("undone", undone.len()),
+            ("lost", lost.len()),
+            ("stopped", stopped.len()),
+            ("quarantined", quarantined.len()),
+        ] {
+            telemetry.recovered(outcome, count);
+        }
+    }
+
     fn note(&mut self, record: &Record, verdict: &Verdict) {
         if *verdict == Verdict::Adopt {
             self.run_dirs.extend(record.dir.run_dir().map(Path::to_owned));

@@ -1,17 +1,19 @@
 //! The sandbox actor: decides by [`state`](super::state), then acts.
 
-use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, WrapFuture};
+use actix::{
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, SpawnHandle, WrapFuture,
+};
 use tracing::{Instrument, Span, error, info, info_span, warn};
 
-use super::begin::{Begin, First, Place};
+use super::attachments::Plugs;
+use super::begin::{Begin, First, Left, Place};
 use super::bring_up::{BringUp, BroughtUp};
-use super::children::{Children, Host};
-use super::containers::Containers;
+use super::children::{Children, Host, Parent};
+use super::container_table::Containers;
 use super::error::{SandboxError, chain};
 use super::messages::{
     Abandon, Exited, Happened, Orphan, START_OVERDUE, Shutdown, Start, Started, Stop, Wait,
 };
-use super::plug::Plugs;
 use super::record::{Nanos, Phase, Record, RecordError};
 use super::recorder::Recorder;
 use super::release::{Release, Scope};
@@ -21,7 +23,6 @@ use super::timeline::Timeline;
 use super::waiters::Waiters;
 use crate::ask::tell;
 use crate::id::SandboxId;
-use crate::registry::Left;
 
 /// Requests of one pod that may wait: kubelet asks for Status often, and every container adds a few calls.
 const MAILBOX: usize = 256;
@@ -292,7 +293,7 @@ impl Sandbox {
 
     fn leave(&mut self, ctx: &mut Context<Self>) {
         let left = Left { id: self.id(), generation: self.place.generation };
-        if let Err(refusal) = tell(&self.place.registry, left) {
+        if let Err(refusal) = self.place.registry.try_send(left) {
             error!(parent: &self.span, %refusal, "the registry was not told; the id stays taken");
         }
         if let Some(in_order) = self.place.left_in_order.take() {
@@ -303,13 +304,24 @@ impl Sandbox {
     }
 }
 
+fn parent(sandbox: &Addr<Sandbox>) -> Parent {
+    Parent {
+        vm: sandbox.clone().recipient(),
+        virtiofsd: sandbox.clone().recipient(),
+        shim: sandbox.clone().recipient(),
+        agent: sandbox.clone().recipient(),
+        oom: sandbox.clone().recipient(),
+        pressure: sandbox.clone().recipient(),
+    }
+}
+
 impl Actor for Sandbox {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
         let _in_span = self.span.clone().entered();
-        let (children, gone) = Children::start(&self.host, &self.record, &ctx.address());
+        let (children, gone) = Children::start(&self.host, &self.record, &parent(&ctx.address()));
         self.children = Some(children);
         match self.first.take() {
             Some(First::BringUp) => self.bring_up(ctx),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use actix::Addr;
+use actix::{Message, Recipient};
 use tokio::sync::oneshot;
 
 use super::error::SandboxError;
@@ -10,7 +10,7 @@ use super::record::{Nanos, Phase, Record};
 use super::state::{Cause, State};
 use super::verdict::Verdict;
 use crate::ask::Reply;
-use crate::registry::Registry;
+use crate::id::SandboxId;
 
 /// Where a sandbox actor comes from.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub enum Begin {
 
 /// The actor's place below the registry.
 pub(crate) struct Place {
-    pub(crate) registry: Addr<Registry>,
+    pub(crate) registry: Recipient<Left>,
     /// Tells this life from an earlier one of the same sandbox.
     pub(crate) generation: u64,
     /// Dropped without a word, it tells the registry that the actor panicked.
@@ -44,6 +44,14 @@ impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Place(generation {})", self.generation)
     }
+}
+
+/// A sandbox has released everything and forgets itself: its id is free.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Left {
+    pub(crate) id: SandboxId,
+    pub(crate) generation: u64,
 }
 
 /// What the actor does first.

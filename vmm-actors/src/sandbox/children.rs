@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr};
+use actix::{Actor, Addr, Recipient};
 use bulkhead_config::Settings;
 use tracing::warn;
 
-use super::actor::Sandbox;
 use super::error::chain;
 use super::record::{Phase, Record, Store};
-use crate::agent::Agent;
+use crate::agent::{self, Agent};
 use crate::ask::tell;
 use crate::cgroup::Cgroup;
 use crate::monitor::{self, Monitor};
@@ -34,6 +33,17 @@ pub struct Host {
     pub telemetry: Telemetry,
 }
 
+/// Where the children tell what happens to them.
+#[derive(Debug, Clone)]
+pub(super) struct Parent {
+    pub(super) vm: Recipient<vm::VmmExited>,
+    pub(super) virtiofsd: Recipient<virtiofsd::VirtiofsdExited>,
+    pub(super) shim: Recipient<shim::ShimExited>,
+    pub(super) agent: Recipient<agent::AgentSilent>,
+    pub(super) oom: Recipient<monitor::Oom>,
+    pub(super) pressure: Recipient<monitor::Pressure>,
+}
+
 /// One of each, alive as long as the sandbox actor.
 #[derive(Debug, Clone)]
 pub(super) struct Children {
@@ -50,11 +60,11 @@ pub(super) struct Children {
 impl Children {
     /// Children that take over whatever of the record lives, and the names of recorded parts that are gone or cannot be
     /// looked at. Those begin anew; the cgroup still has every process.
-    pub(super) fn start(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> (Self, Vec<&'static str>) {
+    pub(super) fn start(host: &Host, record: &Record, parent: &Parent) -> (Self, Vec<&'static str>) {
         let mut gone = Vec::new();
         let children = Self {
             cgroup: Cgroup::new().start(),
-            monitor: Monitor::new(parent.clone().recipient(), parent.clone().recipient()).start(),
+            monitor: Monitor::new(parent.oom.clone(), parent.pressure.clone()).start(),
             network: Network::new().start(),
             mounts: Mounts::new(record.vm_dir().shared()).start(),
             vm: start_vm(host, record, parent, &mut gone),
@@ -82,15 +92,15 @@ impl Children {
     }
 }
 
-fn start_vm(host: &Host, record: &Record, parent: &Addr<Sandbox>, gone: &mut Vec<&'static str>) -> Addr<Vm> {
-    let parent = || parent.clone().recipient();
+fn start_vm(host: &Host, record: &Record, parent: &Parent, gone: &mut Vec<&'static str>) -> Addr<Vm> {
+    let parent = || parent.vm.clone();
     let adopted = record.vm.as_ref().map(|vm| Vm::adopt(vm, host.drivers.of(vm), parent()));
     adopted_or(("the VM", gone), adopted, || Vm::new(host.drivers.get(host.settings.vm.hypervisor), parent()))
         .start()
 }
 
-fn start_agent(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Agent> {
-    let (dir, parent) = (record.vm_dir(), parent.clone().recipient());
+fn start_agent(host: &Host, record: &Record, parent: &Parent) -> Addr<Agent> {
+    let (dir, parent) = (record.vm_dir(), parent.agent.clone());
     let agent = match record.phase {
         Phase::Running => Agent::adopt(dir, parent),
         Phase::Starting | Phase::Stopped { .. } => {
@@ -104,22 +114,17 @@ fn start_agent(host: &Host, record: &Record, parent: &Addr<Sandbox>) -> Addr<Age
 fn start_virtiofsd(
     host: &Host,
     record: &Record,
-    parent: &Addr<Sandbox>,
+    parent: &Parent,
     gone: &mut Vec<&'static str>,
 ) -> Addr<Virtiofsd> {
-    let parent = || parent.clone().recipient();
+    let parent = || parent.virtiofsd.clone();
     let adopted = record.virtiofsd.as_ref().map(|virtiofsd| Virtiofsd::adopt(virtiofsd, parent()));
     let settings = host.settings.virtiofsd.clone();
     adopted_or(("virtiofsd", gone), adopted, || Virtiofsd::new(record.vm_dir(), settings, parent())).start()
 }
 
-fn start_shim(
-    host: &Host,
-    record: &Record,
-    parent: &Addr<Sandbox>,
-    gone: &mut Vec<&'static str>,
-) -> Addr<Shim> {
-    let parent = || parent.clone().recipient();
+fn start_shim(host: &Host, record: &Record, parent: &Parent, gone: &mut Vec<&'static str>) -> Addr<Shim> {
+    let parent = || parent.shim.clone();
     let adopted = record.shim.as_ref().map(|shim| Shim::adopt(shim, parent()));
     adopted_or(("the shim proxy", gone), adopted, || {
         let (id, namespace) = (record.id.clone(), record.containerd_namespace.clone());

@@ -1,6 +1,5 @@
 //! Containers' mounts in the pod's share: asked for by the shim proxy, recorded before they are made.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use actix::{ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
@@ -8,12 +7,13 @@ use tracing::{info, warn};
 
 use super::actor::Sandbox;
 use super::children::Children;
+use super::container_table::Container;
 use super::error::{Blame, SandboxError, chain};
 use super::messages::{
     ContainerRequest, ContainerStarted, PrepareContainer, PreparedContainer, ReleaseContainer,
 };
 use super::plug::{self, Wanted};
-use super::record::{ContainerRecord, Record};
+use super::record::ContainerRecord;
 use super::state::State;
 use super::waiters::Waiters;
 use crate::ask::{AskError, Reply, ask};
@@ -21,28 +21,6 @@ use crate::guest_spec::{Bind, GuestSpec, LeftToGuest, Propagation, ReadOnly, Tar
 use crate::id::ContainerId;
 use crate::mounts;
 use crate::pod_spec::PodSpec;
-
-/// Containers by id.
-#[derive(Debug, Default)]
-pub(super) struct Containers(BTreeMap<ContainerId, Container>);
-
-#[derive(Debug)]
-enum Container {
-    /// Mounts are being made. Whoever asks for release meanwhile waits here too.
-    Preparing { prepared: Waiters<PreparedContainer>, release: Waiters<()> },
-    /// Mounts are there.
-    Prepared(PreparedContainer),
-    /// A previous process recorded it: its mounts may be there.
-    Recorded,
-    /// Mounts are being undone.
-    Releasing(Waiters<()>),
-}
-
-impl Containers {
-    pub(super) fn recorded(record: &Record) -> Self {
-        Self(record.containers.keys().map(|id| (id.clone(), Container::Recorded)).collect())
-    }
-}
 
 impl Handler<PrepareContainer> for Sandbox {
     type Result = ();

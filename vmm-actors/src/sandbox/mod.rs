@@ -12,9 +12,11 @@
 //! The life cycle is the table in [`state`]; what a successor does with a record is decided in [`verdict`].
 
 mod actor;
+mod attachments;
 mod begin;
 mod bring_up;
 mod children;
+mod container_table;
 mod containers;
 pub mod disks;
 mod error;
@@ -27,6 +29,7 @@ mod plug;
 pub mod record;
 mod recorder;
 mod release;
+mod request;
 mod sizing;
 pub mod state;
 mod timeline;
@@ -44,6 +47,7 @@ pub use messages::{
     Stop, Update, Wait,
 };
 
+pub use request::CreateSandbox;
 pub use sizing::Basis;
 
-pub(crate) use begin::Place;
+pub(crate) use begin::{Left, Place};

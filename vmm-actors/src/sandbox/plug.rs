@@ -1,17 +1,15 @@
 //! Block devices of the host for containers: plugged into the VM before the guest is asked for the container, and
 //! unplugged when the last one that had them has gone, after the guest has flushed them and let go.
 
-use std::collections::BTreeMap;
-use std::fmt;
-
 use actix::{ActorFutureExt, Addr, AsyncContext, Context, WrapFuture};
 use bulkhead_protocol::FEATURE_DISKS;
 use bulkhead_protocol::agent::Disk as GuestDisk;
 use futures::FutureExt;
-use futures::future::{LocalBoxFuture, Shared, join_all};
+use futures::future::join_all;
 use tracing::warn;
 
 use super::actor::Sandbox;
+use super::attachments::{NotPlugged, Plug};
 use super::disks::{Disk, Key, id};
 use super::error::{Blame, SandboxError, chain};
 use crate::agent::{self, Agent};
@@ -20,27 +18,6 @@ use crate::guest_spec::HostDisk;
 use crate::host::block::BlockDevice;
 use crate::id::ContainerId;
 use crate::vm::{self, Ability, Access, Device, Vm, VmError};
-
-/// What became, or will become, of plugging a disk in. Whoever wants the disk waits for the same outcome.
-type Plug = Shared<LocalBoxFuture<'static, Result<(), NotPlugged>>>;
-
-/// Why a disk is not plugged in. Can be told to more than one.
-#[derive(Debug, Clone)]
-struct NotPlugged {
-    blame: Blame,
-    reason: String,
-}
-
-/// The plugs of this process, by the disk's number. A disk that a previous process recorded has none: plugging in what
-/// is there already is harmless.
-#[derive(Default)]
-pub(super) struct Plugs(BTreeMap<u32, Plug>);
-
-impl fmt::Debug for Plugs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
 
 /// A device that a container wants, and what the host says of it.
 #[derive(Debug)]

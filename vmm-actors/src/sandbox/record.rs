@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use store::{Broken, Found, RecordError, Store};
 
 use super::disks::Disks;
+use super::request::CreateSandbox;
 use super::sizing::{Basis, size_of};
 use super::state::{Cause, Class};
 use crate::cgroup::{self, CgroupError, CgroupRecord, Limits};
@@ -19,7 +20,6 @@ use crate::host::process::boot_id;
 use crate::id::{ContainerId, ContainerdNamespace, SandboxId, VmId};
 use crate::network::{self, NetworkRecord};
 use crate::pod_spec::PodSpec;
-use crate::registry::CreateSandbox;
 use crate::runtime_dir::{PodDir, VmDir};
 use crate::shim::ShimRecord;
 use crate::virtiofsd::VirtiofsdRecord;

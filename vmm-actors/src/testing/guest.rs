@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
-use super::Fault;
+use super::fault::Fault;
 use crate::agent::AnnounceSocket;
 use crate::host::process::{OwnedProcess, ProcessIdentity, Signal};
 use crate::host::socket;

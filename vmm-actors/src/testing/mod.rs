@@ -2,11 +2,13 @@
 //! helper programs. The processes are real, so that their deaths are.
 
 mod driver;
+mod fault;
 mod guest;
 mod programs;
 mod shim;
 
-pub use driver::{EAT, FakeDriver, Fault};
+pub use driver::FakeDriver;
+pub use fault::{EAT, Fault};
 pub use guest::FakeGuest;
 pub use programs::{fake_virtiofsd, write_program};
 pub use shim::{fake_shim, serve_as_shim_when_told_to};

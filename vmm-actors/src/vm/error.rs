@@ -1,6 +1,9 @@
 //! What can go wrong with a VM.
 
-use super::{DriverError, Size};
+use std::error::Error as StdError;
+use std::fmt;
+
+use super::size::Size;
 use crate::host::process::ProcessError;
 
 /// Why a command to the VM failed.
@@ -76,5 +79,37 @@ impl VmError {
             | Self::NotResized { .. }
             | Self::Adopt { .. } => false,
         }
+    }
+}
+
+/// An error of a driver, in the driver's own words.
+#[derive(Debug)]
+pub struct DriverError {
+    own: Box<dyn StdError + Send + Sync>,
+    is_misconfigured: bool,
+}
+
+impl DriverError {
+    /// Wraps a driver's error. `is_misconfigured` says that the settings are at fault, so that a repeat cannot help.
+    pub fn new(source: impl StdError + Send + Sync + 'static, is_misconfigured: bool) -> Self {
+        Self { own: Box::new(source), is_misconfigured }
+    }
+
+    /// Whether the settings are at fault.
+    #[must_use]
+    pub fn is_misconfigured(&self) -> bool {
+        self.is_misconfigured
+    }
+}
+
+impl fmt::Display for DriverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.own.fmt(f)
+    }
+}
+
+impl StdError for DriverError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.own.source()
     }
 }

@@ -25,10 +25,10 @@ mod size;
 
 pub use actor::Vm;
 pub use driver::{
-    Ability, Access, Capabilities, Device, Disk, DiskBus, Driver, DriverError, Drivers, GuestState, Hotplug,
-    Launched, Sizes, TapHandover,
+    Ability, Access, Capabilities, Device, Disk, DiskBus, Driver, Drivers, GuestState, Hotplug, Launched,
+    Sizes, TapHandover,
 };
-pub use error::VmError;
+pub use error::{DriverError, VmError};
 pub use launch::{LaunchSpec, Nic, Share};
 pub use messages::{
     AddDevice, Boot, Booted, EndCause, Keep, Kill, Measure, Observe, RemoveDevice, Resize, Shutdown, VmView,

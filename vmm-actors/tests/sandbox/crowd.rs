@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use vmm_actors::registry::CreateSandbox;
+use vmm_actors::sandbox::CreateSandbox;
 use vmm_actors::testing::{FakeDriver, Fault};
 
 use crate::node::{Node, OwnNetns, PATIENCE, sandbox};

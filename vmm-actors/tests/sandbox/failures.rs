@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vmm_actors::registry::CreateSandbox;
+use vmm_actors::sandbox::CreateSandbox;
 use vmm_actors::sandbox::state::{Cause, Class};
 use vmm_actors::testing::{FakeDriver, Fault, write_program};
 

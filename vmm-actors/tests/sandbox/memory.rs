@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_config::WithoutOverhead;
 use vmm_actors::Resources;
-use vmm_actors::registry::CreateSandbox;
+use vmm_actors::sandbox::CreateSandbox;
 use vmm_actors::sandbox::state::{Cause, Class};
 use vmm_actors::testing::{EAT, FakeDriver, Fault};
 use vmm_actors::vm::Size;

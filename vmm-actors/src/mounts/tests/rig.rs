@@ -10,6 +10,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use tempfile::TempDir;
 
 use super::super::*;
+use crate::id::ContainerId;
 
 /// Runs a test on a thread with a mount namespace of its own, in a directory that is a file system of its own and
 /// shared, as `/run` is. Nothing of it is seen outside or left.

@@ -2,7 +2,17 @@
 
 use super::{Cause, Effect, Event, Refused, State, Step};
 
-pub(super) fn follow(state: State, event: Event) -> Result<Step, Refused> {
+impl State {
+    /// What follows from an event.
+    ///
+    /// # Errors
+    /// [`Refused`] for a Start that cannot be honoured; every other event is either meant or harmless.
+    pub fn on(self, event: Event) -> Result<Step, Refused> {
+        follow(self, event)
+    }
+}
+
+fn follow(state: State, event: Event) -> Result<Step, Refused> {
     match state {
         State::Preparing => on_coming_up(state, event, ComingUp::Preparing),
         State::Booting => on_coming_up(state, event, ComingUp::Booting),

@@ -1,7 +1,7 @@
 use super::*;
 use crate::PodSpec;
 use crate::id::{ContainerdNamespace, SandboxId};
-use crate::registry::CreateSandbox;
+use crate::sandbox::CreateSandbox;
 use crate::sandbox::record::Nanos;
 
 const ALIVE: Reality =

@@ -3,7 +3,7 @@ use bulkhead_config::Settings;
 use super::*;
 use crate::id::ContainerdNamespace;
 use crate::pod_spec::PodSpec;
-use crate::registry::CreateSandbox;
+use crate::sandbox::CreateSandbox;
 
 fn id(text: &str) -> SandboxId {
     SandboxId::new(text).unwrap()

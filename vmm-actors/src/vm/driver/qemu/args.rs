@@ -7,7 +7,6 @@ use std::path::Path;
 use bulkhead_config::Machine;
 use bulkhead_protocol::SHARE_TAG;
 
-use super::disk;
 use crate::vm::{Acceleration, LaunchSpec, Nic, Share, Size};
 
 /// PCI Express slots of q35 that are left free for hotplug.
@@ -16,6 +15,8 @@ const FREE_SLOTS: u8 = 4;
 const SLOT: &str = "slot";
 /// The one that the controller of disks is plugged into.
 pub(super) const DISKS_SLOT: &str = "slot0";
+/// Id of the controller of disks; its bus is called after it.
+pub(super) const CONTROLLER: &str = "disks";
 /// The device that adds memory while the VM runs, and what it takes it from.
 pub(super) const GROWTH: &str = "growth";
 const GROWTH_BACKEND: &str = "growth-ram";
@@ -241,7 +242,7 @@ impl CommandLine<'_> {
         if self.spec.block_volumes && self.machine == Machine::Microvm {
             // Idle until the first disk comes; the guest does not even load its driver before. There is no other time
             // for it: this machine has no hotplug of devices.
-            args.option("-device", format!("{},id={}", self.device("virtio-scsi"), disk::CONTROLLER));
+            args.option("-device", format!("{},id={}", self.device("virtio-scsi"), CONTROLLER));
         }
         if self.room().memory_mib > 0 {
             // With huge pages: better no memory than a VM that is killed for a page that the host has not.

@@ -10,13 +10,11 @@ use qapi::qmp;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::args::DISKS_SLOT;
+use super::args::{CONTROLLER, DISKS_SLOT};
 use super::error::Error;
 use super::qmp::Session;
 use crate::vm::{Access, Disk};
 
-/// Id of the controller; its bus is called after it.
-pub(super) const CONTROLLER: &str = "disks";
 /// How long QEMU may take for all of it. It answers nothing while it waits for a device of the host.
 const WITHIN: Duration = Duration::from_secs(20);
 

@@ -19,12 +19,12 @@ use bulkhead_config::{Accelerator, Hypervisor, Machine, Qemu, Settings};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Ability, Capabilities, Device, DiskBus, Driver, GuestState, Hotplug, Launched, Sizes, TapHandover,
-};
 use crate::host::process::{OwnedProcess, ProcessError, Spawn};
 use crate::host::socket;
-use crate::vm::{Acceleration, DriverState, LaunchSpec, Size, VmError, VmRecord};
+use crate::vm::{
+    Ability, Acceleration, Capabilities, Device, DiskBus, Driver, DriverState, GuestState, Hotplug,
+    LaunchSpec, Launched, Size, Sizes, TapHandover, VmError, VmRecord,
+};
 use accelerator::{CpuBudget, KvmTrial};
 use args::{CommandLine, Descriptors};
 use error::Error;
