@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
@@ -16,6 +15,7 @@ use super::{
     Spawn, VmGone,
 };
 use crate::ask::{Reply, answer, report};
+use crate::host::process::supervised::{Ended, EndedBy, Grace, Processes, Supervised};
 use crate::host::process::{self, CgroupProcs, Exit, OwnedProcess, last_lines};
 use crate::host::socket;
 use crate::orphan::EndWhenOrphaned;
@@ -31,35 +31,16 @@ const TERM_GRACE: Duration = Duration::from_secs(1);
 pub struct Shim {
     dir: PodDir,
     parent: Recipient<ShimExited>,
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    Cold(ShimSpec),
-    Failed,
-    Up(Arc<OwnedProcess>),
-    Ending { process: Arc<OwnedProcess>, waiters: Vec<Reply<Exit, ShimError>> },
-    Gone(ShimExited),
-}
-
-impl State {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Cold(_) => "cold",
-            Self::Failed => "failed",
-            Self::Up(_) => "up",
-            Self::Ending { .. } => "ending",
-            Self::Gone(_) => "gone",
-        }
-    }
+    /// None of a proxy that was taken over: it is not started again.
+    spec: Option<ShimSpec>,
+    process: Supervised<ShimExited>,
 }
 
 impl Shim {
     /// A shim proxy that has not been started. `parent` is told of its end.
     #[must_use]
     pub fn new(spec: ShimSpec, parent: Recipient<ShimExited>) -> Self {
-        Self { dir: spec.dir.clone(), parent, state: State::Cold(spec) }
+        Self { dir: spec.dir.clone(), parent, spec: Some(spec), process: Supervised::cold() }
     }
 
     /// Takes over a shim proxy that an earlier instance of this service started and kept. `None` when it is gone. Must
@@ -68,64 +49,36 @@ impl Shim {
     /// # Errors
     /// [`ShimError::Adopt`] when the kernel does not let us find out.
     pub fn adopt(record: &ShimRecord, parent: Recipient<ShimExited>) -> Result<Option<Self>, ShimError> {
-        let ShimRecord { process: identity, dir } = record;
-        let pid = identity.pid;
-        let adopted = OwnedProcess::adopt(identity).map_err(|source| ShimError::Adopt { pid, source })?;
-        Ok(adopted.map(|process| {
-            process.keep();
-            Self { dir: dir.clone(), parent, state: State::Up(Arc::new(process)) }
+        let ShimRecord { process, dir } = record;
+        let adopted = Processes::adopt(process, None)
+            .map_err(|source| ShimError::Adopt { pid: process.pid, source })?;
+        Ok(adopted.map(|process| Self {
+            dir: dir.clone(),
+            parent,
+            spec: None,
+            process: Supervised::up(process),
         }))
     }
 
     fn watch(&self, ctx: &mut Context<Self>) {
-        let State::Up(process) = &self.state else { return };
-        let (process, output) = (Arc::clone(process), self.dir.shim_output());
-        let ended = async move {
-            let exit = process.wait().await;
-            (exit, last_lines(&output, 8, 4096))
+        let Some(ended) = self.process.watch() else { return };
+        let output = self.dir.shim_output();
+        let exited = async move {
+            let Ended { exit, by } = ended.await;
+            let cause = if by == EndedBy::Request { EndCause::Asked } else { EndCause::Crashed };
+            ShimExited { exit, cause, last_words: last_lines(&output, 8, 4096) }
         };
-        ctx.spawn(
-            ended.into_actor(self).map(|(exit, last_words), shim, ctx| shim.ended(exit, last_words, ctx)),
-        );
+        ctx.spawn(exited.into_actor(self).map(|exited, shim, ctx| shim.ended(exited, ctx)));
     }
 
-    fn ended(&mut self, exit: Exit, last_words: String, ctx: &mut Context<Self>) {
-        let mut exited = ShimExited { exit, cause: EndCause::Crashed, last_words };
-        if let State::Ending { waiters, .. } = std::mem::replace(&mut self.state, State::Failed) {
-            exited.cause = EndCause::Asked;
-            for waiter in waiters {
-                answer(waiter, Ok(exit));
-            }
-        }
-        self.state = State::Gone(exited.clone());
+    fn ended(&mut self, exited: ShimExited, ctx: &mut Context<Self>) {
+        self.process.gone(exited.exit, exited.clone());
         ctx.spawn(report(self.parent.clone(), exited).into_actor(self));
     }
 
-    /// Ends the process by `way`, in whatever state it is.
-    fn end<F>(
-        &mut self,
-        reply: Reply<Exit, ShimError>,
-        way: impl FnOnce(Arc<OwnedProcess>) -> F,
-        ctx: &mut Context<Self>,
-    ) where
-        F: Future<Output = ()> + 'static,
-    {
-        match std::mem::replace(&mut self.state, State::Failed) {
-            State::Cold(_) | State::Failed => answer(reply, Ok(Exit::Unknown)),
-            State::Up(process) => {
-                ctx.spawn(way(Arc::clone(&process)).into_actor(self));
-                self.state = State::Ending { process, waiters: vec![reply] };
-            }
-            State::Ending { process, mut waiters } => {
-                ctx.spawn(way(Arc::clone(&process)).into_actor(self));
-                waiters.push(reply);
-                self.state = State::Ending { process, waiters };
-            }
-            State::Gone(exited) => {
-                answer(reply, Ok(exited.exit));
-                self.state = State::Gone(exited);
-            }
-        }
+    fn end(&self, grace: Grace, reply: Reply<Exit, ShimError>, ctx: &mut Context<Self>) {
+        let ended = self.process.end(grace);
+        ctx.spawn(async move { answer(reply, ended.await.map_err(ShimError::StillAlive)) }.into_actor(self));
     }
 
     /// Runs a call of the proxy, or refuses it when there is none.
@@ -139,8 +92,8 @@ impl Shim {
         F: Future<Output = Result<T, ShimError>> + 'static,
         T: 'static,
     {
-        if !matches!(self.state, State::Up(_) | State::Ending { .. }) {
-            answer(reply, Err(ShimError::Refused { command, state: self.state.name() }));
+        if self.process.pid().is_none() {
+            answer(reply, Err(ShimError::Refused { command, state: self.process.name() }));
             return;
         }
         let called = call(self.dir.shim_sock());
@@ -148,18 +101,13 @@ impl Shim {
     }
 }
 
-/// Asks the proxy to end, and makes sure that it does.
-async fn shut_down(process: Arc<OwnedProcess>, socket: PathBuf) {
-    let asked = async {
-        let asked = async { Peer::connect(&socket).await?.shutdown().await }.await;
-        if let Err(error) = asked {
-            tracing::debug!(%error, "the shim proxy did not answer to its shutdown");
-        }
-        process.wait().await
-    };
-    if tokio::time::timeout(ENDS_WITHIN, asked).await.is_err() {
-        tracing::warn!(pid = process.identity().pid, "the shim proxy does not end when asked to, ending it");
-        process.end(TERM_GRACE).await;
+/// Asks the proxy to end. One that does not hear is ended by force.
+async fn ask_to_end(socket: PathBuf) {
+    let asked = async { Peer::connect(&socket).await?.shutdown().await };
+    match tokio::time::timeout(ENDS_WITHIN, asked).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "the shim proxy did not answer to its shutdown"),
+        Err(_late) => tracing::warn!(socket = %socket.display(), "the shim proxy does not hear of its end"),
     }
 }
 
@@ -203,15 +151,15 @@ impl Actor for Shim {
 impl Handler<Spawn> for Shim {
     type Result = ();
     fn handle(&mut self, Spawn { cgroup, reply }: Spawn, ctx: &mut Self::Context) {
-        let State::Cold(spec) = &self.state else {
-            answer(reply, Err(ShimError::Refused { command: "be started", state: self.state.name() }));
+        let Some(spec) = self.spec.as_ref().filter(|_| self.process.is_cold()) else {
+            answer(reply, Err(ShimError::Refused { command: "be started", state: self.process.name() }));
             return;
         };
         let started = start(spec, cgroup);
-        self.state = State::Failed;
+        self.process = Supervised::failed();
         let started = started.map(|process| {
             let record = ShimRecord { process: process.identity().clone(), dir: self.dir.clone() };
-            self.state = State::Up(Arc::new(process));
+            self.process = Supervised::up(Processes::new(process, None));
             self.watch(ctx);
             record
         });
@@ -222,9 +170,7 @@ impl Handler<Spawn> for Shim {
 impl Handler<Keep> for Shim {
     type Result = ();
     fn handle(&mut self, Keep: Keep, _: &mut Self::Context) {
-        if let State::Up(process) = &self.state {
-            process.keep();
-        }
+        self.process.keep();
     }
 }
 
@@ -267,18 +213,17 @@ impl Handler<Observe> for Shim {
 impl Handler<Shutdown> for Shim {
     type Result = ();
     fn handle(&mut self, Shutdown { reply }: Shutdown, ctx: &mut Self::Context) {
-        let socket = self.dir.shim_sock();
-        self.end(reply, |process| shut_down(process, socket), ctx);
+        if self.process.pid().is_some() {
+            ctx.spawn(ask_to_end(self.dir.shim_sock()).into_actor(self));
+        }
+        self.end(Grace { by_itself: ENDS_WITHIN, by_sigterm: TERM_GRACE }, reply, ctx);
     }
 }
 
 impl Handler<Kill> for Shim {
     type Result = ();
     fn handle(&mut self, Kill { reply }: Kill, ctx: &mut Self::Context) {
-        let way = |process: Arc<OwnedProcess>| async move {
-            process.end(Duration::ZERO).await;
-        };
-        self.end(reply, way, ctx);
+        self.end(Grace::NONE, reply, ctx);
     }
 }
 

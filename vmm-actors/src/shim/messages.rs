@@ -10,7 +10,7 @@ use bulkhead_protocol::CONTROL_SOCKET;
 use serde::{Deserialize, Serialize};
 
 use crate::ask::Reply;
-use crate::host::process::{CgroupProcs, Exit, ProcessError, ProcessIdentity};
+use crate::host::process::{CgroupProcs, Exit, ProcessError, ProcessIdentity, StillAlive};
 use crate::id::{ContainerdNamespace, SandboxId};
 use crate::runtime_dir::PodDir;
 
@@ -113,7 +113,7 @@ pub struct Observe {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Shutdown {
-    /// Answered when the process is gone.
+    /// Answered when the process is gone, or with [`ShimError::StillAlive`] 10 s after SIGKILL.
     pub reply: Reply<Exit, ShimError>,
 }
 
@@ -121,7 +121,7 @@ pub struct Shutdown {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Kill {
-    /// Answered when the process is gone.
+    /// Answered when the process is gone, or with [`ShimError::StillAlive`] 10 s after SIGKILL.
     pub reply: Reply<Exit, ShimError>,
 }
 
@@ -235,6 +235,9 @@ pub enum ShimError {
         /// What it or the connection said.
         source: ttrpc::Error,
     },
+    /// It was killed and does not end.
+    #[error(transparent)]
+    StillAlive(StillAlive),
 }
 
 impl ShimError {

@@ -4,11 +4,13 @@
 mod driver;
 mod fault;
 mod guest;
+mod hung;
 mod programs;
 mod shim;
 
 pub use driver::FakeDriver;
 pub use fault::{EAT, Fault};
 pub use guest::FakeGuest;
+pub use hung::{Frozen, HungFilesystem};
 pub use programs::{fake_virtiofsd, write_program};
 pub use shim::{fake_shim, serve_as_shim_when_told_to};

@@ -1,7 +1,6 @@
 //! The Virtiofsd actor.
 
 use std::ffi::OsString;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
@@ -10,7 +9,8 @@ use bulkhead_config::{CacheMode, Virtiofsd as Settings};
 use super::{
     EndCause, Keep, Kill, Observe, Spawn, VirtiofsdError, VirtiofsdExited, VirtiofsdRecord, VirtiofsdView,
 };
-use crate::ask::{Reply, answer, report};
+use crate::ask::{answer, report};
+use crate::host::process::supervised::{Ended, EndedBy, Grace, Processes, Supervised};
 use crate::host::process::{self, CgroupProcs, Exit, OwnedProcess, last_lines};
 use crate::host::socket;
 use crate::orphan::EndWhenOrphaned;
@@ -31,28 +31,9 @@ const DISCONNECTED: &str = "Client disconnected";
 pub struct Virtiofsd {
     dir: VmDir,
     parent: Recipient<VirtiofsdExited>,
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    Cold(Settings),
-    Failed,
-    Up(Arc<OwnedProcess>),
-    Ending { process: Arc<OwnedProcess>, waiters: Vec<Reply<Exit, VirtiofsdError>> },
-    Gone(VirtiofsdExited),
-}
-
-impl State {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Cold(_) => "cold",
-            Self::Failed => "failed",
-            Self::Up(_) => "up",
-            Self::Ending { .. } => "ending",
-            Self::Gone(_) => "gone",
-        }
-    }
+    /// None of a daemon that was taken over: it is not started again.
+    settings: Option<Settings>,
+    process: Supervised<VirtiofsdExited>,
 }
 
 impl Virtiofsd {
@@ -60,7 +41,7 @@ impl Virtiofsd {
     /// [`VmDir::virtiofs_sock`]. `parent` is told of its end.
     #[must_use]
     pub fn new(dir: VmDir, settings: Settings, parent: Recipient<VirtiofsdExited>) -> Self {
-        Self { dir, parent, state: State::Cold(settings) }
+        Self { dir, parent, settings: Some(settings), process: Supervised::cold() }
     }
 
     /// Takes over a daemon that an earlier instance of this service started and kept. `None` when it is gone. Must be
@@ -72,37 +53,30 @@ impl Virtiofsd {
         record: &VirtiofsdRecord,
         parent: Recipient<VirtiofsdExited>,
     ) -> Result<Option<Self>, VirtiofsdError> {
-        let VirtiofsdRecord { process: identity, dir } = record;
-        let pid = identity.pid;
-        let adopted =
-            OwnedProcess::adopt(identity).map_err(|source| VirtiofsdError::Adopt { pid, source })?;
-        Ok(adopted.map(|process| {
-            process.keep();
-            Self { dir: dir.clone(), parent, state: State::Up(Arc::new(process)) }
+        let VirtiofsdRecord { process, dir } = record;
+        let adopted = Processes::adopt(process, None)
+            .map_err(|source| VirtiofsdError::Adopt { pid: process.pid, source })?;
+        Ok(adopted.map(|process| Self {
+            dir: dir.clone(),
+            parent,
+            settings: None,
+            process: Supervised::up(process),
         }))
     }
 
     fn watch(&self, ctx: &mut Context<Self>) {
-        let State::Up(process) = &self.state else { return };
-        let (process, output) = (Arc::clone(process), self.dir.virtiofsd_output());
-        let ended = async move {
-            let exit = process.wait().await;
-            (exit, last_lines(&output, 8, 4096))
+        let Some(ended) = self.process.watch() else { return };
+        let output = self.dir.virtiofsd_output();
+        let exited = async move {
+            let Ended { exit, by } = ended.await;
+            let last_words = last_lines(&output, 8, 4096);
+            VirtiofsdExited { exit, cause: cause(exit, by, &last_words), last_words }
         };
-        ctx.spawn(ended.into_actor(self).map(|(exit, last_words), daemon, ctx| {
-            daemon.ended(exit, last_words, ctx);
-        }));
+        ctx.spawn(exited.into_actor(self).map(|exited, daemon, ctx| daemon.ended(exited, ctx)));
     }
 
-    fn ended(&mut self, exit: Exit, last_words: String, ctx: &mut Context<Self>) {
-        let mut exited = VirtiofsdExited { exit, cause: cause(exit, &last_words), last_words };
-        if let State::Ending { waiters, .. } = std::mem::replace(&mut self.state, State::Failed) {
-            exited.cause = EndCause::Asked;
-            for waiter in waiters {
-                answer(waiter, Ok(exit));
-            }
-        }
-        self.state = State::Gone(exited.clone());
+    fn ended(&mut self, exited: VirtiofsdExited, ctx: &mut Context<Self>) {
+        self.process.gone(exited.exit, exited.clone());
         let parent = self.parent.clone();
         let told = async move {
             if exited.cause == EndCause::VmmDisconnected {
@@ -115,8 +89,9 @@ impl Virtiofsd {
 }
 
 /// A daemon whose VMM goes ends by itself with 0, and says so for those who are not told the code.
-fn cause(exit: Exit, last_words: &str) -> EndCause {
+fn cause(exit: Exit, by: EndedBy, last_words: &str) -> EndCause {
     match exit {
+        _ if by == EndedBy::Request => EndCause::Asked,
         Exit::Code(0) => EndCause::VmmDisconnected,
         Exit::Unknown if last_words.contains(DISCONNECTED) => EndCause::VmmDisconnected,
         Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => EndCause::Crashed,
@@ -171,15 +146,15 @@ impl Actor for Virtiofsd {
 impl Handler<Spawn> for Virtiofsd {
     type Result = ();
     fn handle(&mut self, Spawn { cgroup, reply }: Spawn, ctx: &mut Self::Context) {
-        let State::Cold(settings) = &self.state else {
-            answer(reply, Err(VirtiofsdError::Refused { state: self.state.name() }));
+        let Some(settings) = self.settings.as_ref().filter(|_| self.process.is_cold()) else {
+            answer(reply, Err(VirtiofsdError::Refused { state: self.process.name() }));
             return;
         };
         let started = start(&self.dir, settings, cgroup);
-        self.state = State::Failed;
+        self.process = Supervised::failed();
         let started = started.map(|process| {
             let record = VirtiofsdRecord { process: process.identity().clone(), dir: self.dir.clone() };
-            self.state = State::Up(Arc::new(process));
+            self.process = Supervised::up(Processes::new(process, None));
             self.watch(ctx);
             record
         });
@@ -190,43 +165,28 @@ impl Handler<Spawn> for Virtiofsd {
 impl Handler<Keep> for Virtiofsd {
     type Result = ();
     fn handle(&mut self, Keep: Keep, _: &mut Self::Context) {
-        if let State::Up(process) = &self.state {
-            process.keep();
-        }
+        self.process.keep();
     }
 }
 
 impl Handler<Kill> for Virtiofsd {
     type Result = ();
     fn handle(&mut self, Kill { reply }: Kill, ctx: &mut Self::Context) {
-        match std::mem::replace(&mut self.state, State::Failed) {
-            State::Cold(_) | State::Failed => answer(reply, Ok(Exit::Unknown)),
-            State::Up(process) => {
-                let ending = Arc::clone(&process);
-                ctx.spawn(async move { ending.end(TERM_GRACE).await }.into_actor(self).map(|_, _, _| ()));
-                self.state = State::Ending { process, waiters: vec![reply] };
-            }
-            State::Ending { process, mut waiters } => {
-                waiters.push(reply);
-                self.state = State::Ending { process, waiters };
-            }
-            State::Gone(exited) => {
-                answer(reply, Ok(exited.exit));
-                self.state = State::Gone(exited);
-            }
-        }
+        let ended = self.process.end(Grace { by_sigterm: TERM_GRACE, ..Grace::NONE });
+        let ended = async move { answer(reply, ended.await.map_err(VirtiofsdError::StillAlive)) };
+        ctx.spawn(ended.into_actor(self));
     }
 }
 
 impl Handler<Observe> for Virtiofsd {
     type Result = ();
     fn handle(&mut self, Observe { reply }: Observe, _: &mut Self::Context) {
-        let (pid, exited) = match &self.state {
-            State::Cold(_) | State::Failed => (None, None),
-            State::Up(process) | State::Ending { process, .. } => (Some(process.identity().pid), None),
-            State::Gone(exited) => (None, Some(exited.clone())),
+        let view = VirtiofsdView {
+            state: self.process.name(),
+            pid: self.process.pid(),
+            exited: self.process.told().cloned(),
         };
-        answer(reply, Ok(VirtiofsdView { state: self.state.name(), pid, exited }));
+        answer(reply, Ok(view));
     }
 }
 

@@ -8,7 +8,7 @@ use actix::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::ask::Reply;
-use crate::host::process::{CgroupProcs, Exit, ProcessError, ProcessIdentity};
+use crate::host::process::{CgroupProcs, Exit, ProcessError, ProcessIdentity, StillAlive};
 use crate::runtime_dir::VmDir;
 
 /// A running daemon, for the durable record.
@@ -39,7 +39,7 @@ pub struct Keep;
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Kill {
-    /// Answered when the process is gone.
+    /// Answered when the process is gone, or with [`VirtiofsdError::StillAlive`] 10 s after SIGKILL.
     pub reply: Reply<Exit, VirtiofsdError>,
 }
 
@@ -129,6 +129,9 @@ pub enum VirtiofsdError {
         /// Why not.
         source: ProcessError,
     },
+    /// It was killed and does not end.
+    #[error(transparent)]
+    StillAlive(StillAlive),
 }
 
 impl VirtiofsdError {

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, SpawnHandle, WrapFuture};
 
-use super::running::Running;
+use super::running::{bound_console, exited};
 use super::{
     AddDevice, Boot, Booted, Driver, EndCause, Keep, Kill, Launched, Measure, Observe, RemoveDevice, Resize,
     Shutdown, VmError, VmRecord, VmView, VmmExited,
 };
 use crate::ask::{Reply, answer, report};
 use crate::host::process::Exit;
+use crate::host::process::supervised::{Grace, Processes, Supervised};
 use crate::orphan::EndWhenOrphaned;
 use crate::runtime_dir::VmDir;
 
@@ -20,55 +21,40 @@ use crate::runtime_dir::VmDir;
 const CONSOLE_CHECK: Duration = Duration::from_secs(10);
 /// How long the VMM's API may take to say what the guest does.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a VMM may take to end by SIGTERM.
+const TERM_GRACE: Duration = Duration::from_secs(2);
+/// The end of a VM that never ran.
+const NEVER_RAN: VmmExited = VmmExited {
+    exit: Exit::Unknown,
+    cause: EndCause::Asked,
+    last_words: String::new(),
+    console_tail: String::new(),
+};
 
 /// Owns the processes of one VM. See the [module](super).
 #[derive(Debug)]
 pub struct Vm {
     driver: Arc<dyn Driver>,
     parent: Recipient<VmmExited>,
-    state: State,
+    processes: Supervised<VmmExited>,
+    booting: Option<Booting>,
+    /// Of a VM that was booted or taken over.
+    record: Option<VmRecord>,
 }
 
+/// A launch that is under way.
 #[derive(Debug)]
-enum State {
-    Cold,
-    Booting { launch: SpawnHandle, dir: VmDir, reply: Reply<Booted, VmError> },
-    Up { running: Arc<Running>, watched: Watched },
-    Ending { running: Arc<Running>, waiters: Vec<Reply<Exit, VmError>> },
-    Gone(VmmExited),
-}
-
-/// Whether somebody already waits for the end of an adopted VM.
-#[derive(Debug, PartialEq, Eq)]
-enum Watched {
-    No,
-    Yes,
-}
-
-impl State {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Cold => "cold",
-            Self::Booting { .. } => "booting",
-            Self::Up { .. } => "up",
-            Self::Ending { .. } => "ending",
-            Self::Gone(_) => "gone",
-        }
-    }
-
-    fn running(&self) -> Option<&Arc<Running>> {
-        match self {
-            Self::Up { running, .. } | Self::Ending { running, .. } => Some(running),
-            Self::Cold | Self::Booting { .. } | Self::Gone(_) => None,
-        }
-    }
+struct Booting {
+    launch: SpawnHandle,
+    dir: VmDir,
+    reply: Reply<Booted, VmError>,
 }
 
 impl Vm {
     /// A VM that has not been started. `parent` is told of its end.
     #[must_use]
     pub fn new(driver: Arc<dyn Driver>, parent: Recipient<VmmExited>) -> Self {
-        Self { driver, parent, state: State::Cold }
+        Self { driver, parent, processes: Supervised::cold(), booting: None, record: None }
     }
 
     /// Takes over a VM that an earlier instance of this service started and kept. `None` when it is gone; a part of
@@ -81,20 +67,25 @@ impl Vm {
         driver: Arc<dyn Driver>,
         parent: Recipient<VmmExited>,
     ) -> Result<Option<Self>, VmError> {
-        let Some(running) = Running::adopt(record.clone())? else { return Ok(None) };
-        running.keep();
-        let state = State::Up { running: Arc::new(running), watched: Watched::No };
-        Ok(Some(Self { driver, parent, state }))
+        let adopted = Processes::adopt(&record.vmm, record.vsock_helper.as_ref())
+            .map_err(|source| VmError::Adopt { pid: record.vmm.pid, source })?;
+        Ok(adopted.map(|processes| Self {
+            processes: Supervised::up(processes),
+            record: Some(record.clone()),
+            ..Self::new(driver, parent)
+        }))
+    }
+
+    fn state(&self) -> &'static str {
+        if self.booting.is_some() { "booting" } else { self.processes.name() }
     }
 
     fn launched(&mut self, launched: Result<Launched, VmError>, ctx: &mut Context<Self>) {
-        let State::Booting { dir, reply, .. } = std::mem::replace(&mut self.state, State::Cold) else {
-            return;
-        };
+        let Some(Booting { dir, reply, .. }) = self.booting.take() else { return };
         let booted = launched.map(|launched| {
             let record = launched.record(self.driver.hypervisor(), dir);
-            let running = Running::new(launched.vmm, launched.vsock_helper, record.clone());
-            self.state = State::Up { running: Arc::new(running), watched: Watched::No };
+            self.processes = Supervised::up(Processes::new(launched.vmm, launched.vsock_helper));
+            self.record = Some(record.clone());
             self.watch(ctx);
             Booted { record }
         });
@@ -102,72 +93,42 @@ impl Vm {
     }
 
     /// Waits for the end of what runs.
-    fn watch(&mut self, ctx: &mut Context<Self>) {
-        let State::Up { running, watched } = &mut self.state else { return };
-        if std::mem::replace(watched, Watched::Yes) == Watched::Yes {
-            return;
-        }
-        let running = Arc::clone(running);
-        let ended = async move { running.watch().await };
-        ctx.spawn(ended.into_actor(self).map(|exited, vm, ctx| vm.ended(exited, ctx)));
+    fn watch(&self, ctx: &mut Context<Self>) {
+        let Some((ended, record)) = self.processes.watch().zip(self.record.as_ref()) else { return };
+        let dir = record.dir.clone();
+        let exited = async move { exited(ended.await, &dir) };
+        ctx.spawn(exited.into_actor(self).map(|exited, vm, ctx| vm.ended(exited, ctx)));
         ctx.run_interval(CONSOLE_CHECK, |vm, _| {
-            if let Some(running) = vm.state.running() {
-                running.bound_console();
+            if let Some(record) = vm.running() {
+                bound_console(&record.dir);
             }
         });
     }
 
-    fn ended(&mut self, mut exited: VmmExited, ctx: &mut Context<Self>) {
-        let before = std::mem::replace(&mut self.state, State::Cold);
-        if let State::Ending { waiters, .. } = before {
-            exited.cause = EndCause::Asked;
-            for waiter in waiters {
-                answer(waiter, Ok(exited.exit));
-            }
-        }
-        self.state = State::Gone(exited.clone());
+    fn ended(&mut self, exited: VmmExited, ctx: &mut Context<Self>) {
+        self.processes.gone(exited.exit, exited.clone());
         ctx.spawn(report(self.parent.clone(), exited).into_actor(self));
+    }
+
+    /// The record of a VM whose VMM is there.
+    fn running(&self) -> Option<&VmRecord> {
+        self.record.as_ref().filter(|_| self.processes.pid().is_some())
     }
 
     /// Ends the VM in whatever state it is; `grace` is the guest's.
     fn end(&mut self, grace: Duration, reply: Reply<Exit, VmError>, ctx: &mut Context<Self>) {
-        match std::mem::replace(&mut self.state, State::Cold) {
-            State::Cold => self.never_ran(reply),
-            State::Booting { launch, reply: boot, .. } => {
-                // Dropping the future drops the guards of what it had started.
-                ctx.cancel_future(launch);
-                answer(boot, Err(VmError::Cancelled));
-                self.never_ran(reply);
-            }
-            State::Up { running, .. } => {
-                let ending = Arc::clone(&running);
-                ctx.spawn(async move { ending.end(grace).await }.into_actor(self));
-                self.state = State::Ending { running, waiters: vec![reply] };
-            }
-            State::Ending { running, mut waiters } => {
-                waiters.push(reply);
-                if grace.is_zero() {
-                    let ending = Arc::clone(&running);
-                    ctx.spawn(async move { ending.end(grace).await }.into_actor(self));
-                }
-                self.state = State::Ending { running, waiters };
-            }
-            State::Gone(exited) => {
-                answer(reply, Ok(exited.exit));
-                self.state = State::Gone(exited);
-            }
+        if let Some(Booting { launch, reply, .. }) = self.booting.take() {
+            // Dropping the future drops the guards of what it had started.
+            ctx.cancel_future(launch);
+            answer(reply, Err(VmError::Cancelled));
         }
-    }
-
-    fn never_ran(&mut self, reply: Reply<Exit, VmError>) {
-        let exit = super::running::NEVER_RAN;
-        self.state = State::Gone(VmmExited {
-            exit,
-            cause: EndCause::Asked,
-            last_words: String::new(),
-            console_tail: String::new(),
-        });
-        answer(reply, Ok(exit));
+        if self.processes.is_cold() {
+            self.processes.gone(NEVER_RAN.exit, NEVER_RAN);
+        }
+        let grace =
+            if grace.is_zero() { Grace::NONE } else { Grace { by_itself: grace, by_sigterm: TERM_GRACE } };
+        let ended = self.processes.end(grace);
+        ctx.spawn(async move { answer(reply, ended.await.map_err(VmError::StillAlive)) }.into_actor(self));
     }
 
     /// Runs a command of the VMM's API, or refuses it when no VM is up.
@@ -181,26 +142,23 @@ impl Vm {
         F: Future<Output = Result<T, VmError>> + 'static,
         T: 'static,
     {
-        let State::Up { running, .. } = &self.state else {
-            answer(reply, Err(VmError::Refused { command: name, state: self.state.name() }));
+        let Some(record) = self.running().filter(|_| self.processes.is_up()) else {
+            answer(reply, Err(VmError::Refused { command: name, state: self.state() }));
             return;
         };
-        let called = call(Arc::clone(&self.driver), running.record().clone());
+        let called = call(Arc::clone(&self.driver), record.clone());
         ctx.spawn(async move { answer(reply, called.await) }.into_actor(self));
     }
 
     fn view(&self) -> VmView {
-        let record = self.state.running().map(|running| running.record());
+        let record = self.running();
         VmView {
-            state: self.state.name(),
+            state: self.state(),
             driver: record.map(|record| self.driver.name(record)),
             vmm_pid: record.map(|record| record.vmm.pid),
             acceleration: record.map(|record| record.acceleration),
             guest: None,
-            exited: match &self.state {
-                State::Gone(exited) => Some(exited.clone()),
-                State::Cold | State::Booting { .. } | State::Up { .. } | State::Ending { .. } => None,
-            },
+            exited: self.processes.told().cloned(),
         }
     }
 }
@@ -218,23 +176,21 @@ impl Actor for Vm {
 impl Handler<Boot> for Vm {
     type Result = ();
     fn handle(&mut self, Boot { spec, reply }: Boot, ctx: &mut Self::Context) {
-        if !matches!(self.state, State::Cold) {
-            answer(reply, Err(VmError::Refused { command: "boot", state: self.state.name() }));
+        if !self.processes.is_cold() || self.booting.is_some() {
+            answer(reply, Err(VmError::Refused { command: "boot", state: self.state() }));
             return;
         }
         let (driver, dir) = (Arc::clone(&self.driver), spec.dir.clone());
         let launch = async move { driver.launch(*spec).await };
         let launch = ctx.spawn(launch.into_actor(self).map(|launched, vm, ctx| vm.launched(launched, ctx)));
-        self.state = State::Booting { launch, dir, reply };
+        self.booting = Some(Booting { launch, dir, reply });
     }
 }
 
 impl Handler<Keep> for Vm {
     type Result = ();
     fn handle(&mut self, Keep: Keep, _: &mut Self::Context) {
-        if let State::Up { running, .. } = &self.state {
-            running.keep();
-        }
+        self.processes.keep();
     }
 }
 
@@ -288,11 +244,11 @@ impl Handler<Observe> for Vm {
     type Result = ();
     fn handle(&mut self, Observe { reply }: Observe, ctx: &mut Self::Context) {
         let mut view = self.view();
-        let State::Up { running, .. } = &self.state else {
+        let Some(record) = self.running().filter(|_| self.processes.is_up()).cloned() else {
             answer(reply, Ok(view));
             return;
         };
-        let (driver, record) = (Arc::clone(&self.driver), running.record().clone());
+        let driver = Arc::clone(&self.driver);
         let asked = async move {
             let asked = tokio::time::timeout(OBSERVE_TIMEOUT, driver.guest_state(&record)).await;
             view.guest = asked.ok().and_then(Result::ok);

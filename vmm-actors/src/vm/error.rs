@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use super::size::Size;
-use crate::host::process::ProcessError;
+use crate::host::process::{ProcessError, StillAlive};
 
 /// Why a command to the VM failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,9 @@ pub enum VmError {
         /// Why not.
         source: ProcessError,
     },
+    /// A process of the VM was killed and does not end.
+    #[error(transparent)]
+    StillAlive(StillAlive),
 }
 
 impl VmError {
@@ -77,7 +80,8 @@ impl VmError {
             | Self::Cancelled
             | Self::NoRoom { .. }
             | Self::NotResized { .. }
-            | Self::Adopt { .. } => false,
+            | Self::Adopt { .. }
+            | Self::StillAlive(_) => false,
         }
     }
 }

@@ -47,7 +47,7 @@ pub struct Keep;
 pub struct Shutdown {
     /// How long the guest may take.
     pub grace: Duration,
-    /// Answered when every process of the VM is gone.
+    /// Answered when every process of the VM is gone, or with [`VmError::StillAlive`] 10 s after SIGKILL.
     pub reply: Reply<Exit, VmError>,
 }
 
@@ -55,7 +55,7 @@ pub struct Shutdown {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Kill {
-    /// Answered when every process of the VM is gone.
+    /// Answered when every process of the VM is gone, or with [`VmError::StillAlive`] 10 s after SIGKILL.
     pub reply: Reply<Exit, VmError>,
 }
 
@@ -122,11 +122,12 @@ pub struct VmView {
     pub exited: Option<VmmExited>,
 }
 
-/// The VM has ended: none of its processes is left. Told once, whether it was asked to end or not.
+/// The VM has ended: no process of it runs any more. Told once, whether it was asked to end or not. One that SIGKILL
+/// does not end may be left; the next [`Kill`] or [`Shutdown`] says so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Message)]
 #[rtype(result = "()")]
 pub struct VmmExited {
-    /// How the VMM ended; unknown for one that an earlier instance had started.
+    /// How the VMM ended; unknown for one that an earlier instance had started, or that SIGKILL has not ended yet.
     pub exit: Exit,
     /// Why.
     pub cause: EndCause,

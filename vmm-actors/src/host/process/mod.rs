@@ -8,6 +8,7 @@ mod fork;
 mod identity;
 mod output;
 mod owned;
+pub mod supervised;
 mod watch;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +84,21 @@ impl std::fmt::Display for Exit {
             Self::Unknown => f.write_str("unknown exit"),
         }
     }
+}
+
+/// A process that SIGKILL has not ended in time. It runs no code of its own any more, and ends when the kernel lets it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "process {pid} ({name}) was killed and is still there after {waited:?}: it waits in the kernel, most likely for a \
+     disk or a network file system that does not answer; /proc/{pid}/stack says where, and it ends when that answers"
+)]
+pub struct StillAlive {
+    /// The process.
+    pub pid: u32,
+    /// Its name, as ps shows it.
+    pub name: String,
+    /// How long it had.
+    pub waited: Duration,
 }
 
 /// What can go wrong with a process.

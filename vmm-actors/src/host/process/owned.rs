@@ -14,7 +14,7 @@ use rustix::process::{
 use tokio::io::unix::AsyncFd;
 
 use super::identity::{boot_id, stat};
-use super::{Exit, ProcessError, ProcessIdentity, Spawn, fork, watch};
+use super::{Exit, ProcessError, ProcessIdentity, Spawn, StillAlive, fork, watch};
 
 /// How long a killed process may take to go. More means that it hangs in the kernel.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
@@ -116,29 +116,39 @@ impl OwnedProcess {
         }
     }
 
-    /// Ends the process: SIGTERM, up to `grace` for it to go, then SIGKILL to its whole process group. One that
-    /// hangs in the kernel is reported in the log and given up as [`Exit::Unknown`] after 10 s.
-    pub async fn end(&self, grace: Duration) -> Exit {
-        let pid = self.identity.pid;
-        if !grace.is_zero() {
-            self.try_signal(Signal::TERM);
-            if let Ok(exit) = tokio::time::timeout(grace, self.wait()).await {
-                return exit;
-            }
-            tracing::info!(
-                pid,
-                grace_ms = grace.as_millis(),
-                "process ignores the request to end, killing it"
-            );
+    /// Ends the process: SIGTERM, up to `grace` for it to go, then [`kill`](Self::kill).
+    ///
+    /// # Errors
+    /// [`StillAlive`] when it is there 10 s after SIGKILL.
+    pub async fn end(&self, grace: Duration) -> Result<Exit, StillAlive> {
+        self.terminate(grace).await;
+        self.kill().await
+    }
+
+    /// Asks the process to end by SIGTERM and waits for that up to `grace`. Without any grace it is not even asked.
+    pub async fn terminate(&self, grace: Duration) {
+        if grace.is_zero() {
+            return;
         }
-        self.kill();
-        match tokio::time::timeout(KILLED_WITHIN, self.wait()).await {
-            Ok(exit) => exit,
-            Err(_elapsed) => {
-                tracing::error!(pid, "a killed process does not go: it hangs in the kernel");
-                Exit::Unknown
-            }
+        self.try_signal(Signal::TERM);
+        if tokio::time::timeout(grace, self.wait()).await.is_err() {
+            let (pid, grace_ms) = (self.identity.pid, grace.as_millis());
+            tracing::info!(pid, grace_ms, "process ignores the request to end, killing it");
         }
+    }
+
+    /// Ends the process, and its whole process group, by SIGKILL. One that has ended already answers at once.
+    ///
+    /// # Errors
+    /// [`StillAlive`] when it is there 10 s later: it hangs in the kernel.
+    pub async fn kill(&self) -> Result<Exit, StillAlive> {
+        self.send_kill();
+        tokio::time::timeout(KILLED_WITHIN, self.wait()).await.map_err(|_elapsed| {
+            let pid = self.identity.pid;
+            // It has not been reaped, so the pid is its.
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            StillAlive { pid, name: name.trim_end().to_owned(), waited: KILLED_WITHIN }
+        })
     }
 
     /// Leaves the process running when this guard is dropped.
@@ -154,7 +164,7 @@ impl OwnedProcess {
 
     /// SIGKILL, for what it forked as well. A group has its leader's pid, which nobody can get before the leader is
     /// reaped: so the group is killed only while the lock keeps us from reaping, and only if the leader is our child.
-    fn kill(&self) {
+    fn send_kill(&self) {
         let exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner);
         if exit.is_none() {
             kill_group(&self.identity, self.pidfd.get_ref());
@@ -169,7 +179,7 @@ impl Drop for OwnedProcess {
         if !self.armed.load(Ordering::Acquire) || self.ended().is_some() {
             return;
         }
-        self.kill();
+        self.send_kill();
         let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
         if !matches!(poll(&mut fds, Some(&DROPPED_WITHIN)), Ok(1)) {
             tracing::error!(pid = self.identity.pid, "a killed process does not go: it hangs in the kernel");

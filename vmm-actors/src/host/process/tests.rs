@@ -150,7 +150,7 @@ async fn a_child_leads_its_own_session_without_blocked_signals() {
     assert_eq!(signals(&text, "SigBlk:"), 0, "{text}");
     // Bit 12 is SIGPIPE, which the test's own runtime ignores.
     assert_eq!(signals(&text, "SigIgn:") & 1 << 12, 0, "{text}");
-    assert_eq!(process.end(Duration::from_secs(5)).await, Exit::Signal(15));
+    assert_eq!(process.end(Duration::from_secs(5)).await, Ok(Exit::Signal(15)));
 }
 
 fn signals(status: &str, field: &str) -> u64 {
@@ -166,7 +166,7 @@ async fn a_process_that_ignores_sigterm_is_killed_with_its_children() {
     wait_for("the output", || fs::read_to_string(&out).is_ok_and(|t| t.ends_with('\n'))).await;
     let child: u32 = fs::read_to_string(&out).unwrap().trim().parse().unwrap();
     assert!(alive(child));
-    assert_eq!(process.end(Duration::from_millis(20)).await, Exit::Signal(9));
+    assert_eq!(process.end(Duration::from_millis(20)).await, Ok(Exit::Signal(9)));
     wait_for("the child's end", || !alive(child) || zombie(child)).await;
 }
 
@@ -195,7 +195,7 @@ async fn a_kept_process_survives_its_guard_and_can_be_adopted() {
     let adopted = OwnedProcess::adopt(&identity).unwrap().unwrap();
     assert_eq!(adopted.identity(), &identity);
     assert_eq!(adopted.ended(), None);
-    assert_eq!(adopted.end(LONG).await, Exit::Signal(15));
+    assert_eq!(adopted.end(LONG).await, Ok(Exit::Signal(15)));
     assert!(OwnedProcess::adopt(&identity).unwrap().is_none());
 }
 
@@ -208,7 +208,7 @@ async fn the_end_of_an_adopted_stranger_is_seen_but_not_made_up() {
     let identity = ProcessIdentity::of(pid).unwrap();
     let adopted = OwnedProcess::adopt(&identity).unwrap().unwrap();
     assert_eq!(adopted.ended(), None);
-    assert_eq!(adopted.end(LONG).await, Exit::Unknown);
+    assert_eq!(adopted.end(LONG).await, Ok(Exit::Unknown));
 }
 
 #[tokio::test]

@@ -167,3 +167,36 @@ async fn a_console_that_floods_is_emptied() {
     ask(&vm, |reply| Observe { reply }).await.unwrap();
     assert_eq!(std::fs::metadata(bench.dir.console()).unwrap().len(), 0);
 }
+
+#[actix::test]
+async fn a_vmm_that_sigkill_does_not_end_is_an_answer_and_its_later_end_is_told() {
+    let (mut bench, vm) = Bench::new(Fault::None);
+    let vmm = ask(&vm, bench.boot()).await.unwrap().record.vmm;
+    let dir = tempfile::tempdir().unwrap();
+    let frozen = match crate::testing::Frozen::new(vmm.pid, dir.path()) {
+        Ok(frozen) => frozen,
+        Err(error) => return println!("skipped: no process can be made to ignore SIGKILL here: {error}"),
+    };
+    let asked = vm.clone();
+    let killed = actix::spawn(async move { ask(&asked, |reply| Kill { reply }).await });
+    while !killed.is_finished() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::resume();
+    }
+    let left = killed.await.unwrap().unwrap_err();
+    let AskError::Failed(VmError::StillAlive(left)) = left else { panic!("{left}") };
+    assert_eq!(left.pid, vmm.pid);
+    let view = ask(&vm, |reply| Observe { reply }).await.unwrap();
+    assert_eq!((view.state, view.vmm_pid, view.exited), ("ending", Some(vmm.pid), None));
+    let refused = ask(&vm, |reply| RemoveDevice { id: "d".into(), reply }).await;
+    assert!(
+        matches!(refused, Err(AskError::Failed(VmError::Refused { state: "ending", .. }))),
+        "{refused:?}"
+    );
+    drop(frozen);
+    let exited = bench.exits.recv().await.unwrap();
+    assert_eq!(exited.cause, EndCause::Asked);
+    assert_eq!(ask(&vm, |reply| Kill { reply }).await.unwrap(), exited.exit);
+}
