@@ -1,12 +1,13 @@
 //! Which values are impossible, whatever the host. Pure.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::{Component, Path};
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::finding::{Finding, Findings, quoted};
-use crate::{Settings, vmm};
+use crate::{Settings, Traces, vmm};
 
 /// Longest path of a unix socket, in bytes: `sun_path` holds 108 with the final NUL (unix(7)).
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -63,6 +64,7 @@ pub(crate) fn values(settings: &Settings) -> Vec<Finding> {
     }
     directories(settings, &mut findings);
     metrics(settings, &mut findings);
+    traces(settings, &mut findings);
     logs(settings, &mut findings);
     numbers(settings, &mut findings);
     arguments(settings, &mut findings);
@@ -122,6 +124,36 @@ fn metrics(settings: &Settings, findings: &mut Findings) {
         quoted(Path::new(listen)),
         example,
     );
+}
+
+fn traces(settings: &Settings, findings: &mut Findings) {
+    let Traces { endpoint, sample_percent } = &settings.traces;
+    let example = (
+        "neither http://host:port nor unix:// and an absolute path",
+        "http://127.0.0.1:4317 (OTLP over gRPC; TLS is up to a collector on the node); empty for no traces",
+    );
+    let reachable = endpoint.is_empty() || is_http(endpoint) || is_unix(endpoint);
+    findings.unless(reachable, "traces.endpoint", format!("{endpoint:?}"), example);
+    let percent = ("more than all", "0 to 100");
+    findings.unless(*sample_percent <= 100, "traces.sample_percent", sample_percent.to_string(), percent);
+}
+
+/// `http://`, a host (a name, or an address, of IPv6 in brackets), and a port.
+fn is_http(endpoint: &str) -> bool {
+    let Some((host, port)) = endpoint.strip_prefix("http://").and_then(|rest| rest.rsplit_once(':')) else {
+        return false;
+    };
+    let is_name =
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    let is_v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<NonZeroU16>().is_ok();
+    is_port && (is_name || is_v6.is_some_and(|host| host.parse::<Ipv6Addr>().is_ok()))
+}
+
+fn is_unix(endpoint: &str) -> bool {
+    endpoint
+        .strip_prefix("unix://")
+        .is_some_and(|path| Path::new(path).is_absolute() && path.len() <= MAX_SOCKET_PATH)
 }
 
 fn logs(settings: &Settings, findings: &mut Findings) {

@@ -18,6 +18,7 @@ pub use check::{MAX_RUN_DIR, MAX_SOCKET_PATH};
 pub use fault::{Fault, Faults};
 pub use load::Scope;
 pub use settings::{
-    CacheMode, Cgroup, Guest, LogFormat, Metrics, Sandboxer, Settings, Shim, Virtiofsd, Vm, WithoutOverhead,
+    CacheMode, Cgroup, Guest, LogFormat, Metrics, Sandboxer, Settings, Shim, Traces, Virtiofsd, Vm,
+    WithoutOverhead,
 };
 pub use vmm::{Accelerator, Hypervisor, Machine, Qemu};

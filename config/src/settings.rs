@@ -27,6 +27,8 @@ pub struct Settings {
     pub cgroup: Cgroup,
     /// Figures for Prometheus.
     pub metrics: Metrics,
+    /// Traces of calls, for an OpenTelemetry collector.
+    pub traces: Traces,
 }
 
 impl Settings {
@@ -160,6 +162,16 @@ pub struct Metrics {
     pub listen: String,
 }
 
+/// `[traces]`: what each call led to, as OpenTelemetry traces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Traces {
+    /// The collector that takes them, OTLP over gRPC. Checked: empty, `http://host:port`, or `unix://` and a path.
+    pub endpoint: String,
+    /// How many of a hundred traces that begin here are kept. Of one that a caller began, the caller has decided.
+    pub sample_percent: u8,
+}
+
 /// What becomes of a pod that brings no overhead for its VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -216,6 +228,12 @@ impl Default for Vm {
             entropy_source: "/dev/urandom".into(),
             debug_console: false,
         }
+    }
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { endpoint: String::new(), sample_percent: 100 }
     }
 }
 

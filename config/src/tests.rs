@@ -103,6 +103,12 @@ fn each_slip_is_named_with_what_would_be_right() {
              /run/bulkhead/metrics.sock or 127.0.0.1:9464; empty for no metrics",
         ),
         (
+            "[traces]\nendpoint = \"https://collector:4317\"",
+            "traces.endpoint = \"https://collector:4317\": neither http://host:port nor unix:// and an absolute path; \
+             http://127.0.0.1:4317 (OTLP over gRPC; TLS is up to a collector on the node); empty for no traces",
+        ),
+        ("[traces]\nsample_percent = 101", "traces.sample_percent = 101: more than all; 0 to 100"),
+        (
             "[sandboxer]\nstate_dir = \"/run/bulkhead/state\"",
             "sandboxer.state_dir = \"/run/bulkhead/state\": lies in run_dir, which is gone after a reboot; \
              a directory on disk, for example /var/lib/bulkhead",
@@ -110,6 +116,35 @@ fn each_slip_is_named_with_what_would_be_right() {
     ];
     for (text, says) in cases {
         assert_eq!(fault(text), says, "{text}");
+    }
+}
+
+#[test]
+fn a_collector_is_named_by_an_address_or_a_socket() {
+    let parse =
+        |endpoint: &str| Settings::parse(&format!("[traces]\nendpoint = {endpoint:?}"), Scope::Values);
+    for good in
+        ["", "http://127.0.0.1:4317", "http://[::1]:4317", "http://otel-agent.svc:1", "unix:///run/otel.sock"]
+    {
+        assert!(parse(good).is_ok(), "{good}");
+    }
+    let long = format!("unix:///{}", "x".repeat(MAX_SOCKET_PATH));
+    for bad in [
+        "127.0.0.1:4317",
+        "http://127.0.0.1",
+        "http://127.0.0.1:0",
+        "http://127.0.0.1:+1",
+        "http://127.0.0.1:65536",
+        "http://127.0.0.1:4317/v1/traces",
+        "http://user@host:4317",
+        "http://:4317",
+        "http://[::1:4317",
+        "http://[host]:4317",
+        "unix://run/otel.sock",
+        "/run/otel.sock",
+        &long,
+    ] {
+        assert!(parse(bad).is_err(), "{bad}");
     }
 }
 

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use containerd_sandbox::{
     Create, Exit, Failure, Metric, Platform, Sandboxer, Started, State, Status, Step, Update,
 };
+use opentelemetry::trace::SpanContext;
 use serde_json::json;
 use vmm_actors::id::{ContainerdNamespace, SandboxId};
 use vmm_actors::sandbox::CreateSandbox;
@@ -19,7 +20,7 @@ use vmm_actors::{PodSpec, Sandboxes};
 use crate::caller_limits;
 use crate::pod_config::{PodConfigError, pod_spec};
 use crate::status::{bad_pod, bad_update, failure, invalid};
-use crate::{metrics, update};
+use crate::{metrics, traces, update};
 
 /// Version of the Task API that the shim proxies serve.
 const TASK_API_VERSION: u32 = 3;
@@ -30,34 +31,42 @@ const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Key of the JSON that `crictl inspectp` shows.
 const INFO: &str = "info";
 
-/// How long labels are kept for a Start: longer than the actors keep a sandbox that nobody starts.
+/// How long it is kept for a Start: longer than the actors keep a sandbox that nobody starts.
 const START_WINDOW: Duration = Duration::from_secs(10 * 60);
 
 type Labels = BTreeMap<String, String>;
+
+/// What Create leaves for Start.
+#[derive(Debug)]
+struct Created {
+    at: Instant,
+    labels: Labels,
+    call: SpanContext,
+}
 
 /// Answers containerd.
 #[derive(Debug)]
 pub(crate) struct Controller {
     sandboxes: Sandboxes,
-    /// Labels of sandboxes between Create and Start: containerd 2.3 replaces its own by what Start answers.
-    labels: Mutex<HashMap<SandboxId, (Instant, Labels)>>,
+    /// Sandboxes between Create and Start. Their labels: containerd 2.3 replaces its own by what Start answers.
+    created: Mutex<HashMap<SandboxId, Created>>,
 }
 
 impl Controller {
     /// A controller of these sandboxes.
     pub(crate) fn new(sandboxes: Sandboxes) -> Self {
-        Self { sandboxes, labels: Mutex::default() }
+        Self { sandboxes, created: Mutex::default() }
     }
 
-    fn labels(&self) -> MutexGuard<'_, HashMap<SandboxId, (Instant, Labels)>> {
-        // A panic cannot leave half a label: every use is one insertion or removals.
-        self.labels.lock().unwrap_or_else(PoisonError::into_inner)
+    fn created(&self) -> MutexGuard<'_, HashMap<SandboxId, Created>> {
+        // A panic cannot leave half of one: every use is one insertion or removals.
+        self.created.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep_labels(&self, id: SandboxId, labels: Labels) {
-        let mut kept = self.labels();
-        kept.retain(|_, (since, _)| since.elapsed() < START_WINDOW);
-        kept.insert(id, (Instant::now(), labels));
+    fn keep(&self, id: SandboxId, labels: Labels) {
+        let mut kept = self.created();
+        kept.retain(|_, created| created.at.elapsed() < START_WINDOW);
+        kept.insert(id, Created { at: Instant::now(), labels, call: traces::reference() });
     }
 }
 
@@ -68,26 +77,29 @@ impl Sandboxer for Controller {
         let labels = request.labels.clone();
         let create = create_sandbox(id.clone(), request)?;
         self.sandboxes.create(create).await.map_err(|error| failure("create", &error))?;
-        self.keep_labels(id, labels);
+        self.keep(id, labels);
         Ok(())
     }
 
     async fn start(&self, id: &str) -> Result<Started, Failure> {
         let id = sandbox_id("start", id)?;
-        let labels = self.labels().remove(&id).map(|(_, labels)| labels).unwrap_or_default();
+        let created = self.created().remove(&id);
+        let (labels, create) = created.map(|created| (created.labels, created.call)).unzip();
+        // Most of what it waits for was begun by Create, and is in its trace.
+        create.into_iter().for_each(traces::follows);
         let started = self.sandboxes.start(&id).await.map_err(|error| failure("start", &error))?;
         Ok(Started {
             pid: started.pid,
             created_at: started.created_at,
             address: started.address,
             version: TASK_API_VERSION,
-            labels,
+            labels: labels.unwrap_or_default(),
         })
     }
 
     async fn abandoned(&self, id: &str, step: Step) {
         let Ok(id) = sandbox_id("abandon", id) else { return };
-        self.labels().remove(&id);
+        self.created().remove(&id);
         self.sandboxes.abandon(&id).await;
         if step == Step::Start {
             // It may have come up at the same moment. containerd takes it for failed all the same.
@@ -118,7 +130,7 @@ impl Sandboxer for Controller {
 
     async fn shutdown(&self, id: &str) -> Result<(), Failure> {
         let id = sandbox_id("shutdown", id)?;
-        self.labels().remove(&id);
+        self.created().remove(&id);
         self.sandboxes.shutdown(&id).await.map_err(|error| failure("shutdown", &error))
     }
 
@@ -146,6 +158,7 @@ fn create_sandbox(id: SandboxId, request: Create) -> Result<CreateSandbox, Failu
     // Without the file a pod that wants the host's DNS has none, as everything else on this host.
     let host_resolv_conf = fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default();
     let mut pod: PodSpec = pod_spec(request.options, &host_resolv_conf).map_err(bad)?;
+    traces::name_pod(&pod);
     pod.inherited_limits = caller_limits::read(request.caller_pid);
     let netns = request.netns_path.ok_or(PodConfigError::HostNetwork).map_err(bad)?;
     check_netns(&id, &netns)?;

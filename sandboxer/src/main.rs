@@ -15,6 +15,7 @@ mod runtime_class;
 mod service;
 mod sockets;
 mod status;
+mod traces;
 mod update;
 
 use std::io::Write;
@@ -54,12 +55,25 @@ fn print(settings: &Settings) -> ExitCode {
 }
 
 fn run(settings: Settings) -> ExitCode {
-    logging::start(&settings.sandboxer);
     // One thread: actors, services and their clients wait far more than they work.
-    match actix::System::new().block_on(service::run(settings)) {
+    match actix::System::new().block_on(logged(settings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => end(&chain(&error), 1),
     }
+}
+
+async fn logged(settings: Settings) -> Result<(), service::ServiceError> {
+    let traces = traces::Traces::start(&settings.traces);
+    logging::start(&settings.sandboxer, traces.as_ref().ok().and_then(Option::as_ref));
+    let traces = traces.unwrap_or_else(|error| {
+        tracing::error!(error = chain(&error), "no traces");
+        None
+    });
+    let ended = service::run(settings).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
+    ended
 }
 
 fn say(text: &str) -> ExitCode {

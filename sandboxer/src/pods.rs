@@ -16,6 +16,7 @@ use bulkhead_protocol::version;
 use containerd_sandbox::{Code, Failure, incoming};
 use protobuf::Message;
 use tokio::net::UnixListener;
+use tracing::Instrument;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, TtrpcContext};
 use vmm_actors::Sandboxes;
@@ -24,13 +25,14 @@ use vmm_actors::mounts::RootfsMount;
 use vmm_actors::sandbox::{ContainerRequest, SandboxError};
 
 use crate::status::{failure, invalid, ttrpc};
+use crate::traces;
 
 /// Serves the shim proxies until the server is shut down or dropped.
 ///
 /// # Errors
 /// What ttrpc says when it cannot begin.
 pub(crate) async fn serve(sandboxes: Sandboxes, listener: UnixListener) -> ttrpc::Result<Server> {
-    let service: Arc<dyn Pod + Send + Sync> = Arc::new(Pods { sandboxes });
+    let service: Arc<dyn Pod + Send + Sync> = Arc::new(Traced(Pods { sandboxes }));
     let listener = Listener::new(incoming(listener));
     let mut server = Server::new().add_listener(listener).register_service(create_pod(service));
     server.start().await?;
@@ -113,6 +115,53 @@ impl Pod for Pods {
     }
 }
 
+/// The same, each call but the greeting of a connection within a span.
+#[derive(Debug)]
+struct Traced(Pods);
+
+#[async_trait]
+impl Pod for Traced {
+    async fn hello(&self, context: &TtrpcContext, peer: Version) -> ttrpc::Result<Version> {
+        self.0.hello(context, peer).await
+    }
+
+    async fn prepare_container(
+        &self,
+        context: &TtrpcContext,
+        request: PrepareContainerRequest,
+    ) -> ttrpc::Result<PrepareContainerResponse> {
+        let ids = (request.sandbox_id.clone(), request.container_id.clone());
+        let answer = self.0.prepare_container(context, request);
+        traces::of_shim_proxy(context, "PrepareContainer", ids, answer).await
+    }
+
+    async fn release_container(&self, context: &TtrpcContext, key: ContainerKey) -> ttrpc::Result<Nothing> {
+        let ids = (key.sandbox_id.clone(), key.container_id.clone());
+        let answer = self.0.release_container(context, key);
+        traces::of_shim_proxy(context, "ReleaseContainer", ids, answer).await
+    }
+
+    async fn update_container(
+        &self,
+        context: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Nothing> {
+        let ids = (request.sandbox_id.clone(), request.container_id.clone());
+        let answer = self.0.update_container(context, request);
+        traces::of_shim_proxy(context, "UpdateContainer", ids, answer).await
+    }
+
+    async fn container_started(
+        &self,
+        context: &TtrpcContext,
+        request: ContainerStartedRequest,
+    ) -> ttrpc::Result<Nothing> {
+        let ids = (request.sandbox_id.clone(), request.container_id.clone());
+        let answer = self.0.container_started(context, request);
+        traces::of_shim_proxy(context, "ContainerStarted", ids, answer).await
+    }
+}
+
 /// Messages of the agent's contract, as the shim proxy hands them on.
 fn for_agent<M: Message>(messages: &[M]) -> protobuf::Result<Vec<Vec<u8>>> {
     messages.iter().map(Message::write_to_bytes).collect()
@@ -123,7 +172,7 @@ async fn detached<T: Send + 'static>(
     call: &'static str,
     work: impl Future<Output = Result<T, SandboxError>> + Send + 'static,
 ) -> ttrpc::Result<T> {
-    match tokio::spawn(work).await {
+    match tokio::spawn(work.in_current_span()).await {
         Ok(result) => result.map_err(|error| ttrpc(failure(call, &error))),
         Err(error) => {
             tracing::error!(call, %error, "a call panicked");

@@ -20,7 +20,7 @@ use vmm_actors::{Sandboxes, Telemetry};
 
 use crate::controller::Controller;
 use crate::sockets::{SocketError, listen, lock, make_directory};
-use crate::{exporter, orphans, pods};
+use crate::{exporter, orphans, pods, traces};
 
 /// How long calls under way have to end after SIGTERM. systemd's patience (TimeoutStopSec) is longer.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -104,7 +104,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     };
     let grace = Duration::from_secs(sandboxer.orphan_grace_secs.into());
     let served = tokio::select! {
-        served = containerd_sandbox::serve(service, controller, DRAIN, end) => served,
+        served = containerd_sandbox::serve(service, controller, DRAIN, traces::of_controller, end) => served,
         never = orphans::watch(sandboxes, &sandboxer.containerd_address, grace) => match never {},
     };
     for mut server in shim_proxies {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so by panicking")]
 
 mod support;
+#[path = "controller_socket/traces.rs"]
+mod traces;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -31,7 +33,13 @@ struct Service {
 
 impl Service {
     fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// With more settings.
+    fn start_with(more: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("bh").tempdir_in("/tmp").unwrap();
+        support::write(dir.path(), "more.toml", more);
         let process = spawn(&dir);
         let service = Self { process, dir };
         let deadline = Instant::now() + LONG;
@@ -68,7 +76,9 @@ impl Drop for Service {
 }
 
 fn spawn(dir: &tempfile::TempDir) -> Child {
-    let file = support::write(dir.path(), "bulkhead.toml", &support::fulfilled(dir.path()));
+    let more = std::fs::read_to_string(dir.path().join("more.toml")).unwrap();
+    let settings = support::fulfilled(dir.path()) + &more;
+    let file = support::write(dir.path(), "bulkhead.toml", &settings);
     let log = std::fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-sandboxer"));
     command.arg("--config").arg(file).stdout(Stdio::null()).stderr(log).spawn().unwrap()

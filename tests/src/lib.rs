@@ -21,6 +21,7 @@ pub mod logs;
 pub mod loop_device;
 pub mod node;
 pub mod node_pool;
+pub mod otlp;
 pub mod peers;
 pub mod port_forward;
 pub mod processes;

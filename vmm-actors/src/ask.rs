@@ -6,9 +6,39 @@
 use actix::dev::ToEnvelope;
 use actix::{Actor, Addr, Handler, Message, Recipient};
 use tokio::sync::oneshot;
+use tracing::Span;
+
+use crate::trace;
 
 /// Where the answer to a command goes.
-pub type Reply<T, E> = oneshot::Sender<Result<T, E>>;
+#[derive(Debug)]
+pub struct Reply<T, E> {
+    answer: oneshot::Sender<Result<T, E>>,
+    call: Span,
+}
+
+impl<T, E> Reply<T, E> {
+    /// One for the caller of this function, who is serving the call that the command is for.
+    #[must_use]
+    pub fn new() -> (Self, oneshot::Receiver<Result<T, E>>) {
+        let (answer, answered) = oneshot::channel();
+        (Self { answer, call: trace::current() }, answered)
+    }
+
+    /// Sends the answer.
+    ///
+    /// # Errors
+    /// The answer, when nobody waits for it any more.
+    pub fn send(self, answer: Result<T, E>) -> Result<(), Result<T, E>> {
+        self.answer.send(answer)
+    }
+
+    /// The span of the call that the command is for: parent of what is done about it.
+    #[must_use]
+    pub fn call(&self) -> &Span {
+        &self.call
+    }
+}
 
 /// Why a command has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +65,7 @@ where
     A::Context: ToEnvelope<A, M>,
     M: Message<Result = ()> + Send + 'static,
 {
-    let (reply, answer) = oneshot::channel();
+    let (reply, answer) = Reply::new();
     tell(addr, command(reply)).map_err(|refusal| match refusal {
         TellError::Busy(actor) => AskError::Busy(actor),
         TellError::Gone(actor) => AskError::Gone(actor),

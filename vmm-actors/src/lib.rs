@@ -33,6 +33,7 @@ pub mod shim;
 mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod trace;
 pub mod virtiofsd;
 pub mod vm;
 

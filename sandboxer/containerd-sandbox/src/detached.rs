@@ -7,6 +7,7 @@ use std::pin::pin;
 
 use futures::FutureExt;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use crate::{Code, Failure};
 
@@ -25,7 +26,9 @@ pub(crate) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {
     let ended = || Err(Failure::new(Code::Unavailable, "the sandboxer is ending"));
-    tokio::spawn(contained(work)).await.unwrap_or_else(|_cancelled_with_the_runtime| ended())
+    tokio::spawn(contained(work).in_current_span())
+        .await
+        .unwrap_or_else(|_cancelled_with_the_runtime| ended())
 }
 
 /// Like [`detached`], and runs `undo` if the caller of this function is dropped before it has the answer.
@@ -38,7 +41,7 @@ pub(crate) async fn undone_if_unheard<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let (answer, answered) = oneshot::channel();
     let (heard, hearing) = oneshot::channel::<()>();
-    tokio::spawn(async move {
+    let driven = async move {
         let mut work = pin!(contained(work));
         let mut hearing = hearing;
         tokio::select! {
@@ -56,7 +59,8 @@ pub(crate) async fn undone_if_unheard<T: Send + 'static>(
                 tracing::debug!(result = ?late.err(), "a call ended after its client had left");
             }
         }
-    });
+    };
+    tokio::spawn(driven.in_current_span());
     let result = answered.await.unwrap_or_else(|_cancelled_with_the_runtime| {
         Err(Failure::new(Code::Unavailable, "the sandboxer is ending"))
     });

@@ -10,6 +10,7 @@
 //! - A panic in the implementation is an answer (`INTERNAL`), not a broken stream.
 //! - Wait ends with an exit, `NOT_FOUND` or `UNAVAILABLE`: containerd repeats it on `UNAVAILABLE` only and takes
 //!   anything else for the end of the sandbox.
+//! - Each call is served within a `tracing` span that the caller of [`serve`] makes ([`SpanOf`]), with its outcome in it.
 //! - When the service ends, pending Waits are answered `UNAVAILABLE` first.
 //!
 //! The messages are those of `containerd-client` 0.9 (containerd API 1.8). containerd 2.3 added one field that they
@@ -26,6 +27,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod time;
+mod traced;
 
 pub use failure::{Code, Failure};
 pub use id::{InvalidId, MAX_ID_LENGTH, check_id};
@@ -33,3 +35,4 @@ pub use model::{Create, Exit, Metric, Platform, Started, State, Status, Step, Up
 pub use prost_types::Any;
 pub use sandboxer::Sandboxer;
 pub use serve::{ServeError, incoming, serve};
+pub use traced::SpanOf;

@@ -13,6 +13,7 @@ use tonic::transport::Server;
 use crate::Sandboxer;
 use crate::generated::controller_server::ControllerServer;
 use crate::service::Service;
+use crate::traced::{SpanOf, Tracing};
 
 /// Largest message containerd's client takes and sends, in bytes (containerd, `defaults.DefaultMaxRecvMsgSize`).
 const MAX_MESSAGE: usize = 16 << 20;
@@ -28,7 +29,7 @@ pub struct ServeError {
     source: tonic::transport::Error,
 }
 
-/// Serves the Controller API on `listener` until `end` completes.
+/// Serves the Controller API on `listener` until `end` completes, each call within the span that `span_of` makes.
 ///
 /// Then nothing new is accepted, pending Waits are answered `Unavailable`, and calls under way have `grace` to end.
 /// A Create or Start that is still under way after that is abandoned when the caller drops the runtime.
@@ -39,6 +40,7 @@ pub async fn serve<S: Sandboxer>(
     sandboxer: Arc<S>,
     listener: UnixListener,
     grace: Duration,
+    span_of: SpanOf,
     end: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let (ending, mut ended) = watch::channel(false);
@@ -51,6 +53,7 @@ pub async fn serve<S: Sandboxer>(
         }
     };
     let serving = Server::builder()
+        .layer(Tracing(span_of))
         .add_service(service)
         .serve_with_incoming_shutdown(incoming(listener), stop_accepting);
     let bounded_end = async {

@@ -19,6 +19,7 @@ use tonic::transport::server::UdsConnectInfo;
 use crate::detached::{contained, detached, undone_if_unheard};
 use crate::generated::controller_server::Controller;
 use crate::time::{from_wire, to_wire};
+use crate::traced::SANDBOX;
 use crate::{Code, Create, Failure, Sandboxer, Step, Update, check_id};
 
 /// gRPC metadata key of containerd's namespace (containerd, `pkg/namespaces/grpc.go`).
@@ -57,7 +58,7 @@ impl<S: Sandboxer> Service<S> {
 impl<S: Sandboxer> Controller for Service<S> {
     async fn create(&self, request: Request<ControllerCreateRequest>) -> Answer<ControllerCreateResponse> {
         let create = create_from_wire(request);
-        check_id(&create.id).map_err(Failure::from)?;
+        checked(&create.id)?;
         let id = create.id.clone();
         let sandboxer = Arc::clone(&self.sandboxer);
         self.make(id.clone(), Step::Create, async move { sandboxer.create(create).await }).await?;
@@ -66,7 +67,7 @@ impl<S: Sandboxer> Controller for Service<S> {
 
     async fn start(&self, request: Request<ControllerStartRequest>) -> Answer<ControllerStartResponse> {
         let id = request.into_inner().sandbox_id;
-        check_id(&id).map_err(Failure::from)?;
+        checked(&id)?;
         let (sandboxer, named) = (Arc::clone(&self.sandboxer), id.clone());
         let started =
             self.make(id.clone(), Step::Start, async move { sandboxer.start(&named).await }).await?;
@@ -85,7 +86,7 @@ impl<S: Sandboxer> Controller for Service<S> {
         request: Request<ControllerPlatformRequest>,
     ) -> Answer<ControllerPlatformResponse> {
         let id = request.into_inner().sandbox_id;
-        check_id(&id).map_err(Failure::from)?;
+        checked(&id)?;
         let platform = contained(self.sandboxer.platform(&id)).await?;
         let platform = types::Platform {
             os: platform.os,
@@ -98,7 +99,7 @@ impl<S: Sandboxer> Controller for Service<S> {
 
     async fn stop(&self, request: Request<ControllerStopRequest>) -> Answer<ControllerStopResponse> {
         let ControllerStopRequest { sandbox_id: id, timeout_secs, .. } = request.into_inner();
-        check_id(&id).map_err(Failure::from)?;
+        checked(&id)?;
         let timeout = (timeout_secs > 0).then(|| Duration::from_secs(timeout_secs.into()));
         let sandboxer = Arc::clone(&self.sandboxer);
         let stopped = detached(async move { sandboxer.stop(&id, timeout).await }).await;
@@ -108,7 +109,7 @@ impl<S: Sandboxer> Controller for Service<S> {
 
     async fn wait(&self, request: Request<ControllerWaitRequest>) -> Answer<ControllerWaitResponse> {
         let id = request.into_inner().sandbox_id;
-        check_id(&id).map_err(Failure::from)?;
+        checked(&id)?;
         let mut ending = self.ending.clone();
         let exit = tokio::select! {
             biased;
@@ -125,7 +126,7 @@ impl<S: Sandboxer> Controller for Service<S> {
 
     async fn status(&self, request: Request<ControllerStatusRequest>) -> Answer<ControllerStatusResponse> {
         let ControllerStatusRequest { sandbox_id: id, verbose, .. } = request.into_inner();
-        check_id(&id).map_err(Failure::from)?;
+        checked(&id)?;
         let status = contained(self.sandboxer.status(&id, verbose)).await?;
         Ok(Response::new(ControllerStatusResponse {
             sandbox_id: id,
@@ -145,7 +146,7 @@ impl<S: Sandboxer> Controller for Service<S> {
         request: Request<ControllerShutdownRequest>,
     ) -> Answer<ControllerShutdownResponse> {
         let id = request.into_inner().sandbox_id;
-        check_id(&id).map_err(Failure::from)?;
+        checked(&id)?;
         let sandboxer = Arc::clone(&self.sandboxer);
         fine_if_unknown(detached(async move { sandboxer.shutdown(&id).await }).await)?;
         Ok(Response::new(ControllerShutdownResponse {}))
@@ -153,7 +154,7 @@ impl<S: Sandboxer> Controller for Service<S> {
 
     async fn metrics(&self, request: Request<ControllerMetricsRequest>) -> Answer<ControllerMetricsResponse> {
         let id = request.into_inner().sandbox_id;
-        check_id(&id).map_err(Failure::from)?;
+        checked(&id)?;
         let metric = contained(self.sandboxer.metrics(&id)).await?;
         let metric = types::Metric { timestamp: Some(to_wire(metric.at)), id, data: Some(metric.data) };
         Ok(Response::new(ControllerMetricsResponse { metrics: Some(metric) }))
@@ -161,12 +162,19 @@ impl<S: Sandboxer> Controller for Service<S> {
 
     async fn update(&self, request: Request<ControllerUpdateRequest>) -> Answer<ControllerUpdateResponse> {
         let ControllerUpdateRequest { sandbox_id: id, sandbox, fields, .. } = request.into_inner();
-        check_id(&id).map_err(Failure::from)?;
+        checked(&id)?;
         let extensions = sandbox.unwrap_or_default().extensions.into_iter().collect();
         let sandboxer = Arc::clone(&self.sandboxer);
         detached(async move { sandboxer.update(Update { id, fields, extensions }).await }).await?;
         Ok(Response::new(ControllerUpdateResponse {}))
     }
+}
+
+/// Checks an id, and has it in the call's span.
+fn checked(id: &str) -> Result<(), Failure> {
+    check_id(id)?;
+    tracing::Span::current().record(SANDBOX, id);
+    Ok(())
 }
 
 fn create_from_wire(request: Request<ControllerCreateRequest>) -> Create {

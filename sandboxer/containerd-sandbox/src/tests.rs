@@ -158,7 +158,8 @@ impl Harness {
         let script = Arc::new(Scripted::default());
         let (end, ended) = oneshot::channel::<()>();
         let ended = async move { ended.await.unwrap_or_default() };
-        let server = tokio::spawn(serve(Arc::clone(&script), listener, grace, ended));
+        let server =
+            tokio::spawn(serve(Arc::clone(&script), listener, grace, |_, _| tracing::Span::none(), ended));
         Self { script, socket, end, server, _dir: dir }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{Daemon, Node};
+use super::{Daemon, Node, OTLP};
 use crate::{image, wait};
 
 impl Node {
@@ -164,7 +164,15 @@ state = "{dir}/state"
         let program = self.base.containerd.display().to_string();
         let config = self.dir.join("containerd.toml").display().to_string();
         let log = self.dir.join("log/containerd.log");
-        let mut daemon = Daemon::start(&self.namespaces, &log, &path, &[&program, "--config", &config]).await;
+        let endpoint = format!("http://{OTLP}");
+        let mut environment = vec![("PATH", path.as_str())];
+        if self.options.containerd_traces {
+            // It takes this from its environment only.
+            environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint));
+            environment.push(("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"));
+        }
+        let args = [program.as_str(), "--config", &config];
+        let mut daemon = Daemon::start(&self.namespaces, &log, &environment, &args).await;
         let ready = wait::until(Duration::from_secs(60), async || {
             if daemon.ended().is_some() {
                 return Some(false);

@@ -22,14 +22,19 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) async fn start(namespaces: &Namespaces, log: &Path, path: &str, args: &[&str]) -> Self {
+    pub(crate) async fn start(
+        namespaces: &Namespaces,
+        log: &Path,
+        environment: &[(&str, &str)],
+        args: &[&str],
+    ) -> Self {
         let name = args[0].rsplit('/').next().expect("a program has a name").to_owned();
         let output =
             std::fs::File::options().create(true).append(true).open(log).expect("open the daemon's log");
         let mut command = namespaces.enter();
         command
             .args(args)
-            .env("PATH", path)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("share the log"))
             .stderr(output)

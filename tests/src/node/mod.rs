@@ -19,6 +19,7 @@ pub use namespaces::BootId;
 pub use sandboxer::Settings;
 
 use crate::cri::Cri;
+use crate::otlp::Collector;
 use crate::peers::{self, Base, Line, Product};
 use crate::{image, report};
 
@@ -26,6 +27,9 @@ use crate::{image, report};
 pub const RUNC: &str = "runc";
 /// The runtime under test.
 pub const BULKHEAD: &str = "bulkhead";
+
+/// Where the collector of a test listens, in its node's network namespace.
+pub const OTLP: &str = "127.0.0.1:4317";
 
 /// How a node is made.
 #[derive(Debug, Clone)]
@@ -49,6 +53,8 @@ pub struct Options {
     pub cni_commands: String,
     /// Which boot id the node sees.
     pub boot_id: BootId,
+    /// Whether containerd sends traces to [`OTLP`].
+    pub containerd_traces: bool,
 }
 
 impl Default for Options {
@@ -63,6 +69,7 @@ impl Default for Options {
             host_ports: false,
             cni_commands: String::new(),
             boot_id: BootId::Own,
+            containerd_traces: false,
         }
     }
 }
@@ -291,6 +298,11 @@ impl Node {
         limit: Duration,
     ) -> std::io::Result<std::net::TcpStream> {
         self.namespaces.connect(address, limit)
+    }
+
+    /// A collector of traces on [`OTLP`] in the node's network namespace.
+    pub fn collect_traces(&self) -> std::io::Result<Collector> {
+        Ok(Collector::on(self.namespaces.listen(OTLP)?))
     }
 
     /// HTTP GET of `http://address/path` out of the node's network namespace; the body.

@@ -1,7 +1,7 @@
 //! The namespaces a node lives in, held by the init process of its pid namespace.
 
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -126,6 +126,17 @@ impl Namespaces {
         })
         .join()
         .expect("the connecting thread does not panic")
+    }
+
+    /// The same for a listener.
+    pub(crate) fn listen(&self, address: &'static str) -> std::io::Result<TcpListener> {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.init))?;
+        std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            TcpListener::bind(address)
+        })
+        .join()
+        .expect("the listening thread does not panic")
     }
 
     /// Kills init, and with it everything inside. Returns when all of it is gone.

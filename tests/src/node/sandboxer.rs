@@ -107,8 +107,8 @@ impl Node {
         let config = self.write_settings().display().to_string();
         let program = self.product().bin.join("bulkhead-sandboxer").display().to_string();
         let log = self.dir.join("log/sandboxer.log");
-        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        let mut daemon = Daemon::start(&self.namespaces, &log, path, &[&program, "--config", &config]).await;
+        let path = [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")];
+        let mut daemon = Daemon::start(&self.namespaces, &log, &path, &[&program, "--config", &config]).await;
         let socket = self.controller_socket();
         let listening = wait::expect("the sandboxer listens", Duration::from_secs(60), async || {
             if let Some(status) = daemon.ended() {

@@ -264,7 +264,7 @@ fn the_actor_answers_and_a_command_outlives_its_caller() {
         ask(&mounts, |reply| Open { reply }).await.unwrap();
         let rootfs = vec![overlay(dir)];
         // Nobody waits for this one.
-        let (reply, answer) = tokio::sync::oneshot::channel();
+        let (reply, answer) = crate::ask::Reply::new();
         drop(answer);
         crate::ask::tell(
             &mounts,

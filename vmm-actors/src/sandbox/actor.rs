@@ -174,7 +174,7 @@ impl Sandbox {
             record: self.record.clone(),
             recorder: self.recorder.clone(),
             children,
-            timeline: self.timeline.clone(),
+            timeline: self.timeline.of_call(self.create.call()),
         };
         let done = bring_up.run(host_ready).instrument(self.span.clone()).into_actor(self).map(
             |outcome, sandbox, ctx| {
@@ -202,7 +202,7 @@ impl Sandbox {
     fn commit(&mut self, ctx: &mut Context<Self>) {
         self.record.phase = Phase::Running;
         let save = self.save();
-        let timeline = self.timeline.clone();
+        let timeline = self.timeline.of_call(self.start.call());
         let saved = async move { timeline.step("record running", save).await };
         ctx.spawn(saved.into_actor(self).map(|saved, sandbox, ctx| {
             let event = match saved {
@@ -244,7 +244,9 @@ impl Sandbox {
         let scope = self.scope();
         let Some(children) = self.children.clone() else { return };
         let (cause, ended_at) = (self.state.cause().cloned(), self.end_time());
-        let release = Release { children, record: self.record.clone(), scope, cause, ended_at };
+        let call = self.stop.call().or_else(|| self.create.call()).or_else(|| self.start.call());
+        let call = call.unwrap_or_else(Span::none);
+        let release = Release { children, record: self.record.clone(), scope, cause, ended_at, call };
         let done = release.run().instrument(self.span.clone());
         ctx.spawn(done.into_actor(self).map(move |left, sandbox, ctx| sandbox.released(scope, left, ctx)));
     }
@@ -347,9 +349,9 @@ impl Handler<Start> for Sandbox {
     type Result = ();
 
     fn handle(&mut self, Start(reply): Start, ctx: &mut Self::Context) {
-        match self.happen(Event::StartAsked, ctx) {
-            Ok(()) => self.start.add(reply),
-            Err(refusal) => drop(reply.send(Err(refusal))),
+        self.start.add(reply);
+        if let Err(refusal) = self.happen(Event::StartAsked, ctx) {
+            self.start.refuse_newest(refusal);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use actix::{ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use super::actor::Sandbox;
 use super::children::Children;
@@ -21,6 +21,7 @@ use crate::guest_spec::{Bind, GuestSpec, LeftToGuest, Propagation, ReadOnly, Tar
 use crate::id::ContainerId;
 use crate::mounts;
 use crate::pod_spec::PodSpec;
+use crate::trace::step;
 
 impl Handler<PrepareContainer> for Sandbox {
     type Result = ();
@@ -75,6 +76,7 @@ impl Sandbox {
     ) {
         let Some(children) = self.children.clone() else { return };
         let id = request.id.clone();
+        let call = reply.call().clone();
         let mut prepared = Waiters::default();
         prepared.add(reply);
         let container = Container::Preparing { prepared, release: Waiters::default() };
@@ -83,8 +85,9 @@ impl Sandbox {
             ContainerRecord { bundle: request.bundle.clone(), stdio: request.stdio.clone(), guest_pid: None };
         self.record.containers.insert(id.clone(), record);
         let pod = self.record.pod.clone();
+        let reading = call.clone();
         let read = async move {
-            let mut spec = read_spec(&request, &pod).await?;
+            let mut spec = step(&reading, "read the spec", read_spec(&request, &pod)).await?;
             for note in &spec.notes {
                 info!(container = %request.id, %note, "spec made fit for the guest");
             }
@@ -92,7 +95,7 @@ impl Sandbox {
             Ok((request, spec, wanted))
         };
         let made = read.into_actor(self).then(move |read, sandbox, _| {
-            let made = read.map(|read| sandbox.make(children, read, again));
+            let made = read.map(|read| sandbox.make(children, read, again, call));
             async move { made?.await }.into_actor(sandbox)
         });
         ctx.spawn(made.map(move |outcome, sandbox, ctx| sandbox.prepared(id, outcome, ctx)));
@@ -104,6 +107,7 @@ impl Sandbox {
         children: Children,
         (request, spec, wanted): (ContainerRequest, GuestSpec, Vec<Wanted>),
         again: bool,
+        call: Span,
     ) -> impl Future<Output = Result<PreparedContainer, SandboxError>> + use<> {
         // It makes the share its root (`--sandbox=namespace`).
         let server = self
@@ -121,12 +125,14 @@ impl Sandbox {
         let (sandbox, save) = (self.id(), self.save());
         async move {
             let plugging = plugging?;
-            save.await.map_err(|source| SandboxError::Record { id: sandbox, source })?;
-            let disks = plugging.run(&children.agent).await?;
+            let saved = step(&call, "record the container", save).await;
+            saved.map_err(|source| SandboxError::Record { id: sandbox, source })?;
+            let disks = plugging.run(&children.agent, &call).await?;
             if again {
                 release_mounts(&children.mounts, &request.id).await?;
             }
-            let prepared = make_mounts((&children.mounts, server, memory_of), request, spec).await?;
+            let mounts = make_mounts((&children.mounts, server, memory_of), request, spec);
+            let prepared = step(&call, "make its mounts", mounts).await?;
             Ok(PreparedContainer { disks, ..prepared })
         }
     }
@@ -167,12 +173,15 @@ impl Sandbox {
 
     fn undo_container(&mut self, id: ContainerId, waiters: Waiters<()>, ctx: &mut Context<Self>) {
         let Some(children) = self.children.clone() else { return };
+        let call = waiters.call().unwrap_or_else(Span::none);
         self.containers.0.insert(id.clone(), Container::Releasing(waiters));
         self.record.disks.leave(&id);
         let unplug = self.unplug();
         let released = {
             let id = id.clone();
-            async move { (unplug.await, release_mounts(&children.mounts, &id).await) }
+            let release =
+                async move { step(&call, "undo its mounts", release_mounts(&children.mounts, &id)).await };
+            async move { (unplug.await, release.await) }
         };
         ctx.spawn(released.into_actor(self).map(move |(unplugged, released), sandbox, ctx| {
             let Some(Container::Releasing(mut waiters)) = sandbox.containers.0.remove(&id) else { return };

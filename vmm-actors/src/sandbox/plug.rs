@@ -6,7 +6,7 @@ use bulkhead_protocol::FEATURE_DISKS;
 use bulkhead_protocol::agent::Disk as GuestDisk;
 use futures::FutureExt;
 use futures::future::join_all;
-use tracing::warn;
+use tracing::{Span, warn};
 
 use super::actor::Sandbox;
 use super::attachments::{NotPlugged, Plug};
@@ -17,6 +17,7 @@ use crate::ask::{AskError, ask};
 use crate::guest_spec::HostDisk;
 use crate::host::block::BlockDevice;
 use crate::id::ContainerId;
+use crate::trace;
 use crate::vm::{self, Ability, Access, Device, Vm, VmError};
 
 /// A device that a container wants, and what the host says of it.
@@ -87,15 +88,20 @@ pub(super) struct Plugging {
 
 impl Plugging {
     /// Waits until all are plugged in; answers with what the guest must know of them.
-    pub(super) async fn run(self, agent: &Addr<Agent>) -> Result<Vec<GuestDisk>, SandboxError> {
-        let Self { container, steps } = self;
-        if !steps.is_empty() {
-            expect_feature(agent).await.map_err(|reason| SandboxError::Plug {
-                container: container.clone(),
-                blame: Blame::Caller,
-                reason,
-            })?;
+    pub(super) async fn run(self, agent: &Addr<Agent>, call: &Span) -> Result<Vec<GuestDisk>, SandboxError> {
+        if self.steps.is_empty() {
+            return Ok(Vec::new());
         }
+        trace::step(call, "plug in block devices", self.all(agent)).await
+    }
+
+    async fn all(self, agent: &Addr<Agent>) -> Result<Vec<GuestDisk>, SandboxError> {
+        let Self { container, steps } = self;
+        expect_feature(agent).await.map_err(|reason| SandboxError::Plug {
+            container: container.clone(),
+            blame: Blame::Caller,
+            reason,
+        })?;
         let mut plugged = Vec::new();
         for (wanted, disk, plug) in steps {
             plug.await.map_err(|NotPlugged { blame, reason }| SandboxError::Plug {

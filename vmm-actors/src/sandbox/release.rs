@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::KILLED_STATUS;
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::{Span, debug, warn};
 
 use super::children::Children;
 use super::error::chain;
@@ -17,6 +17,7 @@ use super::record::{Nanos, Record};
 use super::state::Cause;
 use crate::ask::ask;
 use crate::host::dir::{self, DirError};
+use crate::trace::{self, Step};
 use crate::{agent, cgroup, mounts, network, shim, virtiofsd, vm};
 
 /// How long the agent may take to answer that it heard of the end.
@@ -43,36 +44,65 @@ pub(super) struct Release {
     pub(super) scope: Scope,
     pub(super) cause: Option<Cause>,
     pub(super) ended_at: Nanos,
+    /// The span of the call that it is for.
+    pub(super) call: Span,
 }
 
 impl Release {
     /// Goes all the way; answers with what could not be released, a line each.
-    pub(super) async fn run(self) -> Vec<String> {
+    pub(super) async fn run(mut self) -> Vec<String> {
+        let step = Step::begin(&self.call, "release the sandbox");
+        step.span().record("sandbox.id", self.record.id.as_str());
+        self.call = step.span().clone();
+        let left = self.parts().await;
+        if left.is_empty() {
+            step.succeeded()
+        } else {
+            step.failed(&left.join("; "))
+        }
+        left
+    }
+
+    async fn parts(&self) -> Vec<String> {
         let mut left = Vec::new();
         let grace = self.end_guest().await;
         let shim = self.tell_shim().await;
-        left.note("the VM", ask(&self.children.vm, |reply| vm::Shutdown { grace, reply }).await);
+        let vm = ask(&self.children.vm, |reply| vm::Shutdown { grace, reply });
+        left.note("the VM", self.step("the VM", vm).await);
         let virtiofsd = ask(&self.children.virtiofsd, |reply| virtiofsd::Kill { reply });
-        left.note("virtiofsd", virtiofsd.await);
-        left.note("mounts", ask(&self.children.mounts, |reply| mounts::Close { reply }).await);
+        left.note("virtiofsd", self.step("virtiofsd", virtiofsd).await);
+        let mounts = ask(&self.children.mounts, |reply| mounts::Close { reply });
+        left.note("mounts", self.step("mounts", mounts).await);
         let network = self.record.network.clone();
         let network = ask(&self.children.network, |reply| network::Release { record: network, reply });
-        left.note("network", network.await);
+        left.note("network", self.step("network", network).await);
         if self.scope == Scope::Everything || self.is_idle(shim).await {
-            left.note("the shim proxy", ask(&self.children.shim, |reply| shim::Shutdown { reply }).await);
+            let shim = ask(&self.children.shim, |reply| shim::Shutdown { reply });
+            left.note("the shim proxy", self.step("the shim proxy", shim).await);
             let cgroup = self.record.cgroup.clone();
             let cgroup = ask(&self.children.cgroup, |reply| cgroup::Delete { record: cgroup, reply });
-            left.note("cgroup", cgroup.await);
-            left.note("directory of the VM", remove_directory(self.record.vm_dir().path()).await);
-            left.note("directory", remove_directory(self.record.dir.path()).await);
+            left.note("cgroup", self.step("cgroup", cgroup).await);
+            let of_vm = self.record.vm_dir();
+            let directory = self.step("directory of the VM", remove_directory(of_vm.path()));
+            left.note("directory of the VM", directory.await);
+            let directory = self.step("directory", remove_directory(self.record.dir.path()));
+            left.note("directory", directory.await);
         }
         left
+    }
+
+    async fn step<T, E>(&self, name: &str, work: impl Future<Output = Result<T, E>>) -> Result<T, E>
+    where
+        E: std::error::Error + 'static,
+    {
+        trace::step(&self.call, name, work).await
     }
 
     /// A guest that still answers ends its containers, syncs and powers off; one that does not is not waited for.
     /// Answers how long the VMM has to end by itself.
     async fn end_guest(&self) -> Duration {
         let asked = ask(&self.children.agent, |reply| agent::Shutdown { grace: Duration::ZERO, reply });
+        let asked = self.step("tell the guest", asked);
         match timeout(AGENT_HEARS, asked).await {
             Ok(Ok(())) => return GUEST_ENDS,
             Ok(Err(failed)) => debug!(error = chain(&failed), "the guest was not told of its end"),
@@ -87,7 +117,8 @@ impl Release {
         let exited_at = self.ended_at.0;
         let gone =
             |reply| shim::VmGone { exit_status: KILLED_STATUS, exited_at_nanos: exited_at, reason, reply };
-        match timeout(SHIM_ANSWERS, ask(&self.children.shim, gone)).await {
+        let told = self.step("tell the shim proxy", ask(&self.children.shim, gone));
+        match timeout(SHIM_ANSWERS, told).await {
             Ok(Ok(())) => return Hearing::Hears,
             Ok(Err(failed)) => debug!(error = chain(&failed), "the shim proxy was not told of the VM's end"),
             Err(_late) => {

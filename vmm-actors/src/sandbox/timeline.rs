@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::messages::StepTime;
 use crate::telemetry::Telemetry;
+use crate::trace;
 
 /// Steps of one sandbox, shared by the futures that take them.
 #[derive(Debug, Clone)]
@@ -14,11 +15,17 @@ pub(super) struct Timeline {
     began: Instant,
     steps: Arc<Mutex<Vec<StepTime>>>,
     telemetry: Telemetry,
+    call: Span,
 }
 
 impl Timeline {
     pub(super) fn begin(telemetry: Telemetry) -> Self {
-        Self { began: Instant::now(), steps: Arc::default(), telemetry }
+        Self { began: Instant::now(), steps: Arc::default(), telemetry, call: Span::none() }
+    }
+
+    /// The same for the steps of a call, which hold its span.
+    pub(super) fn of_call(&self, call: Option<Span>) -> Self {
+        Self { call: call.unwrap_or_else(Span::none), ..self.clone() }
     }
 
     /// The sandbox runs.
@@ -27,9 +34,17 @@ impl Timeline {
     }
 
     /// Runs a step and notes its times, whether it succeeds or not.
-    pub(super) async fn step<F: Future>(&self, step: &'static str, work: F) -> F::Output {
+    pub(super) async fn step<T, E>(
+        &self,
+        step: &'static str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E>
+    where
+        E: std::error::Error + 'static,
+    {
         let begin = self.began.elapsed();
-        let output = work.instrument(tracing::debug_span!("step", name = step)).await;
+        let work = work.instrument(tracing::debug_span!("step", name = step));
+        let output = trace::step(&self.call, step, work).await;
         let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let end = self.began.elapsed();
         self.telemetry.step(step, end.saturating_sub(begin));

@@ -1,5 +1,7 @@
 //! Callers that wait for something of a sandbox.
 
+use tracing::Span;
+
 use super::error::{SandboxError, chain};
 use crate::ask::Reply;
 use crate::id::SandboxId;
@@ -19,8 +21,20 @@ impl<T: Clone> Waiters<T> {
         self.0.push(reply);
     }
 
+    /// The span of the call of who has waited longest.
+    pub(super) fn call(&self) -> Option<Span> {
+        self.0.first().map(|reply| reply.call().clone())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Answers the caller that was added last, whose command made nothing happen.
+    pub(super) fn refuse_newest(&mut self, refusal: SandboxError) {
+        if let Some(reply) = self.0.pop() {
+            drop(reply.send(Err(refusal)));
+        }
     }
 
     /// Answers the first caller with the error itself and any other with its text: errors are not copied.
