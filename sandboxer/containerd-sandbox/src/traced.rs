@@ -100,3 +100,80 @@ impl Drop for Call {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::fmt::Debug;
+    use std::future::{pending, ready};
+    use std::sync::{Arc, Mutex};
+
+    use tower::{Layer as _, service_fn};
+    use tracing::field::{Empty, Field, Visit};
+    use tracing::info_span;
+    use tracing::span::{Attributes, Id, Record};
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+    use tracing_subscriber::registry;
+
+    use super::*;
+
+    /// Fields of spans in the order in which they were recorded.
+    #[derive(Clone, Default)]
+    struct Fields(Arc<Mutex<Vec<(&'static str, String)>>>);
+
+    impl Visit for Fields {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            self.0.lock().unwrap().push((field.name(), format!("{value:?}")));
+        }
+    }
+
+    impl<S: tracing::Subscriber> Layer<S> for Fields {
+        fn on_new_span(&self, attributes: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
+            attributes.record(&mut self.clone());
+        }
+
+        fn on_record(&self, _: &Id, values: &Record<'_>, _: Context<'_, S>) {
+            values.record(&mut self.clone());
+        }
+    }
+
+    fn span_of(name: &str, metadata: &HeaderMap) -> Span {
+        let caller = metadata.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        info_span!("call", name, caller, rpc.grpc.status_code = Empty, otel.status_description = Empty)
+    }
+
+    /// What is recorded of a call that is answered so, or is never answered and left.
+    fn recorded(answer: Option<Status>) -> Vec<(&'static str, String)> {
+        let fields = Fields::default();
+        tracing::subscriber::with_default(registry().with(fields.clone()), || {
+            let inner = service_fn(move |_: Request<()>| {
+                let answer = answer.clone().map(|status| status.into_http::<()>());
+                async move {
+                    match answer {
+                        Some(response) => ready(Ok::<_, Infallible>(response)).await,
+                        None => pending().await,
+                    }
+                }
+            });
+            let mut service = Tracing(span_of).layer(inner);
+            let request =
+                Request::builder().uri("http://x/some.Service/Create").header("traceparent", "theirs");
+            let answered = service.call(request.body(()).unwrap());
+            drop(answered.now_or_never());
+        });
+        fields.0.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn a_calls_span_has_its_name_its_caller_and_its_outcome() {
+        let with = |rest: &[(&'static str, &str)]| {
+            let all = [("name", "\"Create\""), ("caller", "\"theirs\"")].iter().chain(rest);
+            all.map(|(name, value)| (*name, (*value).to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(recorded(Some(Status::ok(""))), with(&[(STATUS, "0")]));
+        assert_eq!(recorded(Some(Status::not_found("none"))), with(&[(STATUS, "5")]), "an everyday answer");
+        let full = Status::resource_exhausted("no memory, 50 % short");
+        assert_eq!(recorded(Some(full)), with(&[(STATUS, "8"), (FAILURE, "\"no memory, 50 % short\"")]));
+        assert_eq!(recorded(None), with(&[(STATUS, "1")]), "the client left");
+    }
+}

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use bulkhead_tests::otlp::{Collector, Span};
+use bulkhead_tests::wait;
 use tonic::Request;
 
 use super::*;
@@ -25,6 +26,13 @@ fn traced<T>(message: T, flags: &str) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("traceparent", format!("00-{TRACE}-{CALLER}-{flags}").parse().unwrap());
     request
+}
+
+/// Ends the service, which sends what there is to the collector: a task of this test's runtime.
+async fn end(service: &mut Service) {
+    service.signal(Signal::SIGTERM);
+    let ended = wait::expect("the service ends", LONG, async || service.process.try_wait().unwrap()).await;
+    assert_eq!(ended.code(), Some(0), "{}", service.log());
 }
 
 fn expect_below_caller(span: &Span) {
@@ -54,9 +62,7 @@ async fn a_call_is_seen_below_its_caller_with_its_outcome() {
     let alone = ControllerShutdownRequest { sandbox_id: sandbox_id(), ..Default::default() };
     client.shutdown(alone).await.unwrap();
 
-    // The service's end sends what is there.
-    service.signal(Signal::SIGTERM);
-    assert_eq!(service.process.wait().unwrap().code(), Some(0), "{}", service.log());
+    end(&mut service).await;
     let spans = collector.spans();
     assert_eq!(spans.len(), 4, "{spans:#?}");
     let the_one =
@@ -99,8 +105,7 @@ async fn a_pod_that_does_not_start_shows_the_step_that_failed() {
     let mut client = service.client().await;
     let answer = client.create(traced(create("p", plain_pod(), "/proc/self/ns/net"), "01")).await;
     assert_eq!(refused(answer).code(), Code::ResourceExhausted);
-    service.signal(Signal::SIGTERM);
-    assert_eq!(service.process.wait().unwrap().code(), Some(0), "{}", service.log());
+    end(&mut service).await;
 
     let create = collector.expect("Create", |span| span.name == "sandbox.Create").await;
     expect_below_caller(&create);
@@ -139,16 +144,7 @@ async fn a_collector_that_is_away_or_hangs_costs_one_warning() {
             tokio::task::yield_now().await;
         }
         client.stop(stop()).await.unwrap();
-        service.signal(Signal::SIGTERM);
-        let deadline = Instant::now() + LONG;
-        let status = loop {
-            match service.process.try_wait().unwrap() {
-                Some(status) => break status,
-                None => assert!(Instant::now() < deadline, "{endpoint:?}: it does not end"),
-            }
-            std::thread::yield_now();
-        };
-        assert_eq!(status.code(), Some(0), "{}", service.log());
+        end(&mut service).await;
         assert_eq!(warnings(&service), 1, "{}", service.log());
     }
 }
