@@ -76,4 +76,5 @@ mod shm;
 mod stats;
 mod stdio;
 mod streams;
+mod traces;
 mod volumes;

@@ -38,6 +38,7 @@ mod stdio;
 mod streaming_service;
 mod sys;
 mod task_service;
+mod trace;
 mod vmm;
 mod watched;
 

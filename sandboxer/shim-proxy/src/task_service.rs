@@ -18,6 +18,7 @@ use crate::error::TaskError;
 use crate::lifecycle::State;
 use crate::pod::{NewContainer, NewExec, Pod};
 use crate::stdio;
+use crate::trace::Trace;
 
 /// The service, over the pod, for one connection.
 #[derive(Debug)]
@@ -91,7 +92,9 @@ impl Task for TaskService {
                 stderr: request.stderr,
             };
             self.caller.takes(&request.id);
-            let new = NewContainer { id: request.id, bundle: request.bundle, rootfs: request.rootfs, stdio };
+            let trace = Trace::of(context);
+            let new =
+                NewContainer { id: request.id, bundle: request.bundle, rootfs: request.rootfs, stdio, trace };
             let pid = self.pod.create(new, deadline(context.timeout_nano)).await?;
             Ok(api::CreateTaskResponse { pid, ..Default::default() })
         })

@@ -19,6 +19,7 @@ use crate::lifecycle::{Event, State};
 use crate::lock::locked;
 use crate::sockets::Sockets;
 use crate::stdio::{self, GuestEnds, HostEnds, Streams};
+use crate::trace::Trace;
 
 /// How long a failure that comes at the caller's deadline may wait for its undoing.
 const LAST_MOMENT: Duration = Duration::from_millis(50);
@@ -34,6 +35,8 @@ pub(crate) struct NewContainer {
     pub(crate) rootfs: Vec<Mount>,
     /// Its stdio.
     pub(crate) stdio: stdio::Request,
+    /// The trace that its creation belongs to.
+    pub(crate) trace: Trace,
 }
 
 impl Pod {
@@ -179,8 +182,8 @@ async fn prepare(
         ..Default::default()
     };
     let call = pod.control.call("prepare the container", until, |sandboxer| {
-        let request = request.clone();
-        async move { sandboxer.prepare_container(context::with_timeout(0), &request).await }
+        let (trace, request) = (new.trace.patient(), request.clone());
+        async move { sandboxer.prepare_container(trace, &request).await }
     });
     call.await
 }
