@@ -93,9 +93,15 @@ pub fn fill_root(root: &Path, busybox: &Path) {
     std::fs::write(root.join("www/index.html"), "hello from the pod\n").expect("write a page");
 }
 
+/// Where [`archive`] leaves what it put into the archive `to`.
+#[must_use]
+pub fn layout(to: &Path) -> PathBuf {
+    to.with_extension("oci")
+}
+
 /// Writes one OCI archive `to`: all `images` with `root` as their one layer. Files keep their modes and belong to root.
 pub fn archive(to: &Path, root: &Path, images: &[Image]) {
-    let layout = to.with_extension("oci");
+    let layout = layout(to);
     let blobs = layout.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).expect("make the layout");
     let layer = to.with_extension("layer");

@@ -174,15 +174,20 @@ pub struct KubernetesPrograms {
     pub suite: PathBuf,
     /// Folder of the validation suite, whose web server its images have, too.
     pub cri_tools: PathBuf,
+    /// A static bash.
+    pub bash: PathBuf,
 }
 
 /// Finds the node end-to-end suite.
 pub fn kubernetes() -> Result<KubernetesPrograms, String> {
     let cri_tools = cri_tools()?;
     let suite = from_env("BULKHEAD_PEERS", ".peers").join("kubernetes/bin");
-    let programs = ["e2e_node.test", "kubelet", "ginkgo", "agnhost", "nonewprivs", "suite-helper"];
-    for program in programs.into_iter().chain(["localhost.crt", "localhost.key"]) {
+    let programs = ["e2e_node.test", "kubelet", "kubectl", "ginkgo", "registry"];
+    let of_images = ["agnhost", "nonewprivs", "suite-helper", "localhost.crt", "localhost.key"];
+    for program in programs.into_iter().chain(of_images) {
         file(program, &[suite.join(program)], "run `tests/peers/build.sh kubernetes`")?;
     }
-    Ok(KubernetesPrograms { suite, cri_tools })
+    let bash = ["/bin/bash-static", "/usr/bin/bash-static"].map(PathBuf::from);
+    let bash = file("static bash", &bash, "run `make setup`")?;
+    Ok(KubernetesPrograms { suite, cri_tools, bash })
 }

@@ -1,7 +1,7 @@
 //! The root file system of the suites' images: Debian's busybox, and what the suites' busybox has besides.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::image::{self, Image};
@@ -27,10 +27,20 @@ pub fn image(name: &str, entrypoint: &[&str], command: &[&str], user: &str) -> I
     }
 }
 
+/// Where the imported images lie as an OCI layout.
+#[must_use]
+pub fn layout(node: &Node) -> PathBuf {
+    image::layout(&archive(node))
+}
+
+fn archive(node: &Node) -> PathBuf {
+    node.dir().join("suite/images.tar")
+}
+
 /// Makes all `images` of one root, which `fill` fills, and imports them into the node's containerd.
 pub async fn import(node: &Node, images: Vec<Image>, fill: impl FnOnce(&Path, &Path) + Send + 'static) {
-    let folder = node.dir().join("suite");
-    let archive = folder.join("images.tar");
+    let archive = archive(node);
+    let folder = archive.parent().expect("the archive lies in a folder").to_owned();
     let names: Vec<String> = images.iter().map(|image| image.name.clone()).collect();
     let (busybox, target) = (node.base().busybox.clone(), archive.clone());
     tokio::task::spawn_blocking(move || {

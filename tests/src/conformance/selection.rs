@@ -33,6 +33,15 @@ impl Selection {
         }
     }
 
+    /// Whether a check that is no spec of the suite runs: always, but where other specs were asked for.
+    #[must_use]
+    pub fn selects_check(&self, name: &str) -> bool {
+        match self {
+            Self::Whole | Self::Quick => true,
+            Self::Focus(words) => name.contains(words.as_str()),
+        }
+    }
+
     /// In words.
     #[must_use]
     pub fn words(&self) -> String {
@@ -47,6 +56,13 @@ impl Selection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_check_runs_unless_others_are_asked_for() {
+        assert!(Selection::Whole.selects_check("one") && Selection::Quick.selects_check("one"));
+        assert!(Selection::Focus("on".into()).selects_check("one"));
+        assert!(!Selection::Focus("two".into()).selects_check("one"));
+    }
 
     #[test]
     fn the_command_line_selects() {

@@ -65,6 +65,23 @@ fn inherit_cpuset(hierarchy: &Path, group: &str) {
     }
 }
 
+/// Moves a process into `group` in every hierarchy.
+pub(crate) fn enter(group: &str, pid: i32) {
+    for hierarchy in hierarchies() {
+        let file = below(&hierarchy, group).join("cgroup.procs");
+        std::fs::write(&file, pid.to_string())
+            .unwrap_or_else(|error| panic!("write {pid} to {}: {error}", file.display()));
+    }
+}
+
+/// What `file` of `group` says, in the first hierarchy that has it.
+pub(crate) fn read(group: &str, file: &str) -> Option<String> {
+    hierarchies()
+        .iter()
+        .find_map(|hierarchy| std::fs::read_to_string(below(hierarchy, group).join(file)).ok())
+        .map(|text| text.trim().to_owned())
+}
+
 /// Removes `group` and everything below it in every hierarchy. Processes in it must be gone or going.
 pub(crate) fn remove(group: &str) {
     for hierarchy in hierarchies() {

@@ -1,6 +1,7 @@
 //! Unmodified containerd on a node: its configuration, start, restart.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -31,6 +32,9 @@ state = "{dir}/state"
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = "{pause}"
 
+[plugins.'io.containerd.cri.v1.images'.registry]
+  config_path = "{registries}"
+
 [plugins.'io.containerd.cri.v1.runtime']
   disable_apparmor = true
   enable_selinux = false
@@ -51,6 +55,7 @@ state = "{dir}/state"
   SystemdCgroup = false
 "#,
             pause = image::PAUSE,
+            registries = self.registries().display(),
             default_runtime = self.options.default_runtime,
             bin_key = self.cni_bin_key(),
             bin_value = self.cni_bin_value(),
@@ -78,6 +83,12 @@ state = "{dir}/state"
         std::fs::write(self.dir.join("containerd.toml"), text).expect("write containerd's configuration");
         std::fs::write(self.dir.join("cni/10-bridge.conflist"), self.cni_config()).expect("write CNI's");
         self.write_cni_commands();
+    }
+
+    /// Where containerd looks who serves a registry, one folder for each with a `hosts.toml`. A node knows of none.
+    #[must_use]
+    pub fn registries(&self) -> PathBuf {
+        self.dir.join("registries")
     }
 
     /// 2.1 knows one directory, 2.2 and later want the list.

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -28,10 +28,24 @@ impl Daemon {
         environment: &[(&str, &str)],
         args: &[&str],
     ) -> Self {
+        Self::start_by(namespaces.enter(), log, environment, args).await
+    }
+
+    /// The same, with `folder` as working directory.
+    pub(crate) async fn start_in(
+        namespaces: &Namespaces,
+        folder: &Path,
+        log: &Path,
+        environment: &[(&str, &str)],
+        args: &[&str],
+    ) -> Self {
+        Self::start_by(namespaces.enter_in(folder), log, environment, args).await
+    }
+
+    async fn start_by(mut command: Command, log: &Path, environment: &[(&str, &str)], args: &[&str]) -> Self {
         let name = args[0].rsplit('/').next().expect("a program has a name").to_owned();
         let output =
             std::fs::File::options().create(true).append(true).open(log).expect("open the daemon's log");
-        let mut command = namespaces.enter();
         command
             .args(args)
             .envs(environment.iter().copied())

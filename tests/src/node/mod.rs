@@ -291,6 +291,11 @@ impl Node {
         self.namespaces.enter()
     }
 
+    /// Starts a program that runs on inside the node's namespaces: in `folder`, with `path` as `PATH`.
+    pub async fn start_daemon(&self, folder: &Path, log: &Path, path: &str, args: &[&str]) -> Daemon {
+        Daemon::start_in(&self.namespaces, folder, log, &[("PATH", path)], args).await
+    }
+
     /// A TCP connection out of the node's network namespace.
     pub fn connect(
         &self,
@@ -389,6 +394,34 @@ impl Drop for Node {
 /// Makes a pod's cgroup as kubelet does, in every hierarchy.
 pub fn make_cgroup(group: &str) {
     cgroups::create(group);
+}
+
+/// Moves a process into a cgroup, in every hierarchy.
+///
+/// # Panics
+/// If it cannot be moved.
+pub fn move_to_cgroup(group: &str, pid: i32) {
+    cgroups::enter(group, pid);
+}
+
+/// What a file of a cgroup says, in whichever hierarchy has it.
+#[must_use]
+pub fn cgroup_file(group: &str, file: &str) -> Option<String> {
+    cgroups::read(group, file)
+}
+
+/// Whether a cgroup is there, in any hierarchy.
+#[must_use]
+pub fn cgroup_exists(group: &str) -> bool {
+    !cgroups::list(group).is_empty()
+}
+
+/// The processes in a cgroup and below it, in any hierarchy.
+#[must_use]
+pub fn cgroup_processes(group: &str) -> Vec<i32> {
+    let lists = cgroups::list(group).into_iter().map(|path| Path::new(&path).join("cgroup.procs"));
+    let texts: Vec<String> = lists.filter_map(|list| std::fs::read_to_string(list).ok()).collect();
+    texts.iter().flat_map(|text| text.lines()).filter_map(|line| line.parse().ok()).collect()
 }
 
 /// Removes a cgroup in every hierarchy, which must be empty.

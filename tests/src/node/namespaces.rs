@@ -99,8 +99,15 @@ impl Namespaces {
 
     /// The start of a command line that runs what follows inside.
     pub(crate) fn enter(&self) -> Command {
+        self.enter_in(Path::new("/"))
+    }
+
+    /// The same, with `folder` as working directory.
+    pub(crate) fn enter_in(&self, folder: &Path) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--target={}", self.init)).args(["--mount", "--net", "--pid", "--wd=/", "--"]);
+        command.arg(format!("--target={}", self.init)).args(["--mount", "--net", "--pid"]);
+        // Looked up inside: what it is outside has no path in there.
+        command.arg(format!("--wdns={}", folder.display())).arg("--");
         command
     }
 

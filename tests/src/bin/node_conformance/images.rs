@@ -9,13 +9,22 @@ use bulkhead_tests::node::Node;
 
 use crate::suite::Suite;
 
-/// Programs that the suite's images have and Debian's busybox has not, as scripts that do what the suite needs of them.
+/// Programs that the suite's images have and Debian's busybox has not, as scripts that do what the suite needs of them:
+/// of curl's options only how long it waits for an answer,
+/// which Debian's wget cannot be told: it crashes.
 const SCRIPTS: &[(&str, &str)] = &[
-    ("bin/bash", "#!/bin/busybox sh\nexec /bin/busybox sh \"$@\"\n"),
-    ("usr/bin/curl", "#!/bin/busybox sh\nexec /bin/busybox wget -q -O - \"$@\"\n"),
+    (
+        "usr/bin/curl",
+        "#!/bin/busybox sh\nlimit=15\nwhile [ $# -gt 1 ]; do\n    case $1 in\n        --max-time) limit=$2; shift 2 ;;\n\
+         --connect-timeout) shift 2 ;;\n        *) shift ;;\n    esac\ndone\n\
+         exec /bin/busybox timeout \"$limit\" /bin/busybox wget -q -O - \"$1\"\n",
+    ),
     ("bin/ipcs", "#!/bin/busybox sh\n[ \"$1\" = -m ] || exit 1\ncat /proc/sysvipc/shm\n"),
     ("pause", "#!/bin/busybox sh\nexec /agnhost pause\n"),
 ];
+
+/// Where the images have bash. Debian's busybox hands no variable on whose name has a hyphen; that of the suite does.
+const SHELLS: &[&str] = &["bin/bash", "bin/sh"];
 
 /// The groups are what specs about supplementary groups look for.
 const ACCOUNTS: Accounts = Accounts {
@@ -25,12 +34,15 @@ const ACCOUNTS: Accounts = Accounts {
         group-defined-in-image:x:50000:user-defined-in-image\nnobody:x:65534:\n",
 };
 
+/// The suite's busybox.
+pub(crate) const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-2";
+
 fn images() -> Vec<Image> {
     let e2e = |name: &str| format!("registry.k8s.io/e2e-test-images/{name}");
     vec![
         image(&e2e("agnhost:2.66.1"), &["/agnhost"], &["pause"], ""),
         image(&e2e("agnhost:2.55"), &["/agnhost"], &["pause"], ""),
-        image(&e2e("busybox:1.37.0-2"), &[], &["sh"], ""),
+        image(BUSYBOX, &[], &["sh"], ""),
         image(&e2e("nginx:1.27.0-2"), &[], &["/usr/sbin/nginx"], ""),
         image(&e2e("nginx:1.28.0-2"), &[], &["/usr/sbin/nginx"], ""),
         image(&e2e("nonewprivs:1.4"), &[], &["nnp"], ""),
@@ -51,8 +63,12 @@ pub(crate) async fn import(node: &Node, suite: &Suite) {
         ("bin/nmeter", suite.program("suite-helper"), 0o755),
         ("usr/sbin/nginx", suite.web_server(), 0o755),
     ];
+    let bash = suite.bash();
     images::import(node, images(), move |root, busybox| {
         fill_root(root, busybox);
+        for shell in SHELLS {
+            images::program(root, shell, &bash, 0o755);
+        }
         for (path, from, mode) in &programs {
             images::program(root, path, from, *mode);
         }
@@ -62,7 +78,7 @@ pub(crate) async fn import(node: &Node, suite: &Suite) {
 }
 
 fn fill_root(root: &Path, busybox: &Path) {
-    images::fill_root(root, busybox, ACCOUNTS, &[]);
+    images::fill_root(root, busybox, ACCOUNTS, &["sh"]);
     std::fs::create_dir(root.join("uploads")).expect("make agnhost's folder");
     for (path, text) in SCRIPTS {
         images::script(root, path, text);

@@ -3,7 +3,8 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use bulkhead_tests::node::{Node, remove_default_cgroup};
+use bulkhead_tests::conformance::images;
+use bulkhead_tests::node::{Daemon, Node, make_cgroup, move_to_cgroup, remove_default_cgroup};
 
 use crate::suite::Suite;
 
@@ -13,8 +14,16 @@ pub(crate) const SUITE: &str = "e2e_node.test";
 /// The node's address, of a network for documentation (RFC 5737).
 pub(crate) const ADDRESS: &str = "192.0.2.10";
 
+/// The registry that the suite's images are named after, and where it is served on a node.
+const REGISTRY: &str = "registry.k8s.io";
+const REGISTRY_ADDRESS: &str = "127.0.0.1:5000";
+
+/// A registry that specs name to pull in vain.
+const NO_REGISTRY: &str = "invalid.registry.k8s.io";
+
 /// Run inside the node, with the node's directory as `$1` and its address as `$2`. kubelet and the suite need a default
 /// route; nobody answers at its end. kubelet's folders are on a disk, as on a real node, and out of the machine's own.
+/// kubelet's cAdvisor finds containerd only where it usually is.
 const PREPARE: &str = r#"
 set -e
 ip link add up0 type veth peer name up1
@@ -22,20 +31,46 @@ ip addr add "$2/24" dev up0
 ip link set up0 up
 ip link set up1 up
 ip route add default via 192.0.2.1
-mkdir -p "$1/kubelet" "$1/var-log" /var/lib/kubelet
+mkdir -p "$1/kubelet" "$1/var-log" /var/lib/kubelet /run/containerd
+ln -s "$1/c.sock" /run/containerd/containerd.sock
 mount --bind "$1/kubelet" /var/lib/kubelet
 mount --bind "$1/var-log" /var/log
 "#;
 
-/// Makes the node one that kubelet and the suite can run on.
-pub(crate) async fn prepare(node: &Node, suite: &Suite) {
-    node.run(&["bash", "-c", PREPARE, "prepare", &node.dir().display().to_string(), ADDRESS]).await;
+/// Where containerd is, as on a node with systemd it is in the cgroup of its unit: kubelet reports what it uses.
+pub(crate) fn runtime_cgroup(node: &Node) -> String {
+    format!("{}/runtime", node.cgroup_parent())
+}
+
+/// Makes the node one that kubelet and the suite can run on, and starts the registry on it.
+pub(crate) async fn prepare(node: &Node, suite: &Suite) -> Daemon {
+    let runtime = runtime_cgroup(node);
+    make_cgroup(&runtime);
+    move_to_cgroup(&runtime, node.containerd_pid().expect("containerd runs"));
+    let dir = node.dir().display().to_string();
+    node.run(&["bash", "-c", PREPARE, "prepare", &dir, ADDRESS]).await;
     let folder = working_folder(node);
     std::fs::create_dir_all(&folder).expect("make the suite's working folder");
     for program in [SUITE, "kubelet"] {
         symlink(suite.program(program), folder.join(program)).expect("link a program of the suite");
     }
     programs_without_systemd(&programs(node));
+    start_registry(node, suite).await
+}
+
+/// Specs pull images that the node has, under the name of a registry that a test node has no way to. What they pull in
+/// vain is refused at once, as by a registry: nobody answers a node's question for an address.
+async fn start_registry(node: &Node, suite: &Suite) -> Daemon {
+    for name in [REGISTRY, NO_REGISTRY] {
+        let hosts = node.registries().join(name);
+        std::fs::create_dir_all(&hosts).expect("make the registry's folder");
+        let text = format!("server = \"http://{REGISTRY_ADDRESS}\"\n");
+        std::fs::write(hosts.join("hosts.toml"), text).expect("say who serves the registry");
+    }
+    let (program, layout) =
+        (suite.program("registry").display().to_string(), images::layout(node).display().to_string());
+    let line = [program.as_str(), &layout, REGISTRY, REGISTRY_ADDRESS];
+    node.start_daemon(Path::new("/"), &node.dir().join("log/registry.log"), &path(node), &line).await
 }
 
 /// Where the suite's binary lies and works: beside it it expects kubelet, and leaves kubelet's configuration.

@@ -11,8 +11,10 @@
     reason = "a judge: a step that fails ends it by saying so"
 )]
 
+mod cluster;
 mod images;
 mod machine;
+mod runtime_class;
 mod specs;
 mod suite;
 
@@ -43,6 +45,13 @@ async fn main() -> ExitCode {
     };
     println!("Kubernetes' node end-to-end suite {}, {}\n", suite.version(), suite.selection());
     let quiet = Options::default().with("sandboxer", "log_level", "\"info\"");
+    let mut own = Vec::new();
+    if suite.selects(runtime_class::NAME) {
+        match runtime_class::check(&suite).await {
+            Ok(specs) => own.extend(specs),
+            Err(why) => return cannot(&why),
+        }
+    }
     let mut runs = Vec::new();
     for (handler, options) in [(RUNC, Options::control()), (BULKHEAD, quiet)] {
         let options = Options { host_ports: true, default_runtime: handler, ..options };
@@ -51,7 +60,7 @@ async fn main() -> ExitCode {
             Err(why) => return cannot(&why),
         };
         images::import(&node, &suite).await;
-        machine::prepare(&node, &suite).await;
+        let _registry = machine::prepare(&node, &suite).await;
         let before = Snapshot::take(&node).await;
         let (start, at_once) = (Instant::now(), slots::count());
         let mut specs = suite.run(&node, handler, at_once).await;
@@ -59,6 +68,7 @@ async fn main() -> ExitCode {
         machine::remove_pods(&node).await;
         if handler == BULKHEAD {
             specs.push(audit(&node, &before, &machine::not_ours(&node)).await);
+            specs.append(&mut own);
         }
         suite.keep_logs(&node, handler);
         runs.push(specs);

@@ -13,7 +13,7 @@ use crate::machine;
 use crate::specs::{self, LEFT_OUT, QUICK, TAGS};
 
 /// The node's name towards the API server.
-const NAME: &str = "test-node";
+pub(crate) const NAME: &str = "test-node";
 
 /// The suite's programs, and where its results go.
 #[derive(Debug)]
@@ -58,6 +58,11 @@ impl Suite {
         self.programs.cri_tools.join("suite-helper")
     }
 
+    /// The shell of the images.
+    pub(crate) fn bash(&self) -> PathBuf {
+        self.programs.bash.clone()
+    }
+
     /// Runs the selected specs on the node, `at_once` at a time.
     pub(crate) async fn run(&self, node: &Node, handler: &str, at_once: usize) -> Vec<Spec> {
         let logs = self.logs(handler);
@@ -65,16 +70,7 @@ impl Suite {
         let mut select = vec!["--silence-skips".to_owned(), format!("--label-filter={}", specs::filter())];
         select.extend(LEFT_OUT.iter().map(|group| format!("--skip={}", group.names)));
         select.extend(self.selection.focus(QUICK).map(|focus| format!("--focus={focus}")));
-        let socket = format!("unix://{}", node.containerd_socket().display());
-        let arguments = [
-            format!("--node-name={NAME}"),
-            format!("--container-runtime-endpoint={socket}"),
-            format!("--image-service-endpoint={socket}"),
-            // There is no registry: images::import has brought them.
-            "--prepull-images=false".to_owned(),
-            format!("--report-dir={}", logs.display()),
-            format!("--kubelet-flags={}", kubelet_flags(node).join(" ")),
-        ];
+        let arguments = self.arguments(node, &logs);
         let whole = self.selection == Selection::Whole;
         let run = Run {
             ginkgo: &self.program("ginkgo"),
@@ -95,6 +91,25 @@ impl Suite {
         run.go(node).await
     }
 
+    /// What the suite is told of the node, whether it runs specs or not.
+    pub(crate) fn arguments(&self, node: &Node, logs: &Path) -> Vec<String> {
+        let socket = format!("unix://{}", node.containerd_socket().display());
+        vec![
+            format!("--node-name={NAME}"),
+            format!("--container-runtime-endpoint={socket}"),
+            format!("--image-service-endpoint={socket}"),
+            // There is no registry: images::import has brought them.
+            "--prepull-images=false".to_owned(),
+            format!("--report-dir={}", logs.display()),
+            format!("--kubelet-flags={}", kubelet_flags(node).join(" ")),
+        ]
+    }
+
+    /// Whether a check of Bulkhead's own with this name is selected.
+    pub(crate) fn selects(&self, check: &str) -> bool {
+        self.selection.selects_check(check)
+    }
+
     /// Keeps what the node's daemons have logged.
     pub(crate) fn keep_logs(&self, node: &Node, handler: &str) {
         for log in ["containerd.log", "sandboxer.log"] {
@@ -105,7 +120,8 @@ impl Suite {
         }
     }
 
-    fn logs(&self, handler: &str) -> PathBuf {
+    /// The folder of a run's logs.
+    pub(crate) fn logs(&self, handler: &str) -> PathBuf {
         self.folder.join(handler)
     }
 }
@@ -125,7 +141,7 @@ fn kubelet_flags(node: &Node) -> Vec<String> {
         // machine to cgroups in the root.
         format!("--cgroup-root={parent}"),
         format!("--kubelet-cgroups={parent}/kubelet"),
-        format!("--runtime-cgroups={parent}/runtime"),
+        format!("--runtime-cgroups={}", machine::runtime_cgroup(node)),
         "--system-cgroups=".into(),
         format!("--volume-plugin-dir={}", node.dir().join("plugins").display()),
     ]
