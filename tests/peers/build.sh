@@ -10,7 +10,7 @@
 #   .peers/cri-tools/bin/{critest.test,crictl,ginkgo,suite-helper}
 #                                                     Go module proxy: the CRI validation suite
 #   .peers/helm/bin/chart                          Go module proxy: Helm's linter and templates, Kubernetes' types
-#   .peers/kubernetes/bin/{kubelet,kubectl,e2e_node.test,agnhost,nonewprivs,suite-helper,registry,ginkgo,localhost.*}
+#   .peers/kubernetes/bin/{kubelet,kubectl,e2e_node.test,agnhost,nonewprivs,registry,ginkgo,localhost.*}
 #                                                     Go module proxy: Kubernetes' node end-to-end suite
 #
 #   tests/peers/build.sh all         everything but kubernetes (what no argument means, too)
@@ -166,7 +166,6 @@ kubernetes() {
         [ -s "$bin/$program" ] || missing=yes
     done
     if [ "$missing" = no ] && [ "v$(version_of "$bin/kubelet")" = "$version" ] &&
-        [ "$bin/suite-helper" -nt "$module/suite-helper/main.go" ] &&
         [ "$bin/registry" -nt "$module/registry/main.go" ]; then
         say "kubernetes $version is there"
         return
@@ -183,7 +182,7 @@ kubernetes() {
         # Without vet, which would look through Kubernetes as a whole and take as long as compiling it.
         go test -c -vet=off -mod=readonly -trimpath -buildvcs=false -ldflags "$flags" -o "$bin/e2e_node.test" \
             k8s.io/kubernetes/test/e2e_node
-        go build -mod=readonly -trimpath -buildvcs=false -ldflags '-s -w' -o "$bin/" ./suite-helper ./registry
+        go build -mod=readonly -trimpath -buildvcs=false -ldflags '-s -w' -o "$bin/registry" ./registry
         # agnhost's image has a certificate for its web server.
         source=$(go list -mod=readonly -m -f '{{.Dir}}' k8s.io/kubernetes)
         install -m 644 "$source"/test/images/agnhost/porter/localhost.* "$bin/"

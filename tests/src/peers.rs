@@ -183,7 +183,7 @@ pub fn kubernetes() -> Result<KubernetesPrograms, String> {
     let cri_tools = cri_tools()?;
     let suite = from_env("BULKHEAD_PEERS", ".peers").join("kubernetes/bin");
     let programs = ["e2e_node.test", "kubelet", "kubectl", "ginkgo", "registry"];
-    let of_images = ["agnhost", "nonewprivs", "suite-helper", "localhost.crt", "localhost.key"];
+    let of_images = ["agnhost", "nonewprivs", "localhost.crt", "localhost.key"];
     for program in programs.into_iter().chain(of_images) {
         file(program, &[suite.join(program)], "run `tests/peers/build.sh kubernetes`")?;
     }

@@ -125,5 +125,6 @@ pub(crate) fn not_ours(node: &Node) -> Vec<String> {
         "/var/lib/kubelet".into(),
         format!("{cgroups}/kubelet"),
         format!("{cgroups}/kubepods"),
+        format!("{cgroups}/system"),
     ]
 }

@@ -137,12 +137,12 @@ fn kubelet_flags(node: &Node) -> Vec<String> {
         // It would ask a name server for the node's address, and a test node has no way to one. While it waits, its
         // retries for other objects of the node grow longer than the suite has patience.
         format!("--node-ip={}", machine::ADDRESS),
-        // All its cgroups are below the node's, and with them they go. The suite would have it move processes of the
-        // machine to cgroups in the root.
+        // All its cgroups are below the node's, and with them they go. kubelet moves to the system's whatever has no
+        // cgroup and is of its own pid namespace: the suite's programs.
         format!("--cgroup-root={parent}"),
         format!("--kubelet-cgroups={parent}/kubelet"),
         format!("--runtime-cgroups={}", machine::runtime_cgroup(node)),
-        "--system-cgroups=".into(),
+        format!("--system-cgroups={parent}/system"),
         format!("--volume-plugin-dir={}", node.dir().join("plugins").display()),
     ]
 }
