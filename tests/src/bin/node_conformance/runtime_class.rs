@@ -85,7 +85,7 @@ async fn side_by_side(node: &Node, cluster: &Cluster<'_>) -> Result<String, Stri
         let object = cluster.object("pod", name).await?;
         let own_overhead = &object["spec"]["overhead"]["memory"];
         let overhead = if in_vm { mebibytes(own_overhead)? } else { 0 };
-        if in_vm != !own_overhead.is_null() || (in_vm && overhead != overhead_mib) {
+        if in_vm == own_overhead.is_null() || (in_vm && overhead != overhead_mib) {
             return Err(format!("pod {name} has overhead {own_overhead}, the class {overhead_mib} MiB"));
         }
         let group = pod_cgroup(node, &object)?;
