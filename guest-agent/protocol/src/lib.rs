@@ -10,9 +10,12 @@
 //!
 //! Every session starts with Hello: each side names the range of versions it speaks, and the newest common one holds.
 
+pub mod accept;
 pub mod error;
 pub mod forward;
 pub mod frame;
+pub mod host;
+pub mod hybrid_vsock;
 pub mod relay;
 pub mod stream;
 pub mod untrusted;

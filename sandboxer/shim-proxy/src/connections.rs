@@ -1,13 +1,13 @@
 //! containerd's connections to the Task endpoint, each served on its own.
 
 use std::future::ready;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
+use bulkhead_protocol::accept::accept_unix;
 use containerd_shim_protos::shim_async::create_task;
 use futures::{StreamExt, stream};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::time::sleep;
+use tokio::net::UnixListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 use ttrpc::asynchronous::Server;
@@ -19,29 +19,11 @@ use crate::streaming_service;
 use crate::task_service::TaskService;
 use crate::watched::Watched;
 
-/// Pause after an accept that failed, for want of descriptors as a rule.
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// The next connection of a socket.
-pub(crate) async fn accept(listener: &UnixListener) -> UnixStream {
-    let mut told = false;
-    loop {
-        match listener.accept().await {
-            Ok((socket, _)) => return socket,
-            Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    warn!(%error, "cannot accept a connection, trying again");
-                }
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
 /// Serves the Task API and the streaming service to everyone who connects.
 pub(crate) async fn serve(listener: UnixListener, pod: Arc<Pod>) {
+    let failed = |error: &io::Error| warn!(%error, "cannot accept a connection of containerd, trying again");
     loop {
-        let socket = accept(&listener).await;
+        let socket = accept_unix(&listener, failed).await;
         let call = Call::default();
         let caller = Arc::new(pod.callers.enter());
         let streams = streaming_service::create(pod.switchboard.clone(), call.clone());

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bulkhead_protocol::host::{EXIT_KILLED, SIGKILL};
 use containerd_shim_protos::api::{
     DeleteRequest, DeleteResponse, KillRequest, StateRequest, StateResponse, Status, WaitRequest,
 };
@@ -21,8 +22,6 @@ use crate::clock;
 
 /// Exit status of a container whose end nobody knows.
 const UNKNOWN: u32 = 255;
-/// SIGKILL, signal(7).
-const SIGKILL: u32 = 9;
 /// The whole of it: containerd gives `delete` 5 s, and other pods wait behind it.
 const PATIENCE: Duration = Duration::from_millis(900);
 /// How long the proxy may take to answer from memory.
@@ -77,7 +76,7 @@ fn as_it_stands(state: &StateResponse) -> DeleteResponse {
         (state.exit_status, state.exited_at.clone())
     } else {
         let now = clock::timestamp(clock::now_nanos());
-        (crate::lifecycle::KILLED, Some(now).into())
+        (EXIT_KILLED, Some(now).into())
     };
     DeleteResponse { pid: state.pid, exit_status, exited_at, ..Default::default() }
 }

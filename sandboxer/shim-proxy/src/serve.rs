@@ -5,16 +5,18 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_protocol::accept::accept_unix;
+use bulkhead_protocol::host::{SHIM_FD, SHIM_SOCKET, TASK_FD, TASK_SOCKET};
 use bulkhead_protocol::shim_ttrpc::create_shim;
 use futures::stream;
 use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::info;
+use tracing::{info, warn};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::argv::ServeArgs;
-use crate::connections::{self, accept};
+use crate::connections;
 use crate::events::Events;
 use crate::pod::Pod;
 use crate::shim_service::ShimService;
@@ -64,8 +66,8 @@ pub(crate) enum ServeError {
 pub(crate) fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let inherit =
         |fd, what| sys::inherited_listener(fd).map_err(|source| ServeError::Inherit { fd, what, source });
-    let task = inherit(sys::TASK_FD, "task.sock")?;
-    let shim = inherit(sys::SHIM_FD, "shim.sock")?;
+    let task = inherit(TASK_FD, TASK_SOCKET)?;
+    let shim = inherit(SHIM_FD, SHIM_SOCKET)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(ServeError::Runtime)?.block_on(run(args, task, shim))
 }
@@ -78,8 +80,8 @@ async fn run(args: ServeArgs, task: StdListener, shim: StdListener) -> Result<()
     tokio::spawn(pod.clone().watch_bundles());
     let listener =
         |socket, what| UnixListener::from_std(socket).map_err(|source| ServeError::Listen { what, source });
-    let _shim_server = serve_shim(listener(shim, "shim.sock")?, pod.clone()).await?;
-    tokio::spawn(connections::serve(listener(task, "task.sock")?, pod.clone()));
+    let _shim_server = serve_shim(listener(shim, SHIM_SOCKET)?, pod.clone()).await?;
+    tokio::spawn(connections::serve(listener(task, TASK_SOCKET)?, pod.clone()));
     pod.shutdown.notified().await;
     farewell(&pod, &events).await;
     Ok(())
@@ -99,10 +101,13 @@ async fn farewell(pod: &Arc<Pod>, events: &Arc<Events>) {
 }
 
 async fn serve_shim(listener: UnixListener, pod: Arc<Pod>) -> Result<Server, ServeError> {
-    let incoming =
-        stream::unfold(listener, |listener| async { Some((Ok(accept(&listener).await), listener)) });
+    let incoming = stream::unfold(listener, |listener| async {
+        let failed =
+            |error: &io::Error| warn!(%error, "cannot accept a connection of the sandboxer, trying again");
+        Some((Ok(accept_unix(&listener, failed).await), listener))
+    });
     let services = create_shim(Arc::new(ShimService(pod)));
     let mut server = Server::new().add_listener(Listener::new(incoming)).register_service(services);
-    server.start().await.map_err(|source| ServeError::Start { what: "shim.sock", source })?;
+    server.start().await.map_err(|source| ServeError::Start { what: SHIM_SOCKET, source })?;
     Ok(server)
 }

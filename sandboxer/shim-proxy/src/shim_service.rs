@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bulkhead_protocol::host::EXIT_KILLED;
 use bulkhead_protocol::pod::{Nothing, Version};
 use bulkhead_protocol::shim::{AttachRequest, ContainerView, ObserveResponse, VmGoneRequest};
 use bulkhead_protocol::shim_ttrpc::Shim;
@@ -14,7 +15,7 @@ use ttrpc::asynchronous::TtrpcContext;
 
 use crate::clock;
 use crate::error::chain;
-use crate::lifecycle::{Exit, KILLED};
+use crate::lifecycle::Exit;
 use crate::pod::{Container, Pod};
 use crate::vmm::Vmm;
 
@@ -27,7 +28,7 @@ fn refused(code: Code, text: impl ToString) -> ttrpc::Error {
 }
 
 fn killed_now() -> Exit {
-    Exit { status: KILLED, at_nanos: clock::now_nanos() }
+    Exit { status: EXIT_KILLED, at_nanos: clock::now_nanos() }
 }
 
 #[async_trait]

@@ -1,11 +1,11 @@
 //! The socket on which a guest announces itself, once.
 
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bulkhead_protocol::agent::Announce;
+use bulkhead_protocol::hybrid_vsock::listener_path;
 use bulkhead_protocol::{ANNOUNCE_PORT, frame};
 use tokio::net::UnixListener;
 
@@ -25,9 +25,7 @@ impl AnnounceSocket {
     /// The path that a guest's dial to [`ANNOUNCE_PORT`] arrives on, for the hybrid vsock socket `vsock`.
     #[must_use]
     pub fn path(vsock: &Path) -> PathBuf {
-        let mut path = OsString::from(vsock);
-        path.push(format!("_{ANNOUNCE_PORT}"));
-        path.into()
+        listener_path(vsock, ANNOUNCE_PORT)
     }
 
     /// Listens for the guest behind `vsock`. Must be called within a tokio runtime.

@@ -14,13 +14,11 @@
 mod actor;
 mod announce;
 mod clock;
-mod dial;
 mod messages;
 mod session;
 
 pub use actor::Agent;
 pub use announce::AnnounceSocket;
-pub use dial::dial;
 pub use messages::{
     AgentError, AgentSilent, AgentView, AwaitGuest, Capacity, Grow, Guest, Listen, Observe, Ping, Setup,
     Shutdown,

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bulkhead_protocol::agent::{GrowRequest, PingRequest, SetupRequest, ShutdownRequest};
 use bulkhead_protocol::agent_ttrpc::AgentClient;
+use bulkhead_protocol::hybrid_vsock::dial;
 use bulkhead_protocol::version::agent_hello;
 use bulkhead_protocol::{AGENT_PORT, untrusted};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -13,9 +14,9 @@ use tokio::time::Instant;
 use ttrpc::r#async::{Client, transport::Socket};
 use ttrpc::context::{Context, with_duration};
 
-use super::{AgentError, Capacity, Guest, clock, dial};
+use super::{AgentError, Capacity, Guest, clock};
 
-/// How long Hello may take. A guest that has announced itself serves already.
+/// How long the connection may take, and then Hello. A guest that has announced itself serves already.
 const HELLO_WITHIN: Duration = Duration::from_secs(20);
 /// How long becoming a pod may take: mounts, addresses, duplicate address detection.
 const SETUP_WITHIN: Duration = Duration::from_secs(30);
@@ -48,7 +49,7 @@ impl Session {
     /// [`AgentError::Dial`], or [`AgentError::Call`] when Hello fails.
     pub async fn open(vsock: &Path) -> Result<(Self, Guest), AgentError> {
         let failed = |source| AgentError::Dial { socket: vsock.to_owned(), source };
-        Self::over(dial(vsock, AGENT_PORT).await.map_err(failed)?).await
+        Self::over(dial(vsock, AGENT_PORT, HELLO_WITHIN).await.map_err(failed)?).await
     }
 
     /// Shakes hands over a connection to the agent.

@@ -13,16 +13,16 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use bulkhead_protocol::accept::accept;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use crate::connections::ACCEPT_PAUSE;
 use crate::error::chain;
 use crate::sys::bpf;
 
@@ -143,7 +143,7 @@ async fn serve(
     loop {
         tokio::select! {
             _closed = &mut stopped => break,
-            client = accept(&listeners), if relays.len() < MOST => {
+            client = accept_any(&listeners), if relays.len() < MOST => {
                 relays.spawn(relay::relay(client, vsock.clone()));
             }
             Some(_ended) = relays.join_next() => {}
@@ -156,20 +156,15 @@ async fn serve(
 }
 
 /// The next connection on any of them.
-async fn accept(listeners: &[TcpListener]) -> TcpStream {
-    let mut told = false;
-    loop {
-        let next = listeners.iter().map(|listener| Box::pin(listener.accept()));
-        match futures::future::select_all(next).await.0 {
-            Ok((client, _)) => return client,
-            Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    warn!(%error, "cannot accept a forwarded connection, trying again");
-                }
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+async fn accept_any(listeners: &[TcpListener]) -> TcpStream {
+    let poll = |context: &mut Context<'_>| {
+        let accepted = listeners.iter().find_map(|listener| match listener.poll_accept(context) {
+            Poll::Ready(accepted) => Some(accepted.map(|(client, _peer)| client)),
+            Poll::Pending => None,
+        });
+        accepted.map_or(Poll::Pending, Poll::Ready)
+    };
+    accept(poll, |error| warn!(%error, "cannot accept a forwarded connection, trying again")).await
 }
 
 /// Opens it, or says why ports of this pod cannot be forwarded: that is no reason not to run it.

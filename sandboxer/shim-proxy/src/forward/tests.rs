@@ -12,7 +12,7 @@ use bulkhead_protocol::stream::END;
 use rustix::process::{getuid, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::*;
 

@@ -29,9 +29,6 @@ pub(crate) struct Exit {
     pub(crate) at_nanos: i64,
 }
 
-/// Exit status of what ended with its VM, or was killed by us: 128 + SIGKILL.
-pub(crate) const KILLED: u32 = 137;
-
 /// Where a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {

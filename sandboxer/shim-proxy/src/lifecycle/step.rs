@@ -1,6 +1,8 @@
 //! The transitions, state by state. No arm stands for "anything else": a new event has to be thought through.
 
-use super::{Effect, Event, Exit, KILLED, Notice, Refusal, State, Step};
+use bulkhead_protocol::host::EXIT_KILLED;
+
+use super::{Effect, Event, Exit, Notice, Refusal, State, Step};
 
 type Outcome = Result<Step, Refusal>;
 
@@ -192,7 +194,7 @@ fn stopped(pid: u32, exit: Exit, event: Event) -> Outcome {
 fn deleting(pid: u32, exit: Option<Exit>, event: Event) -> Outcome {
     match (event, exit) {
         (Event::Deleted { at_nanos }, _) => {
-            let exit = exit.unwrap_or(Exit { status: KILLED, at_nanos });
+            let exit = exit.unwrap_or(Exit { status: EXIT_KILLED, at_nanos });
             go(State::Gone { exit: Some(exit) }, DELETION)
         }
         (Event::DeleteFailed, Some(exit)) => go(State::Stopped { pid, exit }, &[]),

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use bulkhead_protocol::host::EXIT_KILLED;
 use containerd_shim_protos::events::task as events;
 use containerd_shim_protos::topics;
 use tokio::sync::Notify;
@@ -103,7 +104,7 @@ impl Pod {
         let (pod, vsock) = (self.clone(), PathBuf::from(vsock));
         tokio::spawn(async move {
             let reason = pod.agent.keep(&vsock).await;
-            pod.vm_gone(Exit { status: crate::lifecycle::KILLED, at_nanos: clock::now_nanos() }, &reason);
+            pod.vm_gone(Exit { status: EXIT_KILLED, at_nanos: clock::now_nanos() }, &reason);
         });
     }
 
@@ -219,7 +220,7 @@ impl Pod {
         }
         locked(&self.containers).remove(&at.container.id);
         // What is left of its execs went with it: their waiters get an answer.
-        let exit = Exit { status: crate::lifecycle::KILLED, at_nanos: clock::now_nanos() };
+        let exit = Exit { status: EXIT_KILLED, at_nanos: clock::now_nanos() };
         for exec in at.container.everything().into_iter().filter(|each| !each.is_init()) {
             exec.process.cut_streams();
             self.note(&exec, Event::Ended(exit));

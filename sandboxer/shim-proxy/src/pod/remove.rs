@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_protocol::host::SIGKILL;
 use bulkhead_protocol::pod::ContainerKey;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;
 
 use super::Pod;
 use super::process::{At, Container};
-use super::run::{SIGKILL, patient};
+use super::run::patient;
 use crate::clock;
 use crate::error::{CLEANUP_PATIENCE, TaskError, chain};
 use crate::lifecycle::{Event, Exit, State};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::agent::{ContainerRef, ResizePtyRequest, SignalRequest, UpdateRequest};
 use bulkhead_protocol::agent_ttrpc::AgentClient;
+use bulkhead_protocol::host::SIGKILL;
 use bulkhead_protocol::pod::{ContainerStartedRequest, UpdateContainerRequest};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
@@ -18,9 +19,6 @@ use crate::clock;
 use crate::error::{CLEANUP_PATIENCE, TaskError};
 use crate::flight::Flight;
 use crate::lifecycle::{Event, Exit, State};
-
-/// SIGKILL, signal(7).
-pub(super) const SIGKILL: u32 = 9;
 
 /// No deadline for the guest: what it has begun it shall finish.
 pub(super) fn patient() -> Context {

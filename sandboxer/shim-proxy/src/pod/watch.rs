@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{WaitOomRequest, WaitResponse};
+use bulkhead_protocol::host::EXIT_KILLED;
 use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::topics;
 use tokio::time::{sleep, timeout};
@@ -56,7 +57,7 @@ pub(super) async fn end(pod: Arc<Pod>, at: At) {
             Ok(answer) => settled(&pod, &at, &answer).await,
             Err(error) if error.is_vm_gone() => {
                 at.process.cut_streams();
-                let now = Exit { status: crate::lifecycle::KILLED, at_nanos: clock::now_nanos() };
+                let now = Exit { status: EXIT_KILLED, at_nanos: clock::now_nanos() };
                 pod.agent.gone().unwrap_or(now)
             }
             Err(_) if at.process.state().is_missing() => return,

@@ -12,11 +12,6 @@ use rustix::net::sockopt::socket_acceptconn;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Descriptor of the inherited Task API socket.
-pub(crate) const TASK_FD: i32 = 3;
-/// Descriptor of the inherited socket for the sandboxer.
-pub(crate) const SHIM_FD: i32 = 4;
-
 /// Takes over an inherited listening socket. Call it once for each descriptor, before anything else is opened.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{IoEntry, StatsResponse};
+use bulkhead_protocol::host::VSOCK_SOCKET;
 use bulkhead_protocol::pod::Nothing;
 use bulkhead_protocol::shim::{AttachRequest, VmGoneRequest};
 use containerd_shim_protos::api::*;
@@ -64,7 +65,7 @@ async fn a_stranger_with_the_vmms_pid_is_not_the_vmm() {
     let request = AttachRequest {
         vmm_pid: rig.vmm.id(),
         vmm_start_time: 1,
-        vsock: rig.path("vsock.sock").display().to_string(),
+        vsock: rig.path(VSOCK_SOCKET).display().to_string(),
         ..Default::default()
     };
     let refused = rig.shim.attach(within(), &request).await;

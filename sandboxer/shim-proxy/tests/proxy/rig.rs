@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use bulkhead_protocol::host::{CONTROL_SOCKET, SHIM_FD, SHIM_SOCKET, TASK_FD, TASK_SOCKET, VSOCK_SOCKET};
 use bulkhead_protocol::shim::AttachRequest;
 use bulkhead_protocol::shim_ttrpc::ShimClient;
 use command_fds::{CommandFdExt, FdMapping};
@@ -92,14 +93,14 @@ impl Rig {
     /// A proxy that does not know its VM yet, in a directory where something is already.
     pub(crate) async fn within(dir: TempDir) -> Self {
         let at = |name: &str| dir.path().join(name);
-        let agent = FakeAgent::listen(&at("vsock.sock")).await;
-        let sandboxer = FakeSandboxer::new(&at("control.sock"));
+        let agent = FakeAgent::listen(&at(VSOCK_SOCKET)).await;
+        let sandboxer = FakeSandboxer::new(&at(CONTROL_SOCKET));
         sandboxer.start().await;
         let containerd = FakeContainerd::listen(&at("events.sock")).await;
         let proxy = spawn_proxy(dir.path());
         let vmm = Command::new("sleep").arg("600").spawn().unwrap();
-        let task = TaskClient::new(connect(&at("task.sock")).await);
-        let shim = ShimClient::new(connect(&at("shim.sock")).await);
+        let task = TaskClient::new(connect(&at(TASK_SOCKET)).await);
+        let shim = ShimClient::new(connect(&at(SHIM_SOCKET)).await);
         Self { dir, agent, sandboxer, containerd, task, shim, vmm, proxy }
     }
 
@@ -108,7 +109,7 @@ impl Rig {
         let request = AttachRequest {
             vmm_pid: self.vmm.id(),
             vmm_start_time: start_time(self.vmm.id()),
-            vsock: self.path("vsock.sock").display().to_string(),
+            vsock: self.path(VSOCK_SOCKET).display().to_string(),
             ..Default::default()
         };
         self.shim.attach(within(), &request).await.map(drop)
@@ -121,14 +122,14 @@ impl Rig {
 
     /// A further connection to the Task API.
     pub(crate) async fn connection(&self) -> TaskClient {
-        TaskClient::new(connect(&self.path("task.sock")).await)
+        TaskClient::new(connect(&self.path(TASK_SOCKET)).await)
     }
 
     /// What containerd prepares for a container or exec: bundle and FIFOs.
     pub(crate) fn prepare(&self, id: &str) -> CreateTaskRequest {
         let bundle = self.path(&format!("bundle-{id}"));
         std::fs::create_dir(&bundle).unwrap();
-        let address = format!("unix://{}", self.path("task.sock").display());
+        let address = format!("unix://{}", self.path(TASK_SOCKET).display());
         let bootstrap = format!(r#"{{"version":3,"address":"{address}","protocol":"ttrpc"}}"#);
         std::fs::write(bundle.join("bootstrap.json"), bootstrap).unwrap();
         let [stdin, stdout, stderr] = self.fifos(id);
@@ -230,14 +231,14 @@ impl Drop for Rig {
 
 fn spawn_proxy(dir: &Path) -> Child {
     let listener = |name| OwnedFd::from(UnixListener::bind(dir.join(name)).unwrap());
-    let (task, shim) = (listener("task.sock"), listener("shim.sock"));
+    let (task, shim) = (listener(TASK_SOCKET), listener(SHIM_SOCKET));
     let mut command = Command::new(env!("CARGO_BIN_EXE_containerd-shim-bulkhead-v2"));
     command.args(["serve", "--id", "sandbox", "--namespace", "k8s.io"]);
-    for (flag, name) in [("--dir", ""), ("--control", "control.sock"), ("--containerd-events", "events.sock")]
+    for (flag, name) in [("--dir", ""), ("--control", CONTROL_SOCKET), ("--containerd-events", "events.sock")]
     {
         command.arg(flag).arg(dir.join(name));
     }
-    let mappings = [(task, 3), (shim, 4)];
+    let mappings = [(task, TASK_FD), (shim, SHIM_FD)];
     let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.into()).unwrap();
     // As the sandboxer opens it.

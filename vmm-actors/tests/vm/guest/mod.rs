@@ -9,15 +9,19 @@ use std::time::Duration;
 use bulkhead_config::Machine;
 use bulkhead_protocol::agent::SetupRequest;
 use bulkhead_protocol::agent_ttrpc::AgentClient;
+use bulkhead_protocol::hybrid_vsock::dial;
 use bulkhead_protocol::{AGENT_PORT, SHARE_TAG, version};
 use tokio::net::UnixStream;
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context;
-use vmm_actors::agent::{AwaitGuest, dial};
+use vmm_actors::agent::AwaitGuest;
 use vmm_actors::ask::ask;
 
 use crate::rig::Rig;
+
+/// How long a guest may take to accept: as long as a slow machine needs.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest end of a guest that is no failure.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -34,7 +38,7 @@ impl Guest {
         let mut rig = Rig::new(machine)?;
         rig.boot().await;
         ask(&rig.agent, |reply| AwaitGuest { reply }).await.unwrap();
-        let agent = dial(&rig.dir.vsock(), AGENT_PORT).await.unwrap();
+        let agent = dial(&rig.dir.vsock(), AGENT_PORT, DIAL_TIMEOUT).await.unwrap();
         let agent = AgentClient::new(Client::new(Socket::new(agent)));
         let hello = agent.hello(soon(), &version::agent_hello("test")).await.unwrap();
         assert_eq!(hello.version, version::MAX_VERSION);
@@ -44,7 +48,7 @@ impl Guest {
 
     /// A connection to a vsock port of the guest.
     pub(crate) async fn connect(&self, port: u32) -> UnixStream {
-        dial(&self.rig.dir.vsock(), port).await.unwrap()
+        dial(&self.rig.dir.vsock(), port, DIAL_TIMEOUT).await.unwrap()
     }
 
     /// Waits until the VMM has ended by itself; nothing of it may be left.
