@@ -1,51 +1,39 @@
 //! `containerd-shim-bulkhead-v2`, the shim proxy: one small process for each pod, between containerd and the guest.
 //!
-//! | module | what |
+//! | folder | what |
 //! |---|---|
-//! | [`argv`], [`delete`], [`info`] | the command line, containerd's shim protocol |
-//! | [`serve`], [`connections`] | the two servers: for containerd, and for the sandboxer |
-//! | [`task_service`], [`streaming_service`], [`shim_service`] | Task API and stdio streams for containerd, control for the sandboxer |
+//! | [`command`] | the command line, containerd's shim protocol among it |
+//! | [`serve`], [`service`] | the servers: Task API and stdio streams for containerd, control for the sandboxer |
 //! | [`pod`], [`lifecycle`] | containers and execs; the state machine that decides, the actions that follow |
-//! | [`stdio`] | containerd's FIFOs or streams, and the guest's |
-//! | [`forward`] | port-forward: localhost of the pod's network namespace, led into the guest |
-//! | [`sockets`] | unix sockets of the host, led to from the guest |
-//! | [`guest`] | what a guest's answers may hold when they go on |
-//! | [`agent`], [`dial`], [`control`], [`events`] | links: guest agent, guest ports, sandboxer, containerd's events |
-//! | [`vmm`], [`callers`] | what is watched: the VMM process, and who of containerd is connected |
+//! | [`stdio`] | copies between containerd's FIFOs or streams and the guest's |
+//! | [`portforward`] | leads localhost of the pod's network namespace into the guest |
+//! | [`host_sockets`] | leads clients in the guest to unix sockets of the host |
+//! | [`guest`] | the guest: session with its agent, its ports, its VMM, bounds of its answers |
+//! | [`host`] | peers that are called: the sandboxer, containerd's event service |
+//! | [`runtime`] | tasks that outlive their callers, times, the log, traces, sockets |
+//! | [`sys`] | the one place with `unsafe` |
+//! | [`error`] | errors of Task calls and their RPC codes |
 
-mod agent;
-mod argv;
-mod callers;
-mod clock;
-mod connections;
-mod control;
-mod delete;
-mod dial;
+mod command;
 mod error;
-mod events;
-mod flight;
-mod forward;
 mod guest;
-mod info;
+mod host;
+mod host_sockets;
 mod lifecycle;
-mod lock;
-mod logging;
 mod pod;
+mod portforward;
+mod runtime;
 mod serve;
-mod shim_service;
-mod sockets;
+mod service;
 mod stdio;
-mod streaming_service;
 mod sys;
-mod task_service;
-mod trace;
-mod vmm;
-mod watched;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use argv::Command;
+use command::argv::{self, Command};
+use command::{delete, info};
+use runtime::logging;
 
 /// Exit code for a command line that cannot be followed.
 const USAGE: u8 = 2;

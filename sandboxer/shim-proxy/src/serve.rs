@@ -15,11 +15,11 @@ use tracing::{info, warn};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use crate::argv::ServeArgs;
-use crate::connections;
-use crate::events::Events;
+use crate::command::argv::ServeArgs;
+use crate::host::events::Events;
 use crate::pod::Pod;
-use crate::shim_service::ShimService;
+use crate::service::connections;
+use crate::service::shim::ShimService;
 use crate::sys;
 
 /// How long containerd may take to hear its answers before a removed pod's proxy ends.

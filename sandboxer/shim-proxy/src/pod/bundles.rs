@@ -1,7 +1,7 @@
 //! Sees bundles go: a bundle removed without Delete is containerd's way of giving a container up (fact 6).
 //!
 //! No inotify(7): a user has few instances of it, and there is a proxy for each pod (decision 11).
-//! As long as a connection speaks for a container, its bundle stays ([`crate::callers`]).
+//! As long as a connection speaks for a container, its bundle stays ([`crate::pod::callers`]).
 
 use std::path::Path;
 use std::sync::Arc;

@@ -14,12 +14,12 @@ use ttrpc::context;
 use super::process::{At, Container};
 use super::{Pod, remove};
 use crate::error::TaskError;
-use crate::flight::Flight;
+use crate::host_sockets::Sockets;
 use crate::lifecycle::{Event, State};
-use crate::lock::locked;
-use crate::sockets::Sockets;
+use crate::runtime::lock::locked;
+use crate::runtime::shared_task::Flight;
 use crate::stdio::{self, GuestEnds, HostEnds, Streams};
-use crate::trace::Trace;
+use crate::runtime::trace::Trace;
 
 /// How long a failure that comes at the caller's deadline may wait for its undoing.
 const LAST_MOMENT: Duration = Duration::from_millis(50);

@@ -10,8 +10,8 @@ use ttrpc::context;
 use super::process::At;
 use super::{Pod, remove};
 use crate::error::TaskError;
-use crate::flight::Flight;
 use crate::lifecycle::{Event, State};
+use crate::runtime::shared_task::Flight;
 use crate::stdio::{self, GuestEnds, HostEnds, Streams};
 
 /// What containerd says of a new exec.

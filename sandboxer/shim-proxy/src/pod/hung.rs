@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::error::TaskError;
-use crate::vmm::Vmm;
+use crate::guest::vmm::Vmm;
 
 /// How long a guest may take to take a signal: longer than one that is starved and well, shorter than the two minutes
 /// that kubelet gives a call.

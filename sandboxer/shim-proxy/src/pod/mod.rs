@@ -4,9 +4,10 @@
 //! state machine decides, [`Pod::perform`] acts. Questions are answered from memory.
 
 mod bundles;
+pub(crate) mod callers;
+mod cpuset;
 mod create;
 mod exec;
-mod host_only;
 mod hung;
 mod process;
 mod remove;
@@ -25,18 +26,18 @@ use containerd_shim_protos::topics;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::agent::AgentLink;
-use crate::callers::Callers;
-use crate::clock;
-use crate::control::Control;
 use crate::error::TaskError;
-use crate::events::Events;
-use crate::flight::Flight;
-use crate::forward::{self, Forward};
+use crate::guest::agent::AgentLink;
+use crate::guest::vmm::Vmm;
+use crate::host::events::Events;
+use crate::host::sandboxer::Control;
 use crate::lifecycle::{Effect, Event, Exit, Notice, State};
-use crate::lock::locked;
+use crate::pod::callers::Callers;
+use crate::portforward::{self, Forward};
+use crate::runtime::clock;
+use crate::runtime::lock::locked;
+use crate::runtime::shared_task::Flight;
 use crate::stdio::Switchboard;
-use crate::vmm::Vmm;
 
 pub(crate) use create::NewContainer;
 pub(crate) use exec::NewExec;

@@ -10,12 +10,12 @@ use containerd_shim_protos::events::task as events;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::clock;
 use crate::error::TaskError;
-use crate::flight::Flight;
+use crate::host_sockets::Sockets;
 use crate::lifecycle::{Event, Refusal, State, Step, step};
-use crate::lock::locked;
-use crate::sockets::Sockets;
+use crate::runtime::clock;
+use crate::runtime::lock::locked;
+use crate::runtime::shared_task::Flight;
 use crate::stdio::{self, Streams};
 
 /// A container: its init process and its execs.

@@ -11,9 +11,9 @@ use tracing::warn;
 use super::Pod;
 use super::process::{At, Container};
 use super::run::patient;
-use crate::clock;
 use crate::error::{CLEANUP_PATIENCE, TaskError, chain};
 use crate::lifecycle::{Event, Exit, State};
+use crate::runtime::clock;
 
 /// How long the streams of an ended process may hold up its Delete. containerd has read their ends before it calls
 /// (fact 3.7); whoever has not gets them cut.

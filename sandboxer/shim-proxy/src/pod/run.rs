@@ -14,11 +14,11 @@ use tracing::{debug, info, warn};
 use ttrpc::context::{self, Context};
 
 use super::process::At;
-use super::{Pod, host_only, hung};
-use crate::clock;
+use super::{Pod, cpuset, hung};
 use crate::error::{CLEANUP_PATIENCE, TaskError};
-use crate::flight::Flight;
 use crate::lifecycle::{Event, Exit, State};
+use crate::runtime::clock;
+use crate::runtime::shared_task::Flight;
 
 /// No deadline for the guest: what it has begun it shall finish.
 pub(super) fn patient() -> Context {
@@ -149,7 +149,7 @@ impl Pod {
         until: Instant,
     ) -> Result<(), TaskError> {
         self.feed(at, Event::AdjustAsked)?;
-        let resources = host_only::left_out(&resources, Path::new(&at.container.bundle))?;
+        let resources = cpuset::left_out(&resources, Path::new(&at.container.bundle))?;
         let (pod, at) = (self.clone(), at.clone());
         let work = async move {
             let host = UpdateContainerRequest {

@@ -142,7 +142,7 @@ fn figure(figures: &HashMap<String, u64>, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{MEMORY_EVENTS, MEMORY_KINDS};
+    use crate::guest::answers::{MEMORY_EVENTS, MEMORY_KINDS};
 
     #[test]
     fn figures_land_in_the_fields_that_containerd_reads() {

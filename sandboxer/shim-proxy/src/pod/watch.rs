@@ -14,10 +14,10 @@ use tracing::{debug, info, warn};
 use super::Pod;
 use super::process::At;
 use super::run::patient;
-use crate::clock;
 use crate::error::{TaskError, chain};
-use crate::guest::MAX_STATUS;
+use crate::guest::answers::MAX_STATUS;
 use crate::lifecycle::{Event, Exit, State};
+use crate::runtime::clock;
 
 /// Pauses before the agent is asked again, first and longest: the link dials meanwhile, and a guest that answers
 /// nonsense is not to keep us busy.

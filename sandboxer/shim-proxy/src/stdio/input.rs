@@ -9,9 +9,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::deadlines::Patience;
 use super::fifo::FifoReader;
-use super::guest::Port;
-use super::patience::Patience;
+use super::guest_stream::Port;
 use super::streamed::Inlet;
 
 /// Bytes taken from the host's end at once.

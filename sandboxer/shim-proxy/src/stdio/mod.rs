@@ -3,14 +3,14 @@
 //! What containerd names (fact 4) is opened first, so that a path that cannot be used fails Create before anything
 //! is done. Each stream then is one task that copies, and that stops reading one side while the other is full.
 
+pub(crate) mod connection;
+mod deadlines;
 mod fifo;
-mod guest;
+mod guest_stream;
 mod input;
-pub(crate) mod line;
 mod output;
-mod patience;
+mod registry;
 mod streamed;
-mod switchboard;
 
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
@@ -26,16 +26,14 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::error::TaskError;
+pub(crate) use connection::{Line, Role};
+use deadlines::{Patience, Phase};
 use fifo::{FifoReader, FifoWriter};
-use guest::Port;
+use guest_stream::Port;
 use input::Source;
-pub(crate) use line::Line;
-use line::Role;
 use output::Sink;
-use patience::{Patience, Phase};
-use streamed::{Inlet, Outlet};
-use switchboard::Claim;
-pub(crate) use switchboard::Switchboard;
+pub(crate) use registry::{Claim, Switchboard};
+pub(crate) use streamed::{Inlet, Outlet};
 
 /// What containerd asks for; empty strings: no such stream.
 #[derive(Debug, Clone, Default)]
@@ -308,8 +306,6 @@ impl Drop for Streams {
 
 #[cfg(test)]
 mod relay_tests;
-#[cfg(test)]
-mod streamed_tests;
 
 #[cfg(test)]
 mod tests {

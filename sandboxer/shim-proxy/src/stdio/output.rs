@@ -9,9 +9,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
+use super::deadlines::{Patience, Phase};
 use super::fifo::FifoWriter;
-use super::guest::Port;
-use super::patience::{Patience, Phase};
+use super::guest_stream::Port;
 use super::streamed::Outlet;
 
 /// Most that an ended process can have left behind, in bytes, with room to spare: pipe and socket buffers of guest

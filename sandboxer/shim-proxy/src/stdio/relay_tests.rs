@@ -11,9 +11,9 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::spawn_blocking;
 
+use super::deadlines::SILENT_AFTER_EXIT;
 use super::input::input;
 use super::output::output;
-use super::patience::SILENT_AFTER_EXIT;
 use super::*;
 
 const SOON: Duration = Duration::from_secs(5);

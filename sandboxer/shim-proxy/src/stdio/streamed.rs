@@ -4,24 +4,24 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::line::{Heard, Line};
-use super::switchboard::Claim;
+use super::connection::{Heard, Line};
+use super::registry::Claim;
 
 /// Room for input that nobody has asked for yet, in bytes.
 const AHEAD: i32 = 32 * 1024;
 
 /// The host's end of stdout or stderr. While containerd is away it waits.
 #[derive(Debug)]
-pub(super) struct Outlet(Arc<Claim>);
+pub(crate) struct Outlet(Arc<Claim>);
 
 impl Outlet {
     /// Over a claimed id.
-    pub(super) fn new(claim: Arc<Claim>) -> Self {
+    pub(crate) fn new(claim: Arc<Claim>) -> Self {
         Self(claim)
     }
 
     /// Writes all of it, waiting while containerd has no room or is not connected.
-    pub(super) async fn write_all(&mut self, bytes: &[u8]) {
+    pub(crate) async fn write_all(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
             let line = self.0.line().await;
@@ -32,14 +32,14 @@ impl Outlet {
     }
 
     /// Ends it, also for whoever connects later.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         self.0.end();
     }
 }
 
 /// The host's end of stdin.
 #[derive(Debug)]
-pub(super) struct Inlet {
+pub(crate) struct Inlet {
     claim: Arc<Claim>,
     current: Option<(Arc<Line>, UnboundedReceiver<Heard>)>,
     rest: Vec<u8>,
@@ -47,13 +47,13 @@ pub(super) struct Inlet {
 
 impl Inlet {
     /// Over a claimed id.
-    pub(super) fn new(claim: Arc<Claim>) -> Self {
+    pub(crate) fn new(claim: Arc<Claim>) -> Self {
         Self { claim, current: None, rest: Vec::new() }
     }
 
     /// Waits for bytes, or for the end of the input (an empty answer), and takes at most `limit` of them. A line that
     /// is lost is no end. Can be dropped while it waits.
-    pub(super) async fn read(&mut self, limit: usize) -> Vec<u8> {
+    pub(crate) async fn read(&mut self, limit: usize) -> Vec<u8> {
         while self.rest.is_empty() {
             let Some((line, heard)) = &mut self.current else {
                 let line = self.claim.line().await;

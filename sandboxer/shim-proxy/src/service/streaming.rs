@@ -11,8 +11,8 @@ use protobuf::well_known_types::any::Any;
 use tracing::debug;
 use ttrpc::r#async::{SSReceiver, ServerStream, Service, StreamHandler, StreamInner, TtrpcContext};
 
-use crate::connections::Call;
-use crate::stdio::{Line, Switchboard, line};
+use crate::service::connections::Call;
+use crate::stdio::{Line, Switchboard, connection};
 
 /// Its name.
 const SERVICE: &str = "containerd.services.streaming.v1.Streaming";
@@ -47,11 +47,11 @@ impl StreamHandler for Streaming {
             () = self.call.lost() => None,
         };
         if let Some(first) = first {
-            let Some(id) = line::asked_for(&first) else {
+            let Some(id) = connection::asked_for(&first) else {
                 let text = format!("the first message must name a stream, not be a {}", first.type_url);
                 return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, text)));
             };
-            sender.send(&line::ready()).await?;
+            sender.send(&connection::ready()).await?;
             debug!(stream = id, "containerd connects");
             let (line, exchange) = Line::new(sender);
             self.switchboard.connect(&id, line.clone());

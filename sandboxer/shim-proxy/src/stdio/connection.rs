@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use ttrpc::r#async::{SSReceiver, SSSender};
 
-use crate::lock::locked;
+use crate::runtime::lock::locked;
 
 /// `containerd.services.streaming.v1.StreamInit { string id = 1; }`: which stream it is, the first message.
 const INIT: &str = "containerd.services.streaming.v1.StreamInit";

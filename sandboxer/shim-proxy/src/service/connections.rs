@@ -13,11 +13,11 @@ use tracing::warn;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use crate::callers::Caller;
+use super::streaming;
 use crate::pod::Pod;
-use crate::streaming_service;
-use crate::task_service::TaskService;
-use crate::watched::Watched;
+use crate::pod::callers::Caller;
+use crate::runtime::socket::Watched;
+use crate::service::task::TaskService;
 
 /// Serves the Task API and the streaming service to everyone who connects.
 pub(crate) async fn serve(listener: UnixListener, pod: Arc<Pod>) {
@@ -26,7 +26,7 @@ pub(crate) async fn serve(listener: UnixListener, pod: Arc<Pod>) {
         let socket = accept_unix(&listener, failed).await;
         let call = Call::default();
         let caller = Arc::new(pod.callers.enter());
-        let streams = streaming_service::create(pod.switchboard.clone(), call.clone());
+        let streams = streaming::create(pod.switchboard.clone(), call.clone());
         let socket = Watched::new(socket, call.over.clone(), Connection::open(caller.clone(), &call));
         let tasks = Arc::new(TaskService { pod: pod.clone(), caller });
         let only = stream::once(ready(Ok(socket))).chain(stream::pending());

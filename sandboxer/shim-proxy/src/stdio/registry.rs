@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
-use super::line::{Line, Role};
-use crate::lock::locked;
+use super::connection::{Line, Role};
+use crate::runtime::lock::locked;
 
 /// Every streaming id that somebody has named.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ impl Switchboard {
     }
 
     /// A process's stream takes the id; none when another one has it.
-    pub(super) fn claim(self: &Arc<Self>, id: &str, role: Role) -> Option<Arc<Claim>> {
+    pub(crate) fn claim(self: &Arc<Self>, id: &str, role: Role) -> Option<Arc<Claim>> {
         let mut extensions = locked(&self.0);
         let extension = extensions.entry(id.to_owned()).or_default();
         if extension.claimed.replace(role).is_some() {
@@ -74,7 +74,7 @@ impl Switchboard {
     }
 
     /// Whether containerd is connected and still wants what is said.
-    pub(super) fn is_heard(&self, id: &str) -> bool {
+    pub(crate) fn is_heard(&self, id: &str) -> bool {
         let extensions = locked(&self.0);
         let line = extensions.get(id).and_then(|extension| extension.line.borrow().clone());
         line.is_some_and(|line| !line.is_over() && !line.is_left())
@@ -82,14 +82,14 @@ impl Switchboard {
 
     /// Ids in use, by containerd or by a process.
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         locked(&self.0).len()
     }
 }
 
 /// A process's hold on an id, to its last clone.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(crate) struct Claim {
     switchboard: Arc<Switchboard>,
     id: String,
     lines: watch::Receiver<Option<Arc<Line>>>,
@@ -97,7 +97,7 @@ pub(super) struct Claim {
 
 impl Claim {
     /// Waits for a line that works.
-    pub(super) async fn line(&self) -> Arc<Line> {
+    pub(crate) async fn line(&self) -> Arc<Line> {
         let mut lines = self.lines.clone();
         let open = |line: &Option<Arc<Line>>| line.as_ref().is_some_and(|line| !line.is_over());
         loop {
@@ -109,7 +109,7 @@ impl Claim {
     }
 
     /// The process's stream is over; whoever is connected hears of it, and whoever connects again.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         if let Some(extension) = locked(&self.switchboard.0).get_mut(&self.id) {
             extension.ended = true;
             extension.hang_up();

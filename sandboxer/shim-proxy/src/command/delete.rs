@@ -17,8 +17,8 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context;
 
-use crate::argv::DeleteArgs;
-use crate::clock;
+use crate::command::argv::DeleteArgs;
+use crate::runtime::clock;
 
 /// Exit status of a container whose end nobody knows.
 const UNKNOWN: u32 = 255;

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
 use crate::error::chain;
-use crate::lock::locked;
+use crate::runtime::lock::locked;
 use dial::{Client, DialError};
 
 /// Connections under way at once for each socket; more wait in the queue of the guest's.
@@ -74,7 +74,7 @@ struct Door {
 impl Door {
     /// Waits for the next client.
     async fn next(&self) -> std::io::Result<(UnixStream, Knock)> {
-        let mut guest = crate::dial::guest_port(&self.vsock, STREAM_PORT).await?;
+        let mut guest = crate::guest::dial::guest_port(&self.vsock, STREAM_PORT).await?;
         let header = StreamHeader {
             kind: Kind::HOST_SOCKET.into(),
             container_id: self.container.clone(),

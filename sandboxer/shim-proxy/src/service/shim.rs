@@ -13,11 +13,11 @@ use tracing::{info, warn};
 use ttrpc::Code;
 use ttrpc::asynchronous::TtrpcContext;
 
-use crate::clock;
 use crate::error::chain;
+use crate::guest::vmm::Vmm;
 use crate::lifecycle::Exit;
 use crate::pod::{Container, Pod};
-use crate::vmm::Vmm;
+use crate::runtime::clock;
 
 /// The service, over the pod.
 #[derive(Debug)]

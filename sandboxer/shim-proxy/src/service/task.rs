@@ -12,13 +12,13 @@ use futures::FutureExt;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::asynchronous::TtrpcContext;
 
-use crate::callers::Caller;
-use crate::clock::{deadline, timestamp};
 use crate::error::TaskError;
 use crate::lifecycle::State;
+use crate::pod::callers::Caller;
 use crate::pod::{NewContainer, NewExec, Pod};
+use crate::runtime::clock::{deadline, timestamp};
 use crate::stdio;
-use crate::trace::Trace;
+use crate::runtime::trace::Trace;
 
 /// The service, over the pod, for one connection.
 #[derive(Debug)]

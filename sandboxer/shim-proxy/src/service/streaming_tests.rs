@@ -1,19 +1,22 @@
 //! Streams of containerd's streaming service, over a real connection with ttrpc's own client at its other end.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::wrappers::{BytesValue, Int32Value, StringValue};
-use tokio::net::UnixListener;
-use tokio::time::sleep;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{sleep, timeout};
 use ttrpc::r#async::transport::Socket;
 use ttrpc::r#async::{CSReceiver, CSSender, Client, ClientStream};
 
-use super::*;
-use crate::connections;
-use crate::events::Events;
+use super::connections;
+use crate::error::TaskError;
+use crate::host::events::Events;
 use crate::pod::Pod;
+use crate::stdio::{Claim, HostEnds, Inlet, Outlet, Request, Role, Switchboard};
 
 const SOON: Duration = Duration::from_secs(5);
 

@@ -15,11 +15,11 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context;
 
-use crate::dial;
 use crate::error::{TaskError, chain};
-use crate::guest::Answer;
+use crate::guest::answers::Answer;
+use crate::guest::dial;
 use crate::lifecycle::Exit;
-use crate::watched::Watched;
+use crate::runtime::socket::Watched;
 
 /// How long the agent may be out of reach while the VMM lives before the VM counts as gone.
 const LOST_AFTER: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use bulkhead_protocol::{STREAM_PORT, frame};
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
-use crate::dial;
+use crate::guest::dial;
 
 /// Pause before a broken stream is dialled again, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));

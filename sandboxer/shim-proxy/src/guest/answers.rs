@@ -2,7 +2,7 @@
 //!
 //! A guest may say whatever it likes. What containerd, kubelet or a log makes of it is theirs to survive, and they were
 //! written for answers of a kernel. So every answer passes through [`Answer::bounded`], which
-//! [`AgentLink::call`](crate::agent::AgentLink::call) demands of its type.
+//! [`AgentLink::call`](crate::guest::agent::AgentLink::call) demands of its type.
 //!
 //! | what | bound | beyond it |
 //! |---|---|---|

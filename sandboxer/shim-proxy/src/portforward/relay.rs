@@ -15,8 +15,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use crate::dial;
 use crate::error::chain;
+use crate::guest::dial;
 
 /// How long the guest may take to dial both of its loopback addresses.
 const ANSWER: Duration = Duration::from_secs(25);

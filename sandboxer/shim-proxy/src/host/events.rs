@@ -21,8 +21,8 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context;
 
-use crate::clock;
-use crate::lock::locked;
+use crate::runtime::clock;
+use crate::runtime::lock::locked;
 
 /// Package of every message that is published.
 const PACKAGE: &str = "containerd.events.";

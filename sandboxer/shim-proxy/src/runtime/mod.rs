@@ -1,0 +1,8 @@
+//! What everything else runs on: work that outlives its caller, times, the log, traces, sockets that tell when they close.
+
+pub(crate) mod clock;
+pub(crate) mod lock;
+pub(crate) mod logging;
+pub(crate) mod shared_task;
+pub(crate) mod socket;
+pub(crate) mod trace;
