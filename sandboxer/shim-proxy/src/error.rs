@@ -1,4 +1,4 @@
-//! What can go wrong with a Task call, and the one place that turns it into an RPC status.
+//! The errors of Task calls, and the only place that turns them into RPC statuses.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,16 +10,16 @@ use ttrpc::{Code, Status};
 
 use crate::lifecycle::Refusal;
 
-/// A failed Task call. Clones share the causes: a repeated call gets the same answer.
+/// The error of a Task call. Clones share the causes: a repeated call gets the same answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum TaskError {
-    /// containerd names a container that is not (or no longer) here.
+    /// The pod has no such container (any more).
     #[error("no container {container} in this pod")]
     UnknownContainer {
         /// As the caller named it.
         container: String,
     },
-    /// containerd names an exec that is not (or no longer) here.
+    /// The container has no such exec (any more).
     #[error("no exec {exec} in container {container}")]
     UnknownExec {
         /// As the caller named it.
@@ -27,13 +27,13 @@ pub(crate) enum TaskError {
         /// As the caller named it.
         exec: String,
     },
-    /// A second Create or Exec with an id in use.
+    /// The id is in use.
     #[error("{what} exists already")]
     AlreadyExists {
         /// The container or exec.
         what: String,
     },
-    /// The request makes no sense in the present state.
+    /// The request is not possible in the present state.
     #[error("{what}: {source}")]
     Refused {
         /// The container or exec.
@@ -41,10 +41,10 @@ pub(crate) enum TaskError {
         /// Why.
         source: Refusal,
     },
-    /// A request that misses something, or asks for what is not supported.
+    /// The request lacks something, or asks for something that is not supported.
     #[error("{0}")]
     BadRequest(String),
-    /// CPUs or memory nodes of the host that a container's VM does not know.
+    /// The request changes a container's CPUs or memory nodes of the host, which its VM does not have.
     #[error(
         "the {what} {wanted:?} cannot be given to a running container that was made with {had:?}: they are the host's, \
          and it has those of its VM; nothing was changed"
@@ -57,13 +57,13 @@ pub(crate) enum TaskError {
         /// What it was made with; may be empty.
         had: String,
     },
-    /// Not offered by this runtime.
+    /// This runtime does not have the call.
     #[error("{act} is not supported by Bulkhead")]
     NotOffered {
         /// The Task call.
         act: &'static str,
     },
-    /// One end of the stdio could not be opened on the host.
+    /// The host's end of a stream could not be opened.
     #[error("cannot open {} for {stream}", path.display())]
     OpenStdio {
         /// stdin, stdout or stderr.
@@ -73,7 +73,7 @@ pub(crate) enum TaskError {
         /// The cause.
         source: Arc<io::Error>,
     },
-    /// The guest took no connection for a stream.
+    /// The guest's end of a stream could not be connected.
     #[error("the guest took no connection for {stream}")]
     ConnectStream {
         /// stdin, stdout or stderr.
@@ -84,10 +84,10 @@ pub(crate) enum TaskError {
     /// The VM has ended.
     #[error("the VM of this pod is gone: {reason}")]
     VmGone {
-        /// As the sandboxer or our own watch said it.
+        /// From the sandboxer, or from our own watch.
         reason: Arc<str>,
     },
-    /// No session with the agent within the caller's deadline.
+    /// There was no session with the agent before the caller's deadline.
     #[error("no session with the guest agent in time for {act}")]
     AgentUnreachable {
         /// What was to be asked.
@@ -112,7 +112,7 @@ pub(crate) enum TaskError {
     AgentFailed {
         /// What was asked.
         act: &'static str,
-        /// The agent's words.
+        /// The agent's answer.
         status: Status,
     },
     /// The agent's answer breaks the contract.
@@ -144,21 +144,21 @@ pub(crate) enum TaskError {
     SandboxerFailed {
         /// What was asked.
         act: &'static str,
-        /// Its words.
+        /// Its answer.
         status: Status,
     },
-    /// A task of ours panicked.
+    /// A task of this process panicked.
     #[error("the shim proxy failed internally; see shim.stderr in the pod's directory")]
     Crashed,
 }
 
 impl TaskError {
-    /// Whether the answer was "no such thing".
+    /// Whether the RPC code is "not found".
     pub(crate) fn is_not_found(&self) -> bool {
         self.code() == Code::NOT_FOUND
     }
 
-    /// Whether the VM, and so whatever was asked for in it, is gone.
+    /// Whether the VM is gone, and everything in it.
     pub(crate) fn is_vm_gone(&self) -> bool {
         matches!(self, Self::VmGone { .. })
     }
@@ -187,17 +187,17 @@ impl TaskError {
             | Self::AgentLost { .. }
             | Self::SandboxerUnreachable { .. } => Code::UNAVAILABLE,
             Self::AgentSilent { .. } | Self::SandboxerSilent { .. } => Code::DEADLINE_EXCEEDED,
-            Self::AgentFailed { status, .. } | Self::SandboxerFailed { status, .. } => passed_on(status),
+            Self::AgentFailed { status, .. } | Self::SandboxerFailed { status, .. } => forwarded_code(status),
         }
     }
 
-    /// As the caller hears it: the whole chain in one line.
+    /// The error as the caller gets it: the whole chain in one line.
     pub(crate) fn status(&self) -> ttrpc::Error {
         ttrpc::Error::RpcStatus(ttrpc::get_status(self.code(), chain(self)))
     }
 }
 
-/// The error and its causes, in one line. A cause that the text above it already tells is not repeated.
+/// The error and its causes in one line. A cause whose text is already there is not repeated.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -212,8 +212,9 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Unimplemented would make containerd fall back to version 2 of the Task API (fact 3.4), so it never leaves here.
-fn passed_on(status: &Status) -> Code {
+/// The RPC code of another peer's error. Unimplemented is never passed on: it would make containerd fall back to
+/// version 2 of the Task API (fact 3.4).
+fn forwarded_code(status: &Status) -> Code {
     match status.code() {
         Code::OK
         | Code::CANCELLED
@@ -235,15 +236,15 @@ fn passed_on(status: &Status) -> Code {
     }
 }
 
-/// Longest time that cleaning up after a failure may hold back the failure's report.
-pub(crate) const CLEANUP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long cleaning up after a failure may delay the answer.
+pub(crate) const CLEANUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_can_neither_flood_nor_fake_the_log() {
+    fn text_of_a_guest_is_cut_and_kept_to_one_line() {
         let status = ttrpc::get_status(Code::INTERNAL, format!("a\nb{}", "x".repeat(5000)));
         let text = TaskError::AgentFailed { act: "start", status }.to_string();
         assert!(!text.contains('\n'));
@@ -251,13 +252,13 @@ mod tests {
     }
 
     #[test]
-    fn unimplemented_of_others_is_not_passed_on() {
+    fn unimplemented_of_another_peer_becomes_internal() {
         let status = ttrpc::get_status(Code::UNIMPLEMENTED, "no");
         assert_eq!(TaskError::AgentFailed { act: "create", status }.code(), Code::INTERNAL);
     }
 
     #[test]
-    fn the_whole_chain_is_told_once() {
+    fn the_chain_names_each_cause_once() {
         let error = TaskError::Refused { what: "container c".into(), source: Refusal::StillRunning };
         assert_eq!(chain(&error), "container c: it is still running");
         let error = TaskError::OpenStdio {

@@ -4,14 +4,15 @@
 //! |---|---|
 //! | [`command`] | the command line, containerd's shim protocol among it |
 //! | [`serve`], [`service`] | the servers: Task API and stdio streams for containerd, control for the sandboxer |
-//! | [`pod`], [`lifecycle`] | containers and execs; the state machine that decides, the actions that follow |
-//! | [`stdio`] | copies between containerd's FIFOs or streams and the guest's |
-//! | [`portforward`] | leads localhost of the pod's network namespace into the guest |
-//! | [`host_sockets`] | leads clients in the guest to unix sockets of the host |
+//! | [`pod`] | containers and execs, owned by one task; the work that follows a call |
+//! | [`lifecycle`] | the state machine of a process, as a pure function |
+//! | [`stdio`] | copies between containerd's FIFOs or streams and the guest's; the stream registry |
+//! | [`portforward`] | forwards localhost of the pod's network namespace into the guest |
+//! | [`host_sockets`] | connects clients in the guest to unix sockets of the host |
 //! | [`guest`] | the guest: session with its agent, its ports, its VMM, bounds of its answers |
 //! | [`host`] | peers that are called: the sandboxer, containerd's event service |
-//! | [`runtime`] | tasks that outlive their callers, times, the log, traces, sockets |
-//! | [`sys`] | the one place with `unsafe` |
+//! | [`runtime`] | message passing, tasks that outlive their callers, times, the log, traces, sockets |
+//! | [`sys`] | the only place with `unsafe` |
 //! | [`error`] | errors of Task calls and their RPC codes |
 
 mod command;
@@ -35,10 +36,10 @@ use command::argv::{self, Command};
 use command::{delete, info};
 use runtime::logging;
 
-/// Exit code for a command line that cannot be followed.
+/// Exit code for a command line that is not understood.
 const USAGE: u8 = 2;
 
-/// What `start` is answered with.
+/// The answer to `start`.
 const NO_START: &str = "containerd-shim-bulkhead-v2 serves only runtimes with `sandboxer = \"bulkhead\"` in \
 containerd's configuration (containerd 2.x), where the shim is never started by containerd itself; see \
 Bulkhead's README";
@@ -46,7 +47,7 @@ Bulkhead's README";
 fn main() -> ExitCode {
     match argv::parse(std::env::args().skip(1)) {
         Ok(command) => run(command),
-        Err(error) => complain(&error, USAGE),
+        Err(error) => fail(&error, USAGE),
     }
 }
 
@@ -65,10 +66,10 @@ fn run(command: Command) -> ExitCode {
         Command::Delete(args) => print(&delete::answer(&args)),
         Command::Info => match info::runtime_info() {
             Ok(info) => print(&info),
-            Err(error) => complain(&error, 1),
+            Err(error) => fail(&error, 1),
         },
         Command::Version => print(info::version().as_bytes()),
-        Command::Start => complain(&NO_START, 1),
+        Command::Start => fail(&NO_START, 1),
     }
 }
 
@@ -80,8 +81,8 @@ fn print(bytes: &[u8]) -> ExitCode {
     }
 }
 
-fn complain(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    // Nobody to tell when stderr is closed.
+fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    // When stderr is closed there is nobody to tell.
     drop(writeln!(std::io::stderr(), "{error}"));
     ExitCode::from(code)
 }

@@ -1,4 +1,4 @@
-//! `serve`: one pod, from its start to its removal. Everything runs on one thread.
+//! `serve`: one pod, from its start to its removal. Everything runs on one thread, in tasks; one of them owns the pod.
 
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
@@ -17,18 +17,22 @@ use ttrpc::asynchronous::transport::Listener;
 
 use crate::command::argv::ServeArgs;
 use crate::host::events::Events;
-use crate::pod::Pod;
+use crate::pod::PodHandle;
 use crate::service::connections;
 use crate::service::shim::ShimService;
 use crate::sys;
 
-/// How long containerd may take to hear its answers before a removed pod's proxy ends.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the proxy of a removed pod waits for containerd to read its answers and close its connections.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it then waits for queued events to reach containerd.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long the answer to Shutdown itself takes at most to be written.
+const ANSWER_TIME: Duration = Duration::from_millis(20);
 
 /// Why the pod cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
-    /// The sandboxer hands down two listening sockets.
+    /// An inherited descriptor is not what the sandboxer hands down.
     #[error("descriptor {fd} ({what}) is not the listening socket that the sandboxer hands down")]
     Inherit {
         /// Its number.
@@ -41,7 +45,7 @@ pub(crate) enum ServeError {
     /// The event loop could not be built.
     #[error("cannot build the event loop")]
     Runtime(#[source] io::Error),
-    /// A socket could not be joined to the event loop.
+    /// A socket could not be registered with the event loop.
     #[error("cannot serve {what}")]
     Listen {
         /// Which.
@@ -59,10 +63,10 @@ pub(crate) enum ServeError {
     },
 }
 
-/// Serves until the sandboxer says Shutdown.
+/// Serves until the sandboxer calls Shutdown.
 ///
 /// # Errors
-/// [`ServeError`], before anything is served.
+/// [`ServeError`], before any connection is served.
 pub(crate) fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let inherit =
         |fd, what| sys::inherited_listener(fd).map_err(|source| ServeError::Inherit { fd, what, source });
@@ -74,33 +78,32 @@ pub(crate) fn serve(args: ServeArgs) -> Result<(), ServeError> {
 
 async fn run(args: ServeArgs, task: StdListener, shim: StdListener) -> Result<(), ServeError> {
     info!(sandbox = args.id, dir = %args.dir.display(), "serving");
-    let events = Events::new(args.containerd_events, args.namespace);
-    tokio::spawn(events.clone().run());
-    let pod = Pod::new(args.id, args.control, events.clone());
-    tokio::spawn(pod.clone().watch_bundles());
+    let (events, forwarder) = Events::new(args.containerd_events, &args.namespace);
+    tokio::spawn(forwarder.run());
+    let pod = PodHandle::spawn(args.id, args.control, events);
     let listener =
         |socket, what| UnixListener::from_std(socket).map_err(|source| ServeError::Listen { what, source });
     let _shim_server = serve_shim(listener(shim, SHIM_SOCKET)?, pod.clone()).await?;
     tokio::spawn(connections::serve(listener(task, TASK_SOCKET)?, pod.clone()));
-    pod.shutdown.notified().await;
-    farewell(&pod, &events).await;
+    pod.links().shutdown.notified().await;
+    info!("the pod is removed, ending");
+    drain(&pod).await;
     Ok(())
 }
 
 /// Lets the last answers and events reach those who wait for them.
-async fn farewell(pod: &Arc<Pod>, events: &Arc<Events>) {
-    let until = Instant::now() + FAREWELL;
-    info!("the pod is removed, ending");
-    let mut departures = pod.callers.departures();
-    while pod.callers.count() > 0 && Instant::now() < until {
-        drop(timeout_at(until, departures.changed()).await);
+async fn drain(pod: &PodHandle) {
+    let until = Instant::now() + DRAIN_TIMEOUT;
+    if let Some(mut departures) = pod.departures().await {
+        while pod.open_connections().await > 0 && Instant::now() < until {
+            drop(timeout_at(until, departures.changed()).await);
+        }
     }
-    events.flush(Duration::from_millis(200)).await;
-    // The answer to Shutdown itself.
-    sleep(Duration::from_millis(20)).await;
+    pod.links().events.flush(FLUSH_TIMEOUT).await;
+    sleep(ANSWER_TIME).await;
 }
 
-async fn serve_shim(listener: UnixListener, pod: Arc<Pod>) -> Result<Server, ServeError> {
+async fn serve_shim(listener: UnixListener, pod: PodHandle) -> Result<Server, ServeError> {
     let incoming = stream::unfold(listener, |listener| async {
         let failed =
             |error: &io::Error| warn!(%error, "cannot accept a connection of the sandboxer, trying again");

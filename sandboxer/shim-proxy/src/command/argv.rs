@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 
-/// What the process is to do.
+/// The action that the command line names.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// Serve a pod until it is removed.
     Serve(ServeArgs),
-    /// containerd's `delete`: say how a container ended, and let go of it.
+    /// containerd's `delete`: answer how a container ended, and delete it.
     Delete(DeleteArgs),
     /// containerd's `start`.
     Start,
-    /// `-info`: what this runtime can do.
+    /// `-info`: the features of this runtime.
     Info,
     /// `-v`.
     Version,
@@ -34,7 +34,7 @@ pub(crate) struct ServeArgs {
     pub(crate) log_level: String,
 }
 
-/// What `delete` needs of containerd's flags.
+/// Arguments of `delete`, from containerd's flags.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct DeleteArgs {
     /// The container.
@@ -43,33 +43,33 @@ pub(crate) struct DeleteArgs {
     pub(crate) bundle: PathBuf,
 }
 
-/// A command line that cannot be followed.
+/// A command line that is not understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ArgvError {
-    /// No action named.
+    /// There is no action.
     #[error("say what to do: serve, delete, start, -info or -v")]
     NoAction,
-    /// An action that is none of ours.
+    /// The action is not known.
     #[error("unknown action {0:?}; known are serve, delete, start, -info and -v")]
     UnknownAction(String),
-    /// A flag of `serve` that is missing.
+    /// A flag of `serve` is missing.
     #[error("serve needs --{0}")]
     Missing(&'static str),
-    /// A flag of `serve` that we do not know.
+    /// A flag of `serve` is not known.
     #[error("serve does not know {0:?}")]
     UnknownFlag(String),
-    /// A flag without its value.
+    /// A flag has no value.
     #[error("{0:?} needs a value")]
     NoValue(String),
 }
 
-/// containerd's flags that take a value; of the others we tolerate any.
+/// containerd's flags that take a value. Flags that are not known are tolerated.
 const VALUED: &[&str] = &["namespace", "address", "publish-binary", "id", "bundle", "socket", "log-level"];
-/// Flags that stand alone.
+/// Flags that take no value.
 const SWITCHES: &[&str] = &["debug", "v", "version", "info", "h", "help"];
 const ACTIONS: &[&str] = &["serve", "start", "delete"];
 
-/// Reads the arguments, without the program's name.
+/// Parses the arguments, without the program's name.
 ///
 /// # Errors
 /// [`ArgvError`].
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn containerds_delete_is_understood_in_every_spelling() {
+    fn delete_is_parsed_in_every_spelling_of_its_flags() {
         let line =
             "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id C -bundle /b";
         assert_eq!(parsed(&format!("{line} delete")), delete("C", "/b"));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn serve_wants_all_its_flags_and_no_others() {
+    fn serve_needs_all_its_flags_and_takes_no_others() {
         let line = "serve --id s --dir /d --control=/c --containerd-events /e --namespace k8s.io";
         let Ok(Command::Serve(args)) = parsed(line) else { panic!("not understood") };
         assert_eq!((args.id.as_str(), args.control), ("s", PathBuf::from("/c")));

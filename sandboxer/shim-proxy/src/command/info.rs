@@ -1,4 +1,4 @@
-//! `-info` and `-v`: what this runtime is and can do (fact 10).
+//! `-info` and `-v`: name, version and features of this runtime (fact 10).
 
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::Message;
@@ -9,8 +9,8 @@ const RUNTIME: &str = "io.containerd.bulkhead.v2";
 /// Type of the features document, as containerd registers it.
 const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// OCI features document (runtime-spec 1.2, features.md). Only what holds inside the guest: no user namespace and
-/// no idmapped mounts, so that kubelet sends none.
+/// OCI features document (runtime-spec 1.2, features.md). It names only what works inside the guest: neither user
+/// namespaces nor idmapped mounts, so that kubelet asks for none.
 const FEATURES: &str = r#"{
   "ociVersionMin": "1.0.0",
   "ociVersionMax": "1.2.0",
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_are_json_and_promise_nothing_that_does_not_hold() {
+    fn features_are_json_and_name_nothing_that_does_not_work() {
         let features: serde_json::Value = serde_json::from_str(FEATURES).unwrap();
         let options = features["mountOptions"].as_array().unwrap();
         assert!(options.iter().all(|option| option != "idmap" && option != "rshared"));

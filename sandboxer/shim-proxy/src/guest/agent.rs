@@ -15,35 +15,38 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context;
 
+use super::answers::Answer;
+use super::dial;
 use crate::error::{TaskError, chain};
-use crate::guest::answers::Answer;
-use crate::guest::dial;
 use crate::lifecycle::Exit;
-use crate::runtime::socket::Watched;
+use crate::runtime::backoff::Backoff;
+use crate::runtime::socket::GuardedSocket;
 
 /// How long the agent may be out of reach while the VMM lives before the VM counts as gone.
 const LOST_AFTER: Duration = Duration::from_secs(10);
-/// The same for the first session: the guest has just booted, among others perhaps.
+/// The same for the first session: the guest has just booted, perhaps at the same time as others.
 const FIRST_WITHIN: Duration = Duration::from_secs(30);
 /// How long the agent may take for Hello.
-const HELLO_PATIENCE: Duration = Duration::from_secs(5);
-/// Pause between attempts to dial, at first and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest pause between attempts to dial.
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// Pauses between attempts to dial.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(20), MAX_PAUSE);
 
-/// Where the session stands.
+/// The state of the session.
 #[derive(Clone)]
 enum Link {
-    /// The sandboxer has not said yet that the VM is up.
+    /// The sandboxer has not called Attach yet.
     Unattached,
-    /// Between two connections.
+    /// There is no connection at the moment.
     Dialling,
-    /// In use.
-    Up(AgentClient),
+    /// Calls can be made.
+    Up { client: AgentClient, vsock: Arc<Path> },
     /// The VM is gone.
     Gone { exit: Exit, reason: Arc<str> },
 }
 
-/// The session, as everybody shares it.
+/// The session, which everybody shares.
 pub(crate) struct AgentLink {
     link: watch::Sender<Link>,
 }
@@ -60,8 +63,8 @@ impl AgentLink {
         Self { link: watch::Sender::new(Link::Unattached) }
     }
 
-    /// Takes the first Attach; false when there was one already, or the VM is gone.
-    pub(crate) fn begin(&self) -> bool {
+    /// Takes note of the first Attach; false when there was one already, or the VM is gone.
+    pub(crate) fn begin_dialling(&self) -> bool {
         self.link.send_if_modified(|link| {
             let first = matches!(link, Link::Unattached);
             if first {
@@ -71,19 +74,20 @@ impl AgentLink {
         })
     }
 
-    /// Keeps a session until the VM is gone. Answers why the agent is out of reach for good.
-    pub(crate) async fn keep(&self, vsock: &Path) -> Arc<str> {
-        let mut patience = FIRST_WITHIN;
+    /// Keeps a session through the hybrid vsock socket `vsock` until the VM is gone. Answers why the agent is out of
+    /// reach for good.
+    pub(crate) async fn keep(&self, vsock: Arc<Path>) -> Arc<str> {
+        let mut limit = FIRST_WITHIN;
         loop {
-            let (client, closed) = match dial_within(vsock, patience).await {
+            let (client, closed) = match dial_within(&vsock, limit).await {
                 Ok(session) => session,
                 Err(reason) => return reason,
             };
-            if !self.replace(Link::Up(client)) {
+            if !self.replace(Link::Up { client, vsock: vsock.clone() }) {
                 return "the VM is gone".into();
             }
-            patience = LOST_AFTER;
-            // Ends with an error when the socket is dropped: there is nothing else to hear.
+            limit = LOST_AFTER;
+            // Ends with an error when the socket closes: nothing is ever sent.
             drop(closed.await);
             warn!("the session with the guest agent broke, dialling again");
             self.replace(Link::Dialling);
@@ -110,20 +114,24 @@ impl AgentLink {
     pub(crate) fn gone(&self) -> Option<Exit> {
         match &*self.link.borrow() {
             Link::Gone { exit, .. } => Some(*exit),
-            Link::Unattached | Link::Dialling | Link::Up(_) => None,
+            Link::Unattached | Link::Dialling | Link::Up { .. } => None,
         }
     }
 
-    /// The present session, waiting for one if need be.
+    /// The present session, once there is one.
     ///
     /// # Errors
     /// [`TaskError::VmGone`]; [`TaskError::AgentUnreachable`] at the deadline.
-    async fn client(&self, act: &'static str, until: Instant) -> Result<AgentClient, TaskError> {
+    async fn session(
+        &self,
+        act: &'static str,
+        until: Instant,
+    ) -> Result<(AgentClient, Arc<Path>), TaskError> {
         let mut link = self.link.subscribe();
-        let settled = link.wait_for(|link| matches!(link, Link::Up(_) | Link::Gone { .. }));
+        let settled = link.wait_for(|link| matches!(link, Link::Up { .. } | Link::Gone { .. }));
         match timeout_at(until, settled).await {
             Ok(Ok(link)) => match &*link {
-                Link::Up(client) => Ok(client.clone()),
+                Link::Up { client, vsock } => Ok((client.clone(), vsock.clone())),
                 Link::Gone { reason, .. } => Err(TaskError::VmGone { reason: reason.clone() }),
                 Link::Unattached | Link::Dialling => Err(TaskError::AgentUnreachable { act }),
             },
@@ -131,23 +139,24 @@ impl AgentLink {
         }
     }
 
-    /// Waits for a session, the first one included.
+    /// Waits for a session, the first one included, and answers the hybrid vsock socket of the guest.
     ///
     /// # Errors
     /// [`TaskError::VmGone`]; [`TaskError::AgentUnreachable`] at the deadline.
-    pub(crate) async fn ready(&self, act: &'static str, until: Instant) -> Result<(), TaskError> {
-        self.client(act, until).await.map(drop)
+    pub(crate) async fn ready(&self, act: &'static str, until: Instant) -> Result<Arc<Path>, TaskError> {
+        self.session(act, until).await.map(|(_client, vsock)| vsock)
     }
 
     async fn until_gone(&self) -> TaskError {
         let mut link = self.link.subscribe();
         match link.wait_for(|link| matches!(link, Link::Gone { .. })).await.as_deref() {
             Ok(Link::Gone { reason, .. }) => TaskError::VmGone { reason: reason.clone() },
-            Ok(Link::Unattached | Link::Dialling | Link::Up(_)) | Err(_) => TaskError::Crashed,
+            Ok(Link::Unattached | Link::Dialling | Link::Up { .. }) | Err(_) => TaskError::Crashed,
         }
     }
 
-    /// Makes one call, and keeps its answer within bounds. The agent gets no deadline: what it has begun it shall finish.
+    /// Makes one call and keeps its answer within bounds. The agent gets no deadline: what it has begun it shall
+    /// finish.
     ///
     /// # Errors
     /// [`TaskError::VmGone`], `Agent…` as named.
@@ -162,7 +171,7 @@ impl AgentLink {
         F: FnOnce(AgentClient) -> Call,
         Call: Future<Output = ttrpc::Result<T>>,
     {
-        let client = self.client(act, until).await?;
+        let (client, _vsock) = self.session(act, until).await?;
         tokio::select! {
             biased;
             answer = timeout_at(until, make(client)) => match answer {
@@ -183,7 +192,7 @@ enum DialError {
     Connect { path: PathBuf, source: std::io::Error },
     #[error("the agent did not answer Hello in time")]
     Silent,
-    /// Its words are no source: they are the guest's.
+    /// The guest's text is not a source: it is cut and cleaned here.
     #[error("the agent refused Hello: {0}")]
     Refused(String),
     #[error("the agent speaks another protocol")]
@@ -191,7 +200,7 @@ enum DialError {
 }
 
 impl DialError {
-    /// Whether this process, or the host, lacks something, which says nothing of the guest: it is not lost by that.
+    /// Whether this process, or the host, lacks a resource. That says nothing of the guest, so the guest is not lost.
     fn is_our_own(&self) -> bool {
         let lacks = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
         match self {
@@ -201,36 +210,37 @@ impl DialError {
     }
 }
 
-/// A session, and what ends when its connection does.
-type Session = (AgentClient, oneshot::Receiver<()>);
+/// A client, and a channel that closes with its connection.
+type NewSession = (AgentClient, oneshot::Receiver<()>);
 
-async fn dial_within(vsock: &Path, patience: Duration) -> Result<Session, Arc<str>> {
-    let mut give_up = Instant::now() + patience;
-    let mut pause = PAUSES.0;
+async fn dial_within(vsock: &Path, limit: Duration) -> Result<NewSession, Arc<str>> {
+    let mut give_up = Instant::now() + limit;
+    let mut pauses = PAUSES;
     loop {
-        match connect(vsock).await {
+        let error = match connect(vsock).await {
             Ok(session) => return Ok(session),
-            Err(error) if error.is_our_own() => {
-                warn!(error = chain(&error), "cannot dial the guest agent");
-                give_up = Instant::now() + patience;
-                sleep(PAUSES.1).await;
-            }
-            Err(error) if Instant::now() + pause >= give_up => {
-                let error = chain(&error);
-                return Err(format!("the guest agent is out of reach: {error}").into());
-            }
-            Err(error) => {
-                if pause == PAUSES.0 {
-                    warn!(error = chain(&error), "cannot reach the guest agent, dialling again");
-                }
-                sleep(pause).await;
-            }
+            Err(error) => error,
+        };
+        let first = pauses.is_fresh();
+        let pause = pauses.pause();
+        if error.is_our_own() {
+            warn!(error = chain(&error), "cannot dial the guest agent");
+            give_up = Instant::now() + limit;
+            sleep(MAX_PAUSE).await;
+            continue;
         }
-        pause = (pause * 2).min(PAUSES.1);
+        if Instant::now() + pause >= give_up {
+            let error = chain(&error);
+            return Err(format!("the guest agent is out of reach: {error}").into());
+        }
+        if first {
+            warn!(error = chain(&error), "cannot reach the guest agent, dialling again");
+        }
+        sleep(pause).await;
     }
 }
 
-/// The guest's words, where it has said something.
+/// The guest's text, where it sent one.
 fn refusal(error: &ttrpc::Error) -> String {
     if let ttrpc::Error::RpcStatus(status) = error {
         return untrusted::text(status.message());
@@ -238,15 +248,15 @@ fn refusal(error: &ttrpc::Error) -> String {
     error.to_string()
 }
 
-async fn connect(vsock: &Path) -> Result<Session, DialError> {
+async fn connect(vsock: &Path) -> Result<NewSession, DialError> {
     let stream = dial::guest_port(vsock, AGENT_PORT)
         .await
         .map_err(|source| DialError::Connect { path: vsock.into(), source })?;
-    let (witness, closed) = oneshot::channel::<()>();
-    let stream = Watched::new(stream, CancellationToken::new(), witness);
+    let (guard, closed) = oneshot::channel::<()>();
+    let stream = GuardedSocket::new(stream, CancellationToken::new(), guard);
     let client = AgentClient::new(Client::new(Socket::new(stream)));
     let hello = version::agent_hello("shim");
-    let answer = timeout(HELLO_PATIENCE, client.hello(context::with_timeout(0), &hello)).await;
+    let answer = timeout(HELLO_TIMEOUT, client.hello(context::with_timeout(0), &hello)).await;
     let answer = match answer {
         Ok(answer) => answer.map_err(|error| DialError::Refused(refusal(&error)))?,
         Err(_elapsed) => return Err(DialError::Silent),
@@ -262,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lack_of_descriptors_is_not_the_guests() {
+    fn a_lack_of_descriptors_does_not_count_against_the_guest() {
         let failed =
             |code| DialError::Connect { path: "/v".into(), source: std::io::Error::from_raw_os_error(code) };
         for code in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS] {

@@ -1,20 +1,20 @@
-//! What a guest's answers may hold when they go on from here: the one place that says the bounds and keeps them.
+//! The bounds of what a guest's answers may hold, and the only place that applies them.
 //!
-//! A guest may say whatever it likes. What containerd, kubelet or a log makes of it is theirs to survive, and they were
-//! written for answers of a kernel. So every answer passes through [`Answer::bounded`], which
-//! [`AgentLink::call`](crate::guest::agent::AgentLink::call) demands of its type.
+//! A guest can answer whatever it likes, while containerd, kubelet and log readers expect what a kernel would answer.
+//! So every answer passes through [`Answer::bounded`], which [`AgentLink::call`](super::agent::AgentLink::call) demands
+//! of its type.
 //!
-//! | what | bound | beyond it |
+//! | what | bound | what happens beyond it |
 //! |---|---|---|
-//! | pid | 1 to [`MAX_PID`] | the answer makes no sense |
-//! | exit status | [`MAX_STATUS`] | that |
-//! | figure: a count, bytes, microseconds | [`MAX_FIGURE`] | that |
-//! | limit | none: all ones is no limit | – |
-//! | figures of block devices | [`MAX_DEVICES`] | the first ones |
-//! | named figures | those that containerd has fields for | left out |
-//! | text | [`bulkhead_protocol::untrusted::MAX_TEXT`] | cut |
+//! | pid | 1 to [`MAX_PID`] | the answer is refused |
+//! | exit status | [`MAX_STATUS`] | it is set to the bound |
+//! | metric: a count, bytes, microseconds | [`MAX_METRIC`] | it is set to the bound |
+//! | limit | none: all ones means no limit | – |
+//! | metrics of block devices | [`MAX_DEVICES`] | only the first ones are kept |
+//! | named metrics | those that containerd has fields for | others are left out |
+//! | text | [`bulkhead_protocol::untrusted::MAX_TEXT`] | it is cut |
 //!
-//! How large an answer is at all is bounded by ttrpc (4 MiB), and it is charged to the pod's own cgroup.
+//! ttrpc bounds the size of a whole answer (4 MiB), and its memory is charged to the pod's own cgroup.
 
 use std::collections::HashMap;
 
@@ -24,12 +24,12 @@ use bulkhead_protocol::agent::{
 
 /// PID_MAX_LIMIT of the kernel (linux/threads.h), on 64 bits.
 pub(crate) const MAX_PID: u32 = 1 << 22;
-/// Exit status that a process cannot exceed, and that containerd itself uses for "unknown".
+/// Largest exit status of a process; containerd itself uses it for "unknown".
 pub(crate) const MAX_STATUS: u32 = 255;
-/// A thousandth of the largest signed number: containerd makes nanoseconds of microseconds, and kubelet counts with signs
-/// and adds up. In bytes it is 8 PiB, in microseconds 292 years.
-pub(crate) const MAX_FIGURE: u64 = u64::MAX / 2 / 1000;
-/// More than a VM can have: disks at 256 SCSI targets, with room for the kernel's own.
+/// Largest metric, a thousandth of the largest signed number: containerd converts microseconds to nanoseconds, and
+/// kubelet adds signed numbers up. In bytes it is 8 PiB, in microseconds 292 years.
+pub(crate) const MAX_METRIC: u64 = u64::MAX / 2 / 1000;
+/// Most block devices: more than a VM can have, which is disks at 256 SCSI targets and some of the kernel's own.
 pub(crate) const MAX_DEVICES: usize = 512;
 /// Kinds of memory that containerd has fields for (containerd/cgroups, `cgroup2/stats/metrics.proto`).
 pub(crate) const MEMORY_KINDS: [&str; 31] = [
@@ -68,7 +68,7 @@ pub(crate) const MEMORY_KINDS: [&str; 31] = [
 /// Events of memory that containerd has fields for.
 pub(crate) const MEMORY_EVENTS: [&str; 6] = ["low", "high", "max", "oom", "oom_kill", "oom_group_kill"];
 
-/// Why an answer is not passed on.
+/// Why an answer is refused.
 pub(crate) type Fault = &'static str;
 
 /// An answer of the guest agent.
@@ -76,7 +76,7 @@ pub(crate) trait Answer: Sized {
     /// The answer within the bounds of this module.
     ///
     /// # Errors
-    /// What of it makes no sense.
+    /// The part of it that is impossible.
     fn bounded(self) -> Result<Self, Fault>;
 }
 
@@ -99,7 +99,7 @@ impl Answer for StartResponse {
 }
 
 impl Answer for WaitResponse {
-    /// When it ended is bounded by what else is known of the process.
+    /// The time of the end is bounded by the caller, who knows when the process was created.
     fn bounded(self) -> Result<Self, Fault> {
         Ok(Self {
             exit_status: self.exit_status.min(MAX_STATUS),
@@ -111,7 +111,7 @@ impl Answer for WaitResponse {
 }
 
 impl Answer for WaitOomResponse {
-    /// The count goes back to the guest, and nowhere else.
+    /// The count is sent back to the guest and used nowhere else.
     fn bounded(self) -> Result<Self, Fault> {
         Ok(Self { count: self.count, ..Self::default() })
     }
@@ -120,19 +120,19 @@ impl Answer for WaitOomResponse {
 impl Answer for StatsResponse {
     fn bounded(self) -> Result<Self, Fault> {
         Ok(Self {
-            cpu_usage_usec: figure(self.cpu_usage_usec),
-            cpu_user_usec: figure(self.cpu_user_usec),
-            cpu_system_usec: figure(self.cpu_system_usec),
-            cpu_nr_periods: figure(self.cpu_nr_periods),
-            cpu_nr_throttled: figure(self.cpu_nr_throttled),
-            cpu_throttled_usec: figure(self.cpu_throttled_usec),
-            memory_usage: figure(self.memory_usage),
+            cpu_usage_usec: metric(self.cpu_usage_usec),
+            cpu_user_usec: metric(self.cpu_user_usec),
+            cpu_system_usec: metric(self.cpu_system_usec),
+            cpu_nr_periods: metric(self.cpu_nr_periods),
+            cpu_nr_throttled: metric(self.cpu_nr_throttled),
+            cpu_throttled_usec: metric(self.cpu_throttled_usec),
+            memory_usage: metric(self.memory_usage),
             memory_usage_limit: self.memory_usage_limit,
             memory_stat: named(&self.memory_stat, &MEMORY_KINDS),
             memory_events: named(&self.memory_events, &MEMORY_EVENTS),
-            swap_usage: figure(self.swap_usage),
+            swap_usage: metric(self.swap_usage),
             swap_limit: self.swap_limit,
-            pids_current: figure(self.pids_current),
+            pids_current: metric(self.pids_current),
             pids_limit: self.pids_limit,
             io: self.io.into_iter().take(MAX_DEVICES).map(device).collect(),
             ..Self::default()
@@ -144,23 +144,23 @@ fn pid(pid: u32) -> Result<u32, Fault> {
     if (1..=MAX_PID).contains(&pid) { Ok(pid) } else { Err("a pid that there cannot be") }
 }
 
-fn figure(figure: u64) -> u64 {
-    figure.min(MAX_FIGURE)
+fn metric(metric: u64) -> u64 {
+    metric.min(MAX_METRIC)
 }
 
-fn named(figures: &HashMap<String, u64>, names: &[&str]) -> HashMap<String, u64> {
-    let known = names.iter().filter_map(|name| Some(((*name).to_owned(), figure(*figures.get(*name)?))));
+fn named(metrics: &HashMap<String, u64>, names: &[&str]) -> HashMap<String, u64> {
+    let known = names.iter().filter_map(|name| Some(((*name).to_owned(), metric(*metrics.get(*name)?))));
     known.collect()
 }
 
 fn device(entry: IoEntry) -> IoEntry {
     IoEntry {
-        major: figure(entry.major),
-        minor: figure(entry.minor),
-        rbytes: figure(entry.rbytes),
-        wbytes: figure(entry.wbytes),
-        rios: figure(entry.rios),
-        wios: figure(entry.wios),
+        major: metric(entry.major),
+        minor: metric(entry.minor),
+        rbytes: metric(entry.rbytes),
+        wbytes: metric(entry.wbytes),
+        rios: metric(entry.rios),
+        wios: metric(entry.wios),
         ..IoEntry::default()
     }
 }
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pids_are_those_of_a_kernel() {
+    fn an_impossible_pid_is_refused() {
         let created = |pid| CreateContainerResponse { pid, ..Default::default() }.bounded().map(|it| it.pid);
         let started = |pid| StartResponse { pid, ..Default::default() }.bounded().map(|it| it.pid);
         for pid in [1, MAX_PID] {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_status_is_one_byte() {
+    fn an_exit_status_is_cut_to_one_byte() {
         for (said, heard) in [(0, 0), (255, 255), (256, 255), (u32::MAX, 255)] {
             let answer = WaitResponse { exit_status: said, oom_killed: true, ..Default::default() };
             let answer = answer.bounded().unwrap();
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_end_at_their_bound_and_limits_do_not() {
+    fn metrics_are_bounded_and_limits_are_not() {
         let all = u64::MAX;
         let entry = IoEntry {
             major: all,
@@ -204,8 +204,8 @@ mod tests {
         };
         let stats = StatsResponse {
             cpu_usage_usec: all,
-            cpu_user_usec: MAX_FIGURE,
-            cpu_system_usec: MAX_FIGURE + 1,
+            cpu_user_usec: MAX_METRIC,
+            cpu_system_usec: MAX_METRIC + 1,
             cpu_nr_periods: all,
             cpu_nr_throttled: all,
             cpu_throttled_usec: all,
@@ -220,7 +220,7 @@ mod tests {
             io: vec![entry],
             ..Default::default()
         };
-        let most = MAX_FIGURE;
+        let most = MAX_METRIC;
         let bounded = stats.bounded().unwrap();
         let expected = StatsResponse {
             cpu_usage_usec: most,
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_and_maps_end_at_their_bounds() {
+    fn lists_and_maps_are_bounded() {
         let entries = |count: u64| (0..count).map(|minor| IoEntry { minor, ..Default::default() }).collect();
         for (said, heard) in
             [(0, 0), (MAX_DEVICES, MAX_DEVICES), (MAX_DEVICES + 1, MAX_DEVICES), (100_000, MAX_DEVICES)]
@@ -279,9 +279,8 @@ mod tests {
         );
     }
 
-    /// A field of a later release, or of nobody: it goes no further.
     #[test]
-    fn what_is_not_known_is_left_out() {
+    fn unknown_fields_are_left_out() {
         let mut answer = Empty::default();
         answer.special_fields.mut_unknown_fields().add_length_delimited(99, vec![0; 100_000]);
         assert_eq!(answer.bounded().unwrap(), Empty::default());

@@ -1,4 +1,4 @@
-//! Connections to ports of the guest, with the deadline of this process.
+//! Connections to ports of the guest.
 
 use std::io;
 use std::path::Path;
@@ -8,12 +8,12 @@ use bulkhead_protocol::hybrid_vsock::dial;
 use tokio::net::UnixStream;
 
 /// How long the guest may take to accept.
-const DEADLINE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects to a port of the guest.
+/// Connects to a port of the guest behind the hybrid vsock socket `vsock`.
 ///
 /// # Errors
-/// As [`dial`], within 5 s.
+/// As [`dial`]; `TimedOut` after 5 s.
 pub(crate) async fn guest_port(vsock: &Path, port: u32) -> io::Result<UnixStream> {
-    dial(vsock, port, DEADLINE).await
+    dial(vsock, port, TIMEOUT).await
 }

@@ -1,4 +1,4 @@
-//! Watches the VMM, so that its end is seen even while the sandboxer is away.
+//! The process of the VMM, watched so that its end is noticed even while the sandboxer is away.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,13 +11,13 @@ use crate::sys;
 /// Why a VMM cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WatchError {
-    /// There is no such process, or another one has its pid now.
+    /// There is no such process, or the pid belongs to another one now.
     #[error("the VMM (pid {pid}) is not running")]
     NotRunning {
         /// As the sandboxer named it.
         pid: u32,
     },
-    /// The process is there and cannot be watched.
+    /// The process exists and cannot be watched.
     #[error("cannot watch the VMM (pid {pid})")]
     Open {
         /// As the sandboxer named it.
@@ -34,7 +34,7 @@ pub(crate) struct Vmm {
 }
 
 impl Vmm {
-    /// Takes hold of a process and checks that it is the one that started then (field 22 of `/proc/<pid>/stat`).
+    /// Opens a process and checks that it is the one that started at `start_time` (field 22 of `/proc/<pid>/stat`).
     ///
     /// # Errors
     /// [`WatchError`].
@@ -54,15 +54,15 @@ impl Vmm {
         Ok(Self { pidfd: pidfd.map_err(|source| WatchError::Open { pid, source })? })
     }
 
-    /// Ends it, and with it everything in the guest.
+    /// Kills the VMM, and with it everything in the guest.
     ///
     /// # Errors
-    /// As pidfd_send_signal(2): it has ended already.
+    /// As pidfd_send_signal(2), for example when it has ended already.
     pub(crate) fn kill(&self) -> io::Result<()> {
         Ok(pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL)?)
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     pub(crate) async fn ended(&self) {
         // A pidfd polls readable once, when the process ends (pidfd_open(2)).
         if self.pidfd.readable().await.is_err() {
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_start_time_is_found_behind_an_odd_name() {
+    fn the_start_time_is_found_behind_a_name_with_blanks_and_parentheses() {
         let rest = (4..=30).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
         assert_eq!(started(&format!("7 (a) b) (c) S {rest}")), Some(22));
         assert_eq!(started(&format!("7 (a) Z {rest}")), None);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_is_seen_and_a_stranger_is_no_vmm() {
+    async fn the_end_is_noticed_and_another_process_with_the_pid_is_refused() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
         let start = started(&stat).unwrap();

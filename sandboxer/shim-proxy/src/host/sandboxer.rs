@@ -1,4 +1,4 @@
-//! The link to the sandboxer: a connection for each call, which waits out a restart of the sandboxer.
+//! Calls to the sandboxer: a connection for each, tried again while the sandboxer restarts.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -14,20 +14,21 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::{Code, context};
 
 use crate::error::TaskError;
+use crate::runtime::backoff::Backoff;
 
-/// Pause between attempts, at first and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// Pauses between attempts.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
 
-/// Where the sandboxer listens.
+/// The sandboxer, at its control socket.
 #[derive(Debug)]
-pub(crate) struct Control {
+pub(crate) struct Sandboxer {
     /// Path of `control.sock`.
     pub(crate) path: PathBuf,
 }
 
-impl Control {
-    /// Makes one call, again and again while the sandboxer is away. Its calls are idempotent: a repeat joins what
-    /// is under way or finds it done.
+impl Sandboxer {
+    /// Makes one call, and repeats it while the sandboxer is away. The sandboxer's calls are idempotent: a repeated
+    /// call joins the one under way, or answers what that one did.
     ///
     /// # Errors
     /// `Sandboxer…` as named.
@@ -41,9 +42,9 @@ impl Control {
         F: Fn(PodClient) -> Answer,
         Answer: Future<Output = ttrpc::Result<T>>,
     {
-        let mut pause = PAUSES.0;
+        let mut pauses = PAUSES;
         loop {
-            let source = match timeout_at(until, self.once(&make)).await {
+            let source = match timeout_at(until, self.call_once(&make)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() != Code::UNAVAILABLE => {
                     return Err(TaskError::SandboxerFailed { act, status });
@@ -51,18 +52,19 @@ impl Control {
                 Ok(Err(away)) => away,
                 Err(_elapsed) => return Err(TaskError::SandboxerSilent { act }),
             };
-            if Instant::now() + pause >= until {
+            let long_away = pauses.is_exhausted();
+            let next = Instant::now() + pauses.pause();
+            if next >= until {
                 return Err(TaskError::SandboxerUnreachable { act, path: self.path.clone(), source });
             }
-            if pause == PAUSES.1 {
+            if long_away {
                 info!(act, %source, "waiting for the sandboxer");
             }
-            sleep_until(Instant::now() + pause).await;
-            pause = (pause * 2).min(PAUSES.1);
+            sleep_until(next).await;
         }
     }
 
-    async fn once<T, F, Answer>(&self, make: &F) -> ttrpc::Result<T>
+    async fn call_once<T, F, Answer>(&self, make: &F) -> ttrpc::Result<T>
     where
         F: Fn(PodClient) -> Answer,
         Answer: Future<Output = ttrpc::Result<T>>,

@@ -16,14 +16,16 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
+use crate::runtime::backoff::Backoff;
+
 /// How long a server with a full backlog may take to accept.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Pause before it is tried again, at first and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
-/// Enough for a few system calls, in bytes.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Pauses before it is dialled again.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(200));
+/// Stack of the thread that becomes the client, in bytes: enough for a few system calls.
 const STACK: usize = 64 * 1024;
 
-/// Why there is no connection. The guest is told: no path is in it.
+/// Why there is no connection. The guest gets this text, so it holds no path of the host.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
     #[error("cannot find the socket")]
@@ -36,29 +38,29 @@ pub(super) enum DialError {
     Connect(#[source] io::Error),
 }
 
-/// Who a client is in the guest, as the guest says.
+/// User and group of a client in the guest, as the guest reports them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Client {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
-/// Connects as the client: what the server sees of it (SO_PEERCRED of unix(7)) are its user and group. The path is
-/// looked at anew each time, because a server that is started again has made another socket there; a link is not
-/// followed, wherever in the path it is.
+/// Connects as the client: the server sees its user and group (SO_PEERCRED of unix(7)). The path is resolved anew each
+/// time, because a server that is restarted makes another socket there; a link anywhere in the path is not followed.
 ///
 /// # Errors
-/// [`DialError`], at once but where a server is slow to accept.
+/// [`DialError`]; at once, unless a server is slow to accept.
 pub(super) async fn dial(path: &Path, client: Client) -> Result<UnixStream, DialError> {
-    let until = Instant::now() + PATIENCE;
-    let mut pause = PAUSES.0;
+    let until = Instant::now() + TIMEOUT;
+    let mut pauses = PAUSES;
+    let mut pause = pauses.pause();
     loop {
         match once(path, client).await {
             Err(DialError::Connect(error))
                 if error.kind() == io::ErrorKind::WouldBlock && Instant::now() + pause < until =>
             {
                 sleep(pause).await;
-                pause = (pause * 2).min(PAUSES.1);
+                pause = pauses.pause();
             }
             dialled => {
                 let stream = StdStream::from(dialled?);
@@ -75,7 +77,7 @@ async fn once(path: &Path, client: Client) -> Result<OwnedFd, DialError> {
     let failed = move |source| DialError::Become { uid: client.uid, gid: client.gid, source };
     let (reply, answer) = oneshot::channel();
     let path = path.to_owned();
-    // Credentials are a thread's own; this one ends with them.
+    // Credentials belong to a thread. This one ends with them.
     let thread = std::thread::Builder::new().name("client".into()).stack_size(STACK).spawn(move || {
         let opened = client.assume().map_err(failed).and_then(|()| open(&path));
         drop(reply.send(opened));
@@ -85,10 +87,11 @@ async fn once(path: &Path, client: Client) -> Result<OwnedFd, DialError> {
 }
 
 impl Client {
-    /// Makes the calling thread the client's, for good. Whether it may connect was decided in the guest, where the
-    /// socket has the same owner and mode, and where its further groups are known: here it always may.
+    /// Gives the calling thread the client's credentials, for good. Whether the client may connect was decided in the
+    /// guest, where the socket has the same owner and mode, and where the client's other groups are known; here it
+    /// always may.
     fn assume(self) -> io::Result<()> {
-        // To the kernel these mean "as it is".
+        // To the kernel these mean "unchanged".
         if self.uid == u32::MAX || self.gid == u32::MAX {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -114,7 +117,7 @@ fn open(path: &Path) -> Result<OwnedFd, DialError> {
     let failed = |errno: rustix::io::Errno| DialError::Connect(errno.into());
     let kind = (AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
     let socket = socket_with(kind.0, kind.1, kind.2, None).map_err(failed)?;
-    // What was looked at is what is connected to, and its path may be longer than an address can be.
+    // Connects to the file that was checked, whose path may be longer than an address can be.
     let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", place.as_raw_fd())).map_err(failed)?;
     connect(&socket, &address).map_err(failed)?;
     Ok(socket)

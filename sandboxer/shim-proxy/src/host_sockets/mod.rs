@@ -1,17 +1,19 @@
-//! Unix sockets of the host that a container mounts: its clients in the guest are led to them.
+//! Unix sockets of the host that a container mounts: clients in the guest are connected to them.
 //!
-//! The sandboxer says which sockets a container has, and where they are; the guest knows them by number. For each one
-//! stream waits in the guest for the next client. So a guest reaches what its containers were given and nothing else:
-//! it dials nothing, and it names no path.
+//! The sandboxer tells which sockets a container has and where they are; the guest knows them by number. For each
+//! socket one stream waits in the guest for the next client. So a guest reaches what its containers were given and
+//! nothing else: it dials nothing, and it names no path.
 //!
-//! Owns the waiting streams and every connection under way; all of it ends when [`Sockets`] is dropped.
+//! [`HostSockets`] owns the waiting streams and the open connections; all of it ends when it is dropped.
 
 mod dial;
 
 use std::ffi::OsString;
+use std::future::Future;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::stream_header::Kind;
@@ -20,22 +22,22 @@ use bulkhead_protocol::pod::HostSocket;
 use bulkhead_protocol::relay::{RelayError, relay};
 use bulkhead_protocol::{STREAM_PORT, frame};
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
 use crate::error::chain;
-use crate::runtime::lock::locked;
+use crate::guest::dial::guest_port;
+use crate::runtime::backoff::Backoff;
 use dial::{Client, DialError};
 
-/// Connections under way at once for each socket; more wait in the queue of the guest's.
-const MOST: usize = 128;
-/// Pause before another stream is offered to a guest that took none, at first and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-
-/// A socket that takes nobody is told of no more often than this.
-const COMPLAINTS: Duration = Duration::from_secs(60);
+/// Most open connections of each socket; further clients wait in the queue of the guest's socket.
+const MAX_CONNECTIONS: usize = 128;
+/// Pauses before another stream is offered to a guest that took none.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+/// Least time between two log entries, for an administrator, about a socket that takes no client: how often clients try
+/// is for the guest to decide.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a client was not, or no longer, served.
 #[derive(Debug, thiserror::Error)]
@@ -50,34 +52,36 @@ enum Refusal {
 
 /// The sockets of one container, served until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Sockets(#[allow(dead_code, reason = "ends what it holds")] JoinSet<()>);
+pub(crate) struct HostSockets(#[allow(dead_code, reason = "ends what it holds")] JoinSet<()>);
 
-impl Sockets {
+impl HostSockets {
     /// Serves a container that the guest has created.
     pub(crate) fn serve(vsock: &Path, container: &str, sockets: Vec<HostSocket>) -> Self {
         let mut served = JoinSet::new();
         for socket in sockets {
-            let door = Door { vsock: vsock.into(), container: container.into(), number: socket.number };
-            served.spawn(serve(door, PathBuf::from(OsString::from_vec(socket.path))));
+            let path: Arc<Path> = PathBuf::from(OsString::from_vec(socket.path)).into();
+            let offer = Offer { vsock: vsock.into(), container: container.into(), number: socket.number };
+            served.spawn(Server { offer, path, open: JoinSet::new(), logged: None }.run());
         }
         Self(served)
     }
 }
 
-/// Where the clients of a socket come from.
-struct Door {
-    vsock: PathBuf,
-    container: String,
+/// The streams that are offered to the guest for one socket.
+#[derive(Clone)]
+struct Offer {
+    vsock: Arc<Path>,
+    container: Arc<str>,
     number: u32,
 }
 
-impl Door {
-    /// Waits for the next client.
-    async fn next(&self) -> std::io::Result<(UnixStream, Knock)> {
-        let mut guest = crate::guest::dial::guest_port(&self.vsock, STREAM_PORT).await?;
+impl Offer {
+    /// Offers a stream and waits for the next client.
+    async fn next_client(&self) -> std::io::Result<(UnixStream, Knock)> {
+        let mut guest = guest_port(&self.vsock, STREAM_PORT).await?;
         let header = StreamHeader {
             kind: Kind::HOST_SOCKET.into(),
-            container_id: self.container.clone(),
+            container_id: self.container.to_string(),
             socket: self.number,
             ..Default::default()
         };
@@ -87,19 +91,60 @@ impl Door {
     }
 }
 
-/// Where the clients of a socket are led.
-struct Target {
-    path: PathBuf,
-    /// When an administrator last heard that it takes nobody: how often is for the guest to decide.
-    complained: Mutex<Option<Instant>>,
+/// One socket, with its open connections.
+struct Server {
+    offer: Offer,
+    path: Arc<Path>,
+    open: JoinSet<Result<(), Refusal>>,
+    /// When it was last logged that the socket takes no client.
+    logged: Option<Instant>,
 }
 
-impl Target {
-    fn complain(&self, refusal: &Refusal) {
-        let mut complained = locked(&self.complained);
-        let is_due = complained.is_none_or(|last| last.elapsed() > COMPLAINTS);
+impl Server {
+    async fn run(mut self) {
+        let mut pauses = PAUSES;
+        loop {
+            while self.open.len() >= MAX_CONNECTIONS {
+                self.ended().await;
+            }
+            let offer = self.offer.clone();
+            match self.while_connections_end(async move { offer.next_client().await }).await {
+                Ok((guest, knock)) => {
+                    pauses.reset();
+                    self.open.spawn(connect(guest, knock, self.path.clone()));
+                }
+                Err(error) => {
+                    let Offer { container, number, .. } = &self.offer;
+                    debug!(container = &**container, number, %error, "the guest takes no stream");
+                    self.while_connections_end(sleep(pauses.pause())).await;
+                }
+            }
+        }
+    }
+
+    /// Does the work, and logs how connections end meanwhile.
+    async fn while_connections_end<F: Future>(&mut self, work: F) -> F::Output {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = self.ended(), if !self.open.is_empty() => {}
+            }
+        }
+    }
+
+    /// Waits for the end of a connection, and logs why it was not served.
+    async fn ended(&mut self) {
+        if let Some(Ok(Err(refusal))) = self.open.join_next().await {
+            self.log(&refusal);
+        }
+    }
+
+    fn log(&mut self, refusal: &Refusal) {
+        let is_due = self.logged.is_none_or(|last| last.elapsed() > LOG_INTERVAL);
         if is_due && matches!(refusal, Refusal::Dial(_)) {
-            *complained = Some(Instant::now());
+            self.logged = Some(Instant::now());
             info!(path = %self.path.display(), error = chain(refusal), "a client in the guest is refused");
         } else {
             debug!(path = %self.path.display(), error = chain(refusal), "a connection of the guest ended");
@@ -107,36 +152,9 @@ impl Target {
     }
 }
 
-async fn serve(door: Door, path: PathBuf) {
-    let target = Arc::new(Target { path, complained: Mutex::default() });
-    let room = Arc::new(Semaphore::new(MOST));
-    let mut connections = JoinSet::new();
-    let mut pause = PAUSES.0;
-    // Never closed.
-    while let Ok(place) = room.clone().acquire_owned().await {
-        match door.next().await {
-            Ok((guest, knock)) => {
-                pause = PAUSES.0;
-                connections.spawn(connect(guest, knock, target.clone(), place));
-            }
-            Err(error) => {
-                debug!(container = door.container, number = door.number, %error, "the guest takes no stream");
-                sleep(pause).await;
-                pause = (pause * 2).min(PAUSES.1);
-            }
-        }
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-async fn connect(guest: UnixStream, knock: Knock, target: Arc<Target>, _place: OwnedSemaphorePermit) {
-    if let Err(refusal) = carry(guest, knock, &target.path).await {
-        target.complain(&refusal);
-    }
-}
-
-async fn carry(mut guest: UnixStream, knock: Knock, path: &Path) -> Result<(), Refusal> {
-    let dialled = dial::dial(path, Client { uid: knock.uid, gid: knock.gid }).await;
+/// Connects one client, and copies until both sides have ended.
+async fn connect(mut guest: UnixStream, knock: Knock, path: Arc<Path>) -> Result<(), Refusal> {
+    let dialled = dial::dial(&path, Client { uid: knock.uid, gid: knock.gid }).await;
     let refused = dialled.as_ref().err().map_or_else(String::new, |error| chain(error));
     let answer = ForwardAnswer { refused, ..Default::default() };
     frame::write_message(&mut guest, &answer).await.map_err(Refusal::Guest)?;

@@ -1,4 +1,4 @@
-//! With a guest that knocks as the test says, and real servers.
+//! The sockets of the host with real servers, and a guest that the test plays.
 
 use std::future::Future;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,18 +11,18 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// Nothing here may take longer.
+/// Nothing in these tests may take longer.
 const SOON: Duration = Duration::from_secs(20);
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(SOON, future).await.expect("soon")
 }
 
-/// The streams that the proxy keeps waiting in the guest.
+/// A guest, and the streams that wait in it for clients.
 struct Guest {
     dir: tempfile::TempDir,
     offered: mpsc::UnboundedReceiver<UnixStream>,
-    _sockets: Sockets,
+    _sockets: HostSockets,
 }
 
 impl Guest {
@@ -47,7 +47,7 @@ impl Guest {
         });
         let path = dir.path().join("server").into_os_string().into_vec();
         let socket = HostSocket { number: 3, path, ..Default::default() };
-        let sockets = Sockets::serve(&vsock, "c1", vec![socket]);
+        let sockets = HostSockets::serve(&vsock, "c1", vec![socket]);
         Self { dir, offered, _sockets: sockets }
     }
 
@@ -55,7 +55,7 @@ impl Guest {
         self.dir.path().join("server")
     }
 
-    /// A server that answers a question when it has heard its end.
+    /// A server that answers a question in reverse when it has read its end.
     fn serve(&self) -> tokio::task::JoinHandle<()> {
         drop(std::fs::remove_file(self.path()));
         let listener = UnixListener::bind(self.path()).unwrap();
@@ -101,7 +101,7 @@ impl Guest {
 }
 
 #[tokio::test]
-async fn one_client_after_the_other_reaches_the_server() {
+async fn each_client_in_turn_is_connected_to_the_server() {
     let mut guest = Guest::new().await;
     let server = guest.serve();
     for _ in 0..20 {
@@ -111,7 +111,7 @@ async fn one_client_after_the_other_reaches_the_server() {
 }
 
 #[tokio::test]
-async fn a_server_may_come_go_and_come_again() {
+async fn a_server_may_start_after_the_container_and_restart() {
     let mut guest = Guest::new().await;
     let refused = guest.ask("abc").await.unwrap_err();
     assert!(refused.contains("No such file"), "{refused}");
@@ -136,7 +136,7 @@ async fn a_server_may_come_go_and_come_again() {
 }
 
 #[tokio::test]
-async fn what_has_taken_the_place_of_the_socket_is_not_followed() {
+async fn a_link_or_file_in_place_of_the_socket_is_refused() {
     let mut guest = Guest::new().await;
     let other = guest.dir.path().join("other");
     let _other = UnixListener::bind(&other).unwrap();
@@ -158,7 +158,7 @@ async fn what_has_taken_the_place_of_the_socket_is_not_followed() {
 }
 
 #[tokio::test]
-async fn the_server_sees_who_the_client_is() {
+async fn the_server_sees_the_clients_user_and_group() {
     if !geteuid().is_root() {
         println!("skipped: being somebody else needs root");
         return;
@@ -199,11 +199,11 @@ async fn a_server_slow_to_accept_is_waited_for() {
 }
 
 #[tokio::test]
-async fn no_guest_takes_more_than_its_share() {
+async fn connections_beyond_the_limit_wait() {
     let mut guest = Guest::new().await;
     let listener = UnixListener::bind(guest.path()).unwrap();
     let mut open = Vec::new();
-    for _ in 0..MOST {
+    for _ in 0..MAX_CONNECTIONS {
         open.push((guest.connect().await.unwrap(), soon(listener.accept()).await.unwrap()));
     }
     let more = timeout(Duration::from_millis(100), guest.offered.recv()).await;
@@ -213,7 +213,7 @@ async fn no_guest_takes_more_than_its_share() {
 }
 
 #[tokio::test]
-async fn nothing_is_left_when_the_container_goes() {
+async fn every_connection_closes_with_the_container() {
     let mut guest = Guest::new().await;
     let listener = UnixListener::bind(guest.path()).unwrap();
     let mut client = guest.connect().await.unwrap();

@@ -1,5 +1,5 @@
-//! What a process of a container goes through, from containerd's point of view: a pure, total function from state
-//! and event to the next state and what to do about it.
+//! The life cycle of a process as containerd sees it: a pure, total function from state and event to the next state and
+//! the effects.
 //!
 //! One machine serves init processes and execs. They differ in one thing: an exec has no process before Start, so
 //! its pid is 0 until then, and there is nothing to watch.
@@ -23,18 +23,18 @@ pub(crate) use step::step;
 /// How and when a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {
-    /// As a shell says it: 0–255, 128+n when ended by signal n.
+    /// As a shell reports it: 0–255, 128+n after signal n.
     pub(crate) status: u32,
     /// Nanoseconds since the epoch, never 0: containerd takes 0 for "has not ended".
     pub(crate) at_nanos: i64,
 }
 
-/// Where a process is.
+/// The state of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// Create (or Exec) is under way.
     Creating,
-    /// Create is under way, and nobody wants its result any more.
+    /// Create is under way, and it will be undone: nobody wants its result any more.
     Doomed,
     /// It exists and waits for Start.
     Created {
@@ -77,7 +77,7 @@ pub(crate) enum State {
     },
 }
 
-/// What happens to a process: requests (…Asked) and what came of them.
+/// An event in the life of a process: a request (…Asked) or a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
     /// The guest has created it.
@@ -108,47 +108,47 @@ pub(crate) enum Event {
     Resumed,
     /// containerd calls Kill.
     SignalAsked,
-    /// containerd wants an exec beside it.
+    /// containerd calls Exec on its container.
     ExecAsked,
     /// containerd calls Update or ResizePty.
     AdjustAsked,
     /// containerd calls Delete.
     DeleteAsked,
-    /// Guest and host have let go of it.
+    /// Guest and host have released it.
     Deleted {
         /// Nanoseconds since the epoch: the end of a process that never started.
         at_nanos: i64,
     },
-    /// Guest or host could not let go of it.
+    /// Guest or host could not release it.
     DeleteFailed,
-    /// containerd has removed the bundle without calling Delete.
+    /// containerd has given it up without calling Delete.
     GivenUp,
 }
 
-/// What to do after a transition, in this order.
+/// An effect of a transition; they are carried out in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Ask the guest to start it.
     CallStart,
-    /// Let guest and host release it.
+    /// Have guest and host release it.
     CallDelete,
-    /// SIGKILL everything of it.
+    /// Send SIGKILL to every process of it.
     CallKill,
-    /// Take back a creation that succeeded too late.
+    /// Undo a creation that succeeded too late.
     CallUndo,
-    /// Ask the guest to say when it ends.
+    /// Ask the guest to report its end.
     WatchEnd,
-    /// See whether anybody is left to start it.
+    /// Check whether anybody is left to start it.
     AwaitStart,
-    /// Tell containerd's event subscribers.
+    /// Publish an event of containerd.
     Announce(Notice),
-    /// No more output is to come than what is under way.
+    /// The process writes no more: copy the output that is under way, and end the streams.
     EndStreams,
     /// Drop it from memory, with its streams.
     Forget,
 }
 
-/// What subscribers are told.
+/// The events of containerd that are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Notice {
     /// `/tasks/create` or `/tasks/exec-added`.
@@ -165,19 +165,19 @@ pub(crate) enum Notice {
     Deleted,
 }
 
-/// Why a request makes no sense now.
+/// Why a request is not possible now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// Nothing of it is left, or will be.
+    /// It is gone, or will be.
     #[error("it does not exist (any more)")]
     Missing,
-    /// It is not there yet.
+    /// It is still being created.
     #[error("it is still being created")]
     BeingCreated,
     /// The request needs a running process.
     #[error("it is not running")]
     NotRunning,
-    /// Start of something that has been started.
+    /// Start was called before.
     #[error("it has already been started")]
     AlreadyStarted,
     /// The request needs an ended process.
@@ -196,7 +196,7 @@ pub(crate) enum Refusal {
 pub(crate) struct Step {
     /// The new state.
     pub(crate) next: State,
-    /// What to do.
+    /// The effects, in order.
     pub(crate) effects: &'static [Effect],
 }
 
@@ -242,7 +242,7 @@ impl State {
         }
     }
 
-    /// The name used in logs and in the sandboxer's view.
+    /// The name in logs and in the sandboxer's view.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Creating => "creating",

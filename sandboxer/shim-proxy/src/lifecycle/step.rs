@@ -1,4 +1,4 @@
-//! The transitions, state by state. No arm stands for "anything else": a new event has to be thought through.
+//! The transitions, state by state. No arm is a wildcard, so that every new event has to be considered in each state.
 
 use bulkhead_protocol::host::EXIT_KILLED;
 
@@ -13,8 +13,8 @@ fn go(next: State, effects: &'static [Effect]) -> Outcome {
 /// The transition function.
 ///
 /// # Errors
-/// [`Refusal`] when a request makes no sense in this state. Answers that come too late are not refused: they change
-/// nothing.
+/// [`Refusal`] when a request is not possible in this state. Results that come too late are not refused: they are
+/// no-ops.
 pub(crate) fn step(state: State, event: Event) -> Outcome {
     match state {
         State::Creating => creating(event),

@@ -69,7 +69,7 @@ fn is_request(event: Event) -> bool {
     }
 }
 
-/// What each pair does, in one word: the name of the next state, or the refusal.
+/// The result of each event in a state, in one word: the name of the next state, or the refusal.
 fn row(state: State) -> Vec<String> {
     let word = |event| match step(state, event) {
         Ok(step) if step.next == state && step.effects.is_empty() => "·".to_owned(),
@@ -155,7 +155,7 @@ const TABLE: [(State, &str); 16] = [
 ];
 
 #[test]
-fn every_pair_does_what_the_table_says() {
+fn every_pair_of_state_and_event_does_what_the_table_says() {
     let told: BTreeSet<String> = TABLE.iter().map(|(state, _)| format!("{state:?}")).collect();
     let all: BTreeSet<String> = states().iter().map(|state| format!("{state:?}")).collect();
     assert_eq!(told, all, "the table names every state");
@@ -190,13 +190,13 @@ fn an_exit_once_known_never_changes() {
 }
 
 #[test]
-fn a_quick_end_is_told_after_the_start() {
+fn an_end_during_start_is_announced_after_the_start() {
     let step = step(State::Starting { pid: 9 }, Event::Ended(EXIT)).unwrap();
     let told = [Effect::Announce(Notice::Started), Effect::Announce(Notice::Ended), Effect::EndStreams];
     assert_eq!(step.effects, told);
 }
 
-/// What came of a sequence of events from the beginning.
+/// The effects of a sequence of events from the beginning.
 #[derive(Debug, Default)]
 struct History {
     effects: Vec<Effect>,
@@ -220,7 +220,7 @@ fn run(events: &[Event]) -> (State, History) {
     (state, history)
 }
 
-/// What the proxy does with a state to be rid of it: the answers to calls under way, then giving up.
+/// Adds the event that brings a process closer to its end: the result of the call under way, or giving up.
 fn finish(state: State, events: &mut Vec<Event>) {
     match state {
         State::Creating => events.push(Event::CreateFailed),
@@ -235,7 +235,7 @@ fn finish(state: State, events: &mut Vec<Event>) {
 
 proptest! {
     #[test]
-    fn any_history_keeps_its_promises(picks in prop::collection::vec(0..18usize, 0..60)) {
+    fn every_sequence_of_events_ends_in_gone_and_announces_each_change_once(picks in prop::collection::vec(0..18usize, 0..60)) {
         let all = events();
         let mut sequence: Vec<Event> = picks.into_iter().map(|pick| all[pick]).collect();
         for _ in 0..6 {
@@ -249,11 +249,11 @@ proptest! {
         prop_assert!(history.count(Effect::Announce(Notice::Created)) <= 1);
         prop_assert!(history.count(Effect::Announce(Notice::Deleted)) <= 1);
         prop_assert!(history.count(Effect::WatchEnd) <= 1, "watched twice in {sequence:?}");
-        // Whoever is told of an end or a deletion has been told of the creation.
+        // An end or a deletion is announced only after the creation.
         let created = history.count(Effect::Announce(Notice::Created));
         prop_assert!(history.count(Effect::Announce(Notice::Ended)) <= created);
         prop_assert!(history.count(Effect::Announce(Notice::Deleted)) <= created);
-        // What the guest holds is let go of: by Delete, or by taking the creation back.
+        // What the guest holds is released: by Delete, or by undoing the creation.
         let last = history.effects.last();
         prop_assert_eq!(last, Some(&Effect::Forget));
     }

@@ -1,90 +1,163 @@
 //! containerd's connections to the Task endpoint, and for which containers each of them speaks.
 //!
-//! containerd has a connection for each container. It gives a container up without a word: it closes that connection, or
-//! says Shutdown on it, and only then removes the bundle. So a container for which somebody speaks is in good hands, and
-//! only the bundles of the others need to be looked at.
+//! containerd has a connection for each container. It gives a container up without a call that says so: it closes that
+//! connection, or calls Shutdown on it, and then removes the bundle. So only the bundles of containers for which no
+//! connection speaks have to be checked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Everyone who is connected.
-#[derive(Debug, Default)]
-pub(crate) struct Callers {
-    table: watch::Sender<Table>,
-}
+use super::{Pod, PodHandle};
+use crate::error::TaskError;
+use crate::runtime::owner::Message;
 
+/// Number of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CallerId(u64);
+
+/// Every open connection.
 #[derive(Debug, Default)]
-struct Table {
+pub(super) struct Callers {
     last: u64,
-    /// By the number of the connection: the containers that it speaks for.
-    open: BTreeMap<u64, BTreeSet<String>>,
-}
-
-/// One connection.
-#[derive(Debug)]
-pub(crate) struct Caller {
-    callers: Arc<Callers>,
-    number: u64,
+    /// The containers that each connection speaks for.
+    open: BTreeMap<CallerId, BTreeSet<String>>,
+    /// Changes whenever a container may have lost its last caller.
+    departures: watch::Sender<()>,
 }
 
 impl Callers {
-    /// Takes note of a new connection.
-    pub(crate) fn enter(self: &Arc<Self>) -> Caller {
-        let mut number = 0;
-        self.quietly(|table| {
-            table.last += 1;
-            number = table.last;
-            table.open.insert(number, BTreeSet::new());
-        });
-        Caller { callers: self.clone(), number }
+    fn connect(&mut self) -> CallerId {
+        self.last += 1;
+        let caller = CallerId(self.last);
+        self.open.insert(caller, BTreeSet::new());
+        caller
+    }
+
+    fn disconnect(&mut self, caller: CallerId) {
+        if self.open.remove(&caller).is_some() {
+            self.departures.send_replace(());
+        }
+    }
+
+    /// The caller speaks for a container from now on: it has created it, or has come back to it.
+    fn adopt(&mut self, caller: CallerId, container: String) {
+        // A call may outlive its connection: then nobody speaks through it any more.
+        if let Some(containers) = self.open.get_mut(&caller) {
+            containers.insert(container);
+        }
+    }
+
+    /// The caller does not speak for a container any more.
+    fn release(&mut self, caller: CallerId, container: &str) {
+        if self.open.get_mut(&caller).is_some_and(|containers| containers.remove(container)) {
+            self.departures.send_replace(());
+        }
     }
 
     /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.table.borrow().open.len()
+    pub(super) fn count(&self) -> usize {
+        self.open.len()
     }
 
-    /// Whether anybody speaks for a container.
-    pub(crate) fn speak_for(&self, container: &str) -> bool {
-        self.table.borrow().open.values().any(|containers| containers.contains(container))
-    }
-
-    /// Hears whenever somebody leaves, or gives a container up.
-    pub(crate) fn departures(&self) -> watch::Receiver<impl Sized> {
-        self.table.subscribe()
-    }
-
-    fn quietly(&self, change: impl FnOnce(&mut Table)) {
-        self.table.send_if_modified(|table| {
-            change(table);
-            false
-        });
+    /// Whether any of them speaks for a container.
+    pub(super) fn speak_for(&self, container: &str) -> bool {
+        self.open.values().any(|containers| containers.contains(container))
     }
 }
 
-impl Caller {
-    /// It has created a container, or come back to it.
-    pub(crate) fn takes(&self, container: &str) {
-        self.callers.quietly(|table| {
-            // A call may outlive its connection: then nobody speaks by it any more.
-            if let Some(containers) = table.open.get_mut(&self.number) {
-                containers.insert(container.to_owned());
-            }
-        });
+impl PodHandle {
+    /// Takes note of a new connection.
+    ///
+    /// # Errors
+    /// [`TaskError::Crashed`].
+    pub(crate) async fn caller_connected(&self) -> Result<CallerId, TaskError> {
+        self.ask(Connected).await
     }
 
-    /// It will say no more of a container.
-    pub(crate) fn gives_up(&self, container: &str) {
-        self.callers.table.send_if_modified(|table| {
-            table.open.get_mut(&self.number).is_some_and(|containers| containers.remove(container))
-        });
+    /// A connection has closed.
+    pub(crate) fn caller_disconnected(&self, caller: CallerId) {
+        self.tell(Disconnected(caller));
     }
 
-    /// Its connection has closed.
-    pub(crate) fn leaves(&self) {
-        self.callers.table.send_if_modified(|table| table.open.remove(&self.number).is_some());
+    /// A caller speaks for a container from now on.
+    pub(crate) fn adopt(&self, caller: CallerId, container: &str) {
+        self.tell(Adopt { caller, container: container.to_owned() });
+    }
+
+    /// A caller does not speak for a container any more.
+    pub(crate) fn release(&self, caller: CallerId, container: &str) {
+        self.tell(Release { caller, container: container.to_owned() });
+    }
+
+    /// How many connections there are; none once the pod is not owned any more.
+    pub(crate) async fn open_connections(&self) -> usize {
+        self.ask(Count).await.unwrap_or_default()
+    }
+
+    /// Changes whenever a connection closes or gives a container up. None once the pod is not owned any more.
+    pub(crate) async fn departures(&self) -> Option<watch::Receiver<()>> {
+        self.ask(Departures).await.ok()
+    }
+}
+
+struct Connected;
+
+impl Message<Pod> for Connected {
+    type Answer = CallerId;
+    fn handle(self, pod: &mut Pod) -> CallerId {
+        pod.callers.connect()
+    }
+}
+
+struct Disconnected(CallerId);
+
+impl Message<Pod> for Disconnected {
+    type Answer = ();
+    fn handle(self, pod: &mut Pod) {
+        pod.callers.disconnect(self.0);
+    }
+}
+
+struct Adopt {
+    caller: CallerId,
+    container: String,
+}
+
+impl Message<Pod> for Adopt {
+    type Answer = ();
+    fn handle(self, pod: &mut Pod) {
+        pod.callers.adopt(self.caller, self.container);
+    }
+}
+
+struct Release {
+    caller: CallerId,
+    container: String,
+}
+
+impl Message<Pod> for Release {
+    type Answer = ();
+    fn handle(self, pod: &mut Pod) {
+        pod.callers.release(self.caller, &self.container);
+    }
+}
+
+struct Count;
+
+impl Message<Pod> for Count {
+    type Answer = usize;
+    fn handle(self, pod: &mut Pod) -> usize {
+        pod.callers.count()
+    }
+}
+
+struct Departures;
+
+impl Message<Pod> for Departures {
+    type Answer = watch::Receiver<()>;
+    fn handle(self, pod: &mut Pod) -> Self::Answer {
+        pod.callers.departures.subscribe()
     }
 }
 
@@ -93,33 +166,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_is_in_good_hands_until_its_last_caller_leaves() {
-        let callers = Arc::<Callers>::default();
-        let heard = callers.departures();
-        let (first, second) = (callers.enter(), callers.enter());
-        first.takes("a");
-        first.takes("b");
-        second.takes("a");
-        assert!(!heard.has_changed().unwrap(), "nobody has left");
+    fn a_container_is_spoken_for_until_its_last_caller_leaves() {
+        let mut callers = Callers::default();
+        let departures = callers.departures.subscribe();
+        let (first, second) = (callers.connect(), callers.connect());
+        callers.adopt(first, "a".into());
+        callers.adopt(first, "b".into());
+        callers.adopt(second, "a".into());
+        assert!(!departures.has_changed().unwrap(), "nobody has left");
         assert_eq!(callers.count(), 2);
-        first.leaves();
-        assert!(heard.has_changed().unwrap());
+        callers.disconnect(first);
+        assert!(departures.has_changed().unwrap());
         assert!(callers.speak_for("a") && !callers.speak_for("b"));
-        second.gives_up("a");
+        callers.release(second, "a");
         assert!(!callers.speak_for("a"));
         assert_eq!(callers.count(), 1);
     }
 
     #[test]
-    fn what_is_said_after_the_end_of_a_connection_counts_for_nothing() {
-        let callers = Arc::<Callers>::default();
-        let caller = callers.enter();
-        caller.leaves();
-        let heard = callers.departures();
-        caller.takes("a");
-        caller.gives_up("a");
-        caller.leaves();
-        assert!(!callers.speak_for("a") && !heard.has_changed().unwrap());
+    fn calls_after_the_end_of_their_connection_change_nothing() {
+        let mut callers = Callers::default();
+        let caller = callers.connect();
+        callers.disconnect(caller);
+        let departures = callers.departures.subscribe();
+        callers.adopt(caller, "a".into());
+        callers.release(caller, "a");
+        callers.disconnect(caller);
+        assert!(!callers.speak_for("a") && !departures.has_changed().unwrap());
         assert_eq!(callers.count(), 0);
     }
 }

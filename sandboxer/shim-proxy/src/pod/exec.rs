@@ -1,17 +1,16 @@
 //! Exec: a further process in a running container.
 
-use std::sync::Arc;
-
 use bulkhead_protocol::agent::CreateExecRequest;
 use tokio::time::Instant;
 use tracing::warn;
-use ttrpc::context;
 
-use super::process::At;
-use super::{Pod, remove};
-use crate::error::TaskError;
-use crate::lifecycle::{Event, State};
-use crate::runtime::shared_task::Flight;
+use super::create::Created;
+use super::process::ProcessRef;
+use super::{Pod, PodHandle, remove, without_deadline};
+use crate::error::{TaskError, chain};
+use crate::lifecycle::Event;
+use crate::runtime::owner::Message;
+use crate::runtime::shared_task::SharedTask;
 use crate::stdio::{self, GuestEnds, HostEnds, Streams};
 
 /// What containerd says of a new exec.
@@ -27,94 +26,102 @@ pub(crate) struct NewExec {
     pub(crate) stdio: stdio::Request,
 }
 
-impl Pod {
-    /// Adds an exec; nothing runs until Start. Runs to its end without its caller; a repeat joins it.
+impl PodHandle {
+    /// Adds an exec; nothing runs until Start. Runs to its end without its caller; a repeated call joins it.
     ///
     /// # Errors
     /// What failed; [`TaskError::AlreadyExists`] for an id in use.
-    pub(crate) async fn exec(self: &Arc<Self>, new: NewExec, until: Instant) -> Result<(), TaskError> {
+    pub(crate) async fn exec(&self, new: NewExec, until: Instant) -> Result<(), TaskError> {
         if new.exec.is_empty() || new.process.is_empty() {
             return Err(TaskError::BadRequest("an exec needs an id and a process".to_owned()));
         }
-        let process = for_guest(&new.process)?;
-        let init = self.visible(&new.container, "")?;
-        self.feed(&init, Event::ExecAsked)?;
-        let flight = match init.container.add_exec(&new.exec, new.stdio.clone()) {
-            Some(at) => {
-                let flight = Flight::launch(create(self.clone(), at.clone(), process, until));
-                at.process.set_creation(flight.clone());
-                flight
-            }
-            None => self.repeated(&new)?,
-        };
-        flight.join().await.map(drop)
-    }
-
-    fn repeated(&self, new: &NewExec) -> Result<Flight<u32>, TaskError> {
-        let at = self.find(&new.container, &new.exec)?;
-        match at.process.state() {
-            State::Creating => at.process.creation(),
-            State::Doomed
-            | State::Created { .. }
-            | State::Starting { .. }
-            | State::Running { .. }
-            | State::Paused { .. }
-            | State::Stopped { .. }
-            | State::Deleting { .. }
-            | State::Gone { .. } => Err(TaskError::AlreadyExists { what: at.name() }),
-        }
+        let process = process_for_guest(&new.process)?;
+        let new = NewExec { process, ..new };
+        self.ask(BeginExec { new, until }).await??.join().await.map(drop)
     }
 }
 
-/// Profiles and labels are the host's: the guest has no use for their names, as the sandboxer leaves them out of a
-/// container's own spec.
-const OF_THE_HOST: [&str; 3] = ["apparmorProfile", "selinuxLabel", "execCPUAffinity"];
+struct BeginExec {
+    new: NewExec,
+    until: Instant,
+}
 
-fn for_guest(process: &[u8]) -> Result<Vec<u8>, TaskError> {
+impl Message<Pod> for BeginExec {
+    type Answer = Result<SharedTask<u32>, TaskError>;
+    fn handle(self, pod: &mut Pod) -> Self::Answer {
+        pod.begin_exec(self.new, self.until)
+    }
+}
+
+impl Pod {
+    fn begin_exec(&mut self, new: NewExec, until: Instant) -> Result<SharedTask<u32>, TaskError> {
+        let init = self.find_visible(&new.container, "")?;
+        self.feed(&init, Event::ExecAsked)?;
+        let container = self.container_mut(&init).ok_or_else(|| init.unknown())?;
+        let Some(exec) = container.add_exec(&new.exec, new.stdio) else {
+            let known = self.find(&new.container, &new.exec)?;
+            return self.repeated_creation(&known);
+        };
+        let creation = SharedTask::spawn(create(self.handle.clone(), exec.clone(), new.process, until));
+        self.keep_creation(&exec, &creation);
+        Ok(creation)
+    }
+}
+
+/// Fields of an OCI process that name profiles and labels of the host: the guest has no use for them, and the sandboxer
+/// leaves them out of a container's own spec, too.
+const HOST_ONLY: [&str; 3] = ["apparmorProfile", "selinuxLabel", "execCPUAffinity"];
+
+fn process_for_guest(process: &[u8]) -> Result<Vec<u8>, TaskError> {
     let bad = |error| TaskError::BadRequest(format!("the process of an exec is no OCI process: {error}"));
     let mut fields: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(process).map_err(bad)?;
-    fields.retain(|name, _| !OF_THE_HOST.contains(&name.as_str()));
+    fields.retain(|name, _| !HOST_ONLY.contains(&name.as_str()));
     serde_json::to_vec(&fields).map_err(bad)
 }
 
-async fn create(pod: Arc<Pod>, at: At, process: Vec<u8>, until: Instant) -> Result<u32, TaskError> {
-    match attempt(&pod, &at, process, until).await {
+async fn create(
+    pod: PodHandle,
+    exec: ProcessRef,
+    process: Vec<u8>,
+    until: Instant,
+) -> Result<u32, TaskError> {
+    match attempt(&pod, &exec, process, until).await {
         Ok(streams) => {
-            at.process.set_streams(streams);
-            pod.feed(&at, Event::Created { pid: 0 })?;
-            // Nothing watches a process that does not exist yet: its VM may have gone meanwhile.
-            if let Some(exit) = pod.agent.gone() {
-                pod.note(&at, Event::Ended(exit));
-            }
+            pod.ask(Created { process: exec, pid: 0, streams, sockets: None }).await??;
             Ok(0)
         }
         Err(error) => {
-            warn!(exec = at.name(), error = crate::error::chain(&error), "exec failed");
-            remove::undo(&pod, &at, true, false).await;
-            pod.note(&at, Event::CreateFailed);
+            warn!(exec = exec.name(), error = chain(&error), "exec failed");
+            remove::undo(&pod, &exec, true, false).await;
+            pod.note(&exec, Event::CreateFailed).await;
             Err(error)
         }
     }
 }
 
-async fn attempt(pod: &Arc<Pod>, at: &At, process: Vec<u8>, until: Instant) -> Result<Streams, TaskError> {
-    let host = HostEnds::open(&at.process.stdio, &pod.switchboard)?;
+async fn attempt(
+    pod: &PodHandle,
+    exec: &ProcessRef,
+    process: Vec<u8>,
+    until: Instant,
+) -> Result<Streams, TaskError> {
+    let links = pod.links();
+    let host = HostEnds::open(exec.stdio(), &links.streams).await?;
     let act = "create the exec";
-    pod.agent.ready(act, until).await?;
-    let vsock = pod.vsock.get().ok_or(TaskError::AgentUnreachable { act })?;
+    let vsock = links.agent.ready(act, until).await?;
     let request = CreateExecRequest {
-        container_id: at.container.id.clone(),
-        exec_id: at.process.exec.clone(),
+        container_id: exec.container_id().to_owned(),
+        exec_id: exec.exec_id().to_owned(),
         process,
-        stdio: Some(at.process.stdio.for_guest()).into(),
+        stdio: Some(exec.stdio().for_guest()).into(),
         ..Default::default()
     };
-    let made = pod
+    let create = links
         .agent
-        .call(act, until, |agent| async move { agent.create_exec(context::with_timeout(0), &request).await });
-    let (made, guest) = tokio::join!(made, GuestEnds::connect(vsock, at.owner(), &at.process.stdio));
-    made?;
+        .call(act, until, |agent| async move { agent.create_exec(without_deadline(), &request).await });
+    let (created, guest) = tokio::join!(create, GuestEnds::connect(&vsock, exec.owner(), exec.stdio()));
+    created?;
     Ok(Streams::start(host, guest?))
 }
 
@@ -123,20 +130,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_loses_what_is_the_hosts_and_nothing_else() {
+    fn host_only_fields_of_a_process_are_removed_and_no_others() {
         let process =
             br#"{"args":["a"],"cwd":"/","apparmorProfile":"cri","selinuxLabel":"x:y","noNewPrivileges":true,
             "execCPUAffinity":{"initial":"3"},"user":{"uid":7,"gid":8,"additionalGids":[9]}}"#;
-        let guest: serde_json::Value = serde_json::from_slice(&for_guest(process).unwrap()).unwrap();
+        let guest: serde_json::Value = serde_json::from_slice(&process_for_guest(process).unwrap()).unwrap();
         let expected = serde_json::json!({"args": ["a"], "cwd": "/", "noNewPrivileges": true,
             "user": {"uid": 7, "gid": 8, "additionalGids": [9]}});
         assert_eq!(guest, expected);
     }
 
     #[test]
-    fn what_is_no_process_is_refused() {
+    fn text_that_is_no_process_is_refused() {
         for text in ["", "7", "{", "[]"] {
-            assert!(matches!(for_guest(text.as_bytes()), Err(TaskError::BadRequest(_))), "{text}");
+            assert!(matches!(process_for_guest(text.as_bytes()), Err(TaskError::BadRequest(_))), "{text}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A guest that hangs: nothing in it can be ended but all of it.
+//! A guest that hangs: no process in it can be ended, only the whole VM.
 //!
-//! Silence alone is not death (decision 4). But a container that is to end, and whose guest does not even take the
-//! signal, would keep its pod for ever: StopContainer and StopPodSandbox fail as often as they are tried. Then the VM is
-//! ended, and everything takes the way of a VM that died.
+//! Silence alone does not mean that a guest is dead (decision 4). But if the guest does not even take the signal that
+//! is to end a container, its pod stays for ever: StopContainer and StopPodSandbox fail each time. So the VM is killed,
+//! and everything proceeds as for a VM that died.
 
 use std::time::Duration;
 
@@ -12,22 +12,22 @@ use tracing::{error, warn};
 use crate::error::TaskError;
 use crate::guest::vmm::Vmm;
 
-/// How long a guest may take to take a signal: longer than one that is starved and well, shorter than the two minutes
-/// that kubelet gives a call.
-pub(super) const AFTER: Duration = Duration::from_secs(60);
+/// How long a guest may take to take a signal: longer than a healthy guest that is starved needs, shorter than the two
+/// minutes that kubelet gives a call.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What has become of a signal that was sent since `asked`, once a guest that hangs is ended for it.
+/// The result of sending a signal since `asked`, after the VM of a guest that hangs has been killed.
 ///
 /// # Errors
-/// As `sent`, while the guest may still take it.
-pub(super) async fn ended_by(
+/// As `sent`, as long as the guest may still take the signal.
+pub(super) async fn end_vm_if_hung(
     vmm: Option<&Vmm>,
     sent: Result<(), TaskError>,
     asked: Instant,
 ) -> Result<(), TaskError> {
     let silent = matches!(sent, Err(TaskError::AgentSilent { .. } | TaskError::AgentUnreachable { .. }));
-    let Some(vmm) = vmm.filter(|_| silent && asked.elapsed() >= AFTER) else { return sent };
-    error!(waited = ?AFTER, "the guest takes no signal, and a container of it is to end: its VM is ended");
+    let Some(vmm) = vmm.filter(|_| silent && asked.elapsed() >= TIMEOUT) else { return sent };
+    error!(waited = ?TIMEOUT, "the guest takes no signal, and a container of it is to end: its VM is ended");
     if let Err(error) = vmm.kill() {
         warn!(%error, "the VMM cannot be ended");
         return sent;
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_guest_that_was_silent_for_long_is_ended() {
+    async fn only_a_guest_that_was_silent_until_the_timeout_is_ended() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
         let (_, fields) = stat.rsplit_once(')').unwrap();
@@ -53,14 +53,14 @@ mod tests {
         let silent = || Err(TaskError::AgentSilent { act: "kill" });
         let asked = Instant::now();
 
-        assert!(ended_by(Some(&vmm), silent(), asked).await.is_err(), "it may be slow");
-        tokio::time::advance(AFTER).await;
-        ended_by(Some(&vmm), Ok(()), asked).await.unwrap();
-        assert!(ended_by(Some(&vmm), Err(TaskError::Crashed), asked).await.is_err(), "it has answered");
-        assert!(ended_by(None, silent(), asked).await.is_err());
+        assert!(end_vm_if_hung(Some(&vmm), silent(), asked).await.is_err(), "it may be slow");
+        tokio::time::advance(TIMEOUT).await;
+        end_vm_if_hung(Some(&vmm), Ok(()), asked).await.unwrap();
+        assert!(end_vm_if_hung(Some(&vmm), Err(TaskError::Crashed), asked).await.is_err(), "it has answered");
+        assert!(end_vm_if_hung(None, silent(), asked).await.is_err());
         assert!(child.try_wait().unwrap().is_none(), "it was ended without need");
 
-        ended_by(Some(&vmm), silent(), asked).await.unwrap();
+        end_vm_if_hung(Some(&vmm), silent(), asked).await.unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(9));
     }
 }

@@ -1,85 +1,53 @@
-//! What is asked of processes that exist: start, signals, pause, terminal size, resources.
+//! Calls for processes that exist: start, wait, pause, terminal size, stdin, resources.
 
 use std::future::Future;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_protocol::agent::{ContainerRef, ResizePtyRequest, SignalRequest, UpdateRequest};
+use bulkhead_protocol::agent::{ContainerRef, ResizePtyRequest, UpdateRequest};
 use bulkhead_protocol::agent_ttrpc::AgentClient;
-use bulkhead_protocol::host::SIGKILL;
 use bulkhead_protocol::pod::{ContainerStartedRequest, UpdateContainerRequest};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
-use ttrpc::context::{self, Context};
 
-use super::process::At;
-use super::{Pod, cpuset, hung};
-use crate::error::{CLEANUP_PATIENCE, TaskError};
+use super::process::ProcessRef;
+use super::{Pod, PodHandle, cpuset, without_deadline};
+use crate::error::{TaskError, chain};
 use crate::lifecycle::{Event, Exit, State};
 use crate::runtime::clock;
-use crate::runtime::shared_task::Flight;
+use crate::runtime::owner::Message;
+use crate::runtime::shared_task::SharedTask;
 
-/// No deadline for the guest: what it has begun it shall finish.
-pub(super) fn patient() -> Context {
-    context::with_timeout(0)
-}
+/// How long the sandboxer may be away before it is not told any more that a container has started.
+const STARTED_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Work that runs to its end even if its caller does not wait.
-async fn detached<T, F>(act: &'static str, until: Instant, work: F) -> Result<T, TaskError>
+/// Does work that runs to its end even if its caller does not wait.
+pub(super) async fn detached<T, F>(act: &'static str, until: Instant, work: F) -> Result<T, TaskError>
 where
     T: Clone + Send + Sync + 'static,
     F: Future<Output = Result<T, TaskError>> + Send + 'static,
 {
-    let flight = Flight::launch(work);
-    timeout_at(until, flight.join()).await.unwrap_or(Err(TaskError::AgentSilent { act }))
+    let task = SharedTask::spawn(work);
+    timeout_at(until, task.join()).await.unwrap_or(Err(TaskError::AgentSilent { act }))
 }
 
-impl Pod {
+impl PodHandle {
     /// Starts a created process and answers its pid.
     ///
     /// # Errors
     /// What failed; [`TaskError::Refused`].
-    pub(crate) async fn start(self: &Arc<Self>, at: &At, until: Instant) -> Result<u32, TaskError> {
-        self.feed(at, Event::StartAsked)?;
-        let started = timeout_at(until, at.process.start()?.join()).await;
-        started.unwrap_or(Err(TaskError::AgentSilent { act: "start" }))
+    pub(crate) async fn start(&self, process: &ProcessRef, until: Instant) -> Result<u32, TaskError> {
+        let start = self.ask(BeginStart(process.clone())).await??;
+        timeout_at(until, start.join()).await.unwrap_or(Err(TaskError::AgentSilent { act: "start" }))
     }
 
     /// Waits for the end of a process.
     ///
     /// # Errors
-    /// [`TaskError::UnknownContainer`], [`TaskError::UnknownExec`] when it never came to be.
-    pub(crate) async fn wait(&self, at: &At) -> Result<Exit, TaskError> {
+    /// [`TaskError::UnknownContainer`], [`TaskError::UnknownExec`] when it was never created.
+    pub(crate) async fn wait(&self, process: &ProcessRef) -> Result<Exit, TaskError> {
         let over = |state: State| state.exit().is_some() || matches!(state, State::Gone { .. });
-        at.process.until(over).await.exit().ok_or_else(|| at.unknown())
-    }
-
-    /// Sends a signal to a process, or to every process of its container. An exec whose start is under way gets it when
-    /// it runs. A guest that does not take the signal that is to end a container is ended itself ([`super::hung`]).
-    ///
-    /// # Errors
-    /// Not found when it has ended.
-    pub(crate) async fn kill(
-        self: &Arc<Self>,
-        at: &At,
-        signal: u32,
-        all: bool,
-        until: Instant,
-    ) -> Result<(), TaskError> {
-        let settled = at.process.until(|state| !matches!(state, State::Starting { pid: 0 }));
-        timeout_at(until, settled).await.map_err(|_elapsed| TaskError::AgentSilent { act: "kill" })?;
-        self.feed(at, Event::SignalAsked)?;
-        let (pod, at) = (self.clone(), at.clone());
-        detached("kill", until, async move {
-            let asked = Instant::now();
-            if !at.is_init() {
-                return send_signal(&pod, &at, signal, all, until).await;
-            }
-            let sent = send_signal(&pod, &at, signal, all, asked + hung::AFTER).await;
-            hung::ended_by(pod.vmm.get().map(AsRef::as_ref), sent, asked).await
-        })
-        .await
+        process.until(over).await.exit().ok_or_else(|| process.unknown())
     }
 
     /// Freezes or thaws a container.
@@ -87,8 +55,8 @@ impl Pod {
     /// # Errors
     /// What failed; [`TaskError::Refused`].
     pub(crate) async fn freeze(
-        self: &Arc<Self>,
-        at: &At,
+        &self,
+        process: &ProcessRef,
         freeze: Freeze,
         until: Instant,
     ) -> Result<(), TaskError> {
@@ -96,46 +64,53 @@ impl Pod {
             Freeze::Pause => (Event::PauseAsked, Event::Paused, "pause"),
             Freeze::Resume => (Event::ResumeAsked, Event::Resumed, "resume"),
         };
-        self.feed(at, asked)?;
-        let (pod, at) = (self.clone(), at.clone());
-        let request = ContainerRef { container_id: at.container.id.clone(), ..Default::default() };
+        self.feed(process, asked).await?;
+        let (pod, process) = (self.clone(), process.clone());
+        let request = ContainerRef { container_id: process.container_id().to_owned(), ..Default::default() };
         let work = async move {
             let call = |agent: AgentClient| async move {
                 match freeze {
-                    Freeze::Pause => agent.pause(patient(), &request).await,
-                    Freeze::Resume => agent.resume(patient(), &request).await,
+                    Freeze::Pause => agent.pause(without_deadline(), &request).await,
+                    Freeze::Resume => agent.resume(without_deadline(), &request).await,
                 }
             };
-            pod.agent.call(act, until, call).await?;
-            pod.note(&at, done);
+            pod.links().agent.call(act, until, call).await?;
+            pod.note(&process, done).await;
             Ok(())
         };
         detached(act, until, work).await
     }
 
-    /// Tells a terminal its size.
+    /// Sets the size of a terminal.
     ///
     /// # Errors
     /// What failed; [`TaskError::Refused`].
     pub(crate) async fn resize(
-        self: &Arc<Self>,
-        at: &At,
-        width: u32,
-        height: u32,
+        &self,
+        process: &ProcessRef,
+        (width, height): (u32, u32),
         until: Instant,
     ) -> Result<(), TaskError> {
-        self.feed(at, Event::AdjustAsked)?;
+        self.feed(process, Event::AdjustAsked).await?;
         let request = ResizePtyRequest {
-            container_id: at.container.id.clone(),
-            exec_id: at.process.exec.clone(),
+            container_id: process.container_id().to_owned(),
+            exec_id: process.exec_id().to_owned(),
             width,
             height,
             ..Default::default()
         };
-        let call = self.agent.call("resize the terminal", until, |agent| async move {
-            agent.resize_pty(patient(), &request).await
+        let call = self.links().agent.call("resize the terminal", until, |agent| async move {
+            agent.resize_pty(without_deadline(), &request).await
         });
         call.await.map(drop)
+    }
+
+    /// containerd will write no more to stdin: its end is the end of the input.
+    ///
+    /// # Errors
+    /// [`TaskError::Crashed`].
+    pub(crate) async fn close_stdin(&self, process: &ProcessRef) -> Result<(), TaskError> {
+        self.ask(CloseStdin(process.clone())).await
     }
 
     /// Gives a container new resources: the host's part first, so that the guest never has more than the host.
@@ -143,30 +118,29 @@ impl Pod {
     /// # Errors
     /// What failed; [`TaskError::Refused`].
     pub(crate) async fn update(
-        self: &Arc<Self>,
-        at: &At,
+        &self,
+        process: &ProcessRef,
         resources: Vec<u8>,
         until: Instant,
     ) -> Result<(), TaskError> {
-        self.feed(at, Event::AdjustAsked)?;
-        let resources = cpuset::left_out(&resources, Path::new(&at.container.bundle))?;
-        let (pod, at) = (self.clone(), at.clone());
+        self.feed(process, Event::AdjustAsked).await?;
+        let resources = cpuset::without_host_cpus(&resources, Path::new(process.bundle()))?;
+        let (pod, container_id) = (self.clone(), process.container_id().to_owned());
         let work = async move {
             let host = UpdateContainerRequest {
-                sandbox_id: pod.sandbox_id.clone(),
-                container_id: at.container.id.clone(),
+                sandbox_id: pod.links().sandbox_id.clone(),
+                container_id: container_id.clone(),
                 resources: resources.clone(),
                 ..Default::default()
             };
-            let call = pod.control.call("update the container", until, |sandboxer| {
+            let call = pod.links().sandboxer.call("update the container", until, |sandboxer| {
                 let host = host.clone();
-                async move { sandboxer.update_container(patient(), &host).await }
+                async move { sandboxer.update_container(without_deadline(), &host).await }
             });
             call.await?;
-            let guest =
-                UpdateRequest { container_id: at.container.id.clone(), resources, ..Default::default() };
-            let call = pod.agent.call("update the container", until, |agent| async move {
-                agent.update(patient(), &guest).await
+            let guest = UpdateRequest { container_id, resources, ..Default::default() };
+            let call = pod.links().agent.call("update the container", until, |agent| async move {
+                agent.update(without_deadline(), &guest).await
             });
             call.await.map(drop)
         };
@@ -183,64 +157,76 @@ pub(crate) enum Freeze {
     Resume,
 }
 
-/// Starts a process; the flight behind [`Pod::start`].
-pub(super) async fn start(pod: Arc<Pod>, at: At) -> Result<u32, TaskError> {
-    let until = Instant::now() + clock::DEFAULT_PATIENCE;
-    let request = at.reference();
-    let call = pod.agent.call("start", until, |agent| async move { agent.start(patient(), &request).await });
+struct BeginStart(ProcessRef);
+
+impl Message<Pod> for BeginStart {
+    type Answer = Result<SharedTask<u32>, TaskError>;
+    fn handle(self, pod: &mut Pod) -> Self::Answer {
+        pod.feed(&self.0, Event::StartAsked)?;
+        let start = pod.process_mut(&self.0).and_then(|known| known.start.clone());
+        start.ok_or(TaskError::Crashed)
+    }
+}
+
+struct CloseStdin(ProcessRef);
+
+impl Message<Pod> for CloseStdin {
+    type Answer = ();
+    fn handle(self, pod: &mut Pod) {
+        if let Some(streams) = pod.process_mut(&self.0).and_then(|known| known.streams.as_mut()) {
+            streams.close_stdin();
+        }
+    }
+}
+
+impl Pod {
+    /// Asks the guest to start a process.
+    pub(super) fn call_start(&mut self, process: &ProcessRef) {
+        let start = SharedTask::spawn(start(self.handle.clone(), process.clone()));
+        if let Some(known) = self.process_mut(process) {
+            known.start = Some(start);
+        }
+    }
+}
+
+async fn start(pod: PodHandle, process: ProcessRef) -> Result<u32, TaskError> {
+    let until = Instant::now() + clock::DEFAULT_TIMEOUT;
+    let request = process.for_agent();
+    let call = pod
+        .links()
+        .agent
+        .call("start", until, |agent| async move { agent.start(without_deadline(), &request).await });
     let started = call.await.map(|answer| answer.pid);
     match &started {
         Ok(pid) => {
-            pod.note(&at, Event::Started { pid: *pid });
-            if at.is_init() {
-                info!(container = at.container.id, pid, "started");
-                tokio::spawn(tell_sandboxer(pod, at, *pid));
+            pod.note(&process, Event::Started { pid: *pid }).await;
+            if process.is_init() {
+                info!(container = process.container_id(), pid, "started");
+                tokio::spawn(report_start(pod, process, *pid));
             }
         }
         Err(error) => {
-            warn!(process = at.name(), error = crate::error::chain(error), "start failed");
-            pod.note(&at, Event::StartFailed);
+            warn!(process = process.name(), error = chain(error), "start failed");
+            pod.note(&process, Event::StartFailed).await;
         }
     }
     started
 }
 
-async fn tell_sandboxer(pod: Arc<Pod>, at: At, guest_pid: u32) {
+/// Tells the sandboxer the container's pid in the guest, for its record.
+async fn report_start(pod: PodHandle, process: ProcessRef, guest_pid: u32) {
     let request = ContainerStartedRequest {
-        sandbox_id: pod.sandbox_id.clone(),
-        container_id: at.container.id.clone(),
+        sandbox_id: pod.links().sandbox_id.clone(),
+        container_id: process.container_id().to_owned(),
         guest_pid,
         ..Default::default()
     };
-    let until = Instant::now() + Duration::from_secs(60);
-    let call = pod.control.call("record the start", until, |sandboxer| {
+    let until = Instant::now() + STARTED_TIMEOUT;
+    let call = pod.links().sandboxer.call("record the start", until, |sandboxer| {
         let request = request.clone();
-        async move { sandboxer.container_started(patient(), &request).await }
+        async move { sandboxer.container_started(without_deadline(), &request).await }
     });
     if let Err(error) = call.await {
-        debug!(error = crate::error::chain(&error), "the guest pid is not recorded");
+        debug!(error = chain(&error), "the guest pid is not recorded");
     }
-}
-
-async fn send_signal(
-    pod: &Arc<Pod>,
-    at: &At,
-    signal: u32,
-    all: bool,
-    until: Instant,
-) -> Result<(), TaskError> {
-    let request = SignalRequest {
-        container_id: at.container.id.clone(),
-        exec_id: at.process.exec.clone(),
-        signal,
-        all,
-        ..Default::default()
-    };
-    let call = pod.agent.call("kill", until, |agent| async move { agent.signal(patient(), &request).await });
-    call.await.map(drop)
-}
-
-/// SIGKILLs every process of a container that containerd has given up.
-pub(super) async fn kill_all(pod: &Arc<Pod>, at: &At) -> Result<(), TaskError> {
-    send_signal(pod, at, SIGKILL, true, Instant::now() + CLEANUP_PATIENCE).await
 }

@@ -1,51 +1,64 @@
-//! Stats: the guest's cgroup v2 figures as containerd's `io.containerd.cgroups.v2.Metrics` (fact 3.14).
+//! Stats: the guest's cgroup v2 metrics as containerd's `io.containerd.cgroups.v2.Metrics` (fact 3.14).
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{ContainerRef, StatsResponse};
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
 };
-use protobuf::Message;
+use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use tokio::time::Instant;
 
-use super::Pod;
-use super::process::At;
-use super::run::patient;
+use super::process::ProcessRef;
+use super::{Pod, PodHandle, without_deadline};
 use crate::error::TaskError;
+use crate::runtime::owner::Message;
 
 /// How long the guest may take: kubelet asks for every container in turn.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Exactly this, without a prefix: anything else fails the listing of the whole node.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Type of the answer. Exactly this, without a prefix: anything else fails the listing of the whole node.
 const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 
-impl Pod {
-    /// A container's figures, until it is deleted: containerd 2.3 asks for them after an exit by SIGKILL, to learn
+impl PodHandle {
+    /// A container's metrics, until it is deleted: containerd 2.3 asks for them after an exit by SIGKILL, to learn
     /// whether that was the OOM killer (fact 5.2).
     ///
     /// # Errors
-    /// `Agent…`, after 1 s at the latest, while it lives. Of an ended one the guest may have nothing more to say.
-    pub(crate) async fn stats(&self, at: &At) -> Result<Any, TaskError> {
-        let request = ContainerRef { container_id: at.container.id.clone(), ..Default::default() };
-        let until = Instant::now() + PATIENCE;
+    /// `Agent…`, after 1 s at the latest, while it lives. For an ended container the guest may have no metrics any
+    /// more: then they are zero.
+    pub(crate) async fn stats(&self, process: &ProcessRef) -> Result<Any, TaskError> {
+        let request = ContainerRef { container_id: process.container_id().to_owned(), ..Default::default() };
+        let until = Instant::now() + TIMEOUT;
         let act = "read its statistics";
-        let call = self.agent.call(act, until, |agent| async move { agent.stats(patient(), &request).await });
+        let call = self
+            .links()
+            .agent
+            .call(act, until, |agent| async move { agent.stats(without_deadline(), &request).await });
         let mut stats = match call.await {
             Ok(stats) => stats,
-            Err(_) if at.process.state().exit().is_some() => StatsResponse::default(),
+            Err(_) if process.state().exit().is_some() => StatsResponse::default(),
             Err(error) => return Err(error),
         };
-        if at.container.oom_told.load(Ordering::Relaxed) {
+        if self.ask(IsOomTold(process.clone())).await? {
             let kills = stats.memory_events.entry("oom_kill".to_owned()).or_default();
             *kills = (*kills).max(1);
         }
-        let figures = metrics(&stats).write_to_bytes();
-        let nonsense = |_encoding| TaskError::AgentNonsense { act, fault: "figures that cannot be encoded" };
-        let value = figures.map_err(nonsense)?;
+        let metrics = metrics(&stats).write_to_bytes();
+        let invalid = |_encoding| TaskError::AgentNonsense { act, fault: "figures that cannot be encoded" };
+        let value = metrics.map_err(invalid)?;
         Ok(Any { type_url: TYPE.to_owned(), value, ..Default::default() })
+    }
+}
+
+/// Whether subscribers have been told of an OOM kill in a container.
+struct IsOomTold(ProcessRef);
+
+impl Message<Pod> for IsOomTold {
+    type Answer = bool;
+    fn handle(self, pod: &mut Pod) -> bool {
+        pod.container_mut(&self.0).is_some_and(|container| container.oom_told)
     }
 }
 
@@ -80,7 +93,7 @@ fn metrics(stats: &StatsResponse) -> Metrics {
 }
 
 fn memory(stats: &StatsResponse) -> MemoryStat {
-    let key = |name: &str| figure(&stats.memory_stat, name);
+    let key = |name: &str| metric(&stats.memory_stat, name);
     // containerd computes the available memory as limit - working set: 0 would be a huge number (fact 3.14).
     let limit = |value: u64| if value == 0 { u64::MAX } else { value };
     MemoryStat {
@@ -125,18 +138,18 @@ fn memory(stats: &StatsResponse) -> MemoryStat {
 
 fn memory_events(events: &HashMap<String, u64>) -> MemoryEvents {
     MemoryEvents {
-        low: figure(events, "low"),
-        high: figure(events, "high"),
-        max: figure(events, "max"),
-        oom: figure(events, "oom"),
-        oom_kill: figure(events, "oom_kill"),
-        oom_group_kill: figure(events, "oom_group_kill"),
+        low: metric(events, "low"),
+        high: metric(events, "high"),
+        max: metric(events, "max"),
+        oom: metric(events, "oom"),
+        oom_kill: metric(events, "oom_kill"),
+        oom_group_kill: metric(events, "oom_group_kill"),
         ..Default::default()
     }
 }
 
-fn figure(figures: &HashMap<String, u64>, name: &str) -> u64 {
-    figures.get(name).copied().unwrap_or_default()
+fn metric(metrics: &HashMap<String, u64>, name: &str) -> u64 {
+    metrics.get(name).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -145,7 +158,7 @@ mod tests {
     use crate::guest::answers::{MEMORY_EVENTS, MEMORY_KINDS};
 
     #[test]
-    fn figures_land_in_the_fields_that_containerd_reads() {
+    fn metrics_are_in_the_fields_that_containerd_reads() {
         let stats = StatsResponse {
             cpu_usage_usec: 7,
             memory_usage: 100,
@@ -163,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn every_figure_that_is_let_through_lands_somewhere() {
+    fn every_metric_that_passes_the_bounds_has_a_field() {
         let nothing = metrics(&StatsResponse::default());
         let only = |name: &str| HashMap::from([(name.to_owned(), 7)]);
         for kind in MEMORY_KINDS {
@@ -177,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_is_not_told_is_no_limit() {
+    fn a_missing_limit_means_no_limit() {
         assert_eq!(metrics(&StatsResponse::default()).memory.usage_limit, u64::MAX);
     }
 }

@@ -1,6 +1,6 @@
-//! The BPF program that leads every TCP connection to a loopback address of a network namespace to one of two
-//! sockets, whatever its port (`BPF_PROG_TYPE_SK_LOOKUP`, Linux 5.9). The accepted connection keeps the address that
-//! was dialled, so its local port says which port of the guest is meant.
+//! The BPF program that redirects every TCP connection to a loopback address of a network namespace, whatever its port,
+//! to one of two sockets (`BPF_PROG_TYPE_SK_LOOKUP`, Linux 5.9). The accepted connection keeps the address that was
+//! dialled, so its local port is the port of the guest to forward to.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +11,7 @@ pub(super) const IPV4: u32 = 0;
 /// Key of the socket for IPv6.
 pub(super) const IPV6: u32 = 1;
 
-/// Where `struct bpf_sk_lookup` (`linux/bpf.h`) has what we look at.
+/// Offsets in `struct bpf_sk_lookup` (`linux/bpf.h`).
 mod at {
     pub(super) const FAMILY: i16 = 8;
     pub(super) const PROTOCOL: i16 = 12;
@@ -23,15 +23,15 @@ mod at {
 const TCP: i32 = 6;
 /// AF_INET6, `bits/socket.h`.
 const INET6: i32 = 10;
-/// `SK_PASS`: go on, with the socket that was picked or by the usual rules.
+/// `SK_PASS`: continue with the socket that was assigned, or by the usual rules.
 const PASS: i32 = 1;
 
-/// Helpers by number, `linux/bpf.h`.
+/// Numbers of helpers, `linux/bpf.h`.
 const MAP_LOOKUP_ELEM: i32 = 1;
 const SK_RELEASE: i32 = 86;
 const SK_ASSIGN: i32 = 124;
 
-/// Codes, `linux/bpf_common.h` and `linux/bpf.h`.
+/// Codes of instructions, `linux/bpf_common.h` and `linux/bpf.h`.
 mod code {
     /// 32 bits from memory into a register.
     pub(super) const LOAD: u8 = 0x61;
@@ -64,7 +64,7 @@ mod code {
 /// Source register of [`code::LOAD_WIDE`] that makes the immediate a map's descriptor (`BPF_PSEUDO_MAP_FD`).
 const IS_MAP: u8 = 1;
 
-/// Labels of the program. Each stands before the instruction that is written next.
+/// Labels of the program. A label marks the instruction that is written next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Label {
     Ipv6,
@@ -72,7 +72,7 @@ enum Label {
     Pass,
 }
 
-/// A program under way.
+/// A program that is being written.
 #[derive(Default)]
 struct Assembly {
     code: Vec<Instruction>,
@@ -108,7 +108,7 @@ impl Assembly {
     }
 }
 
-/// Four bytes in network order, as a 32-bit load sees them.
+/// Four bytes in network order, as a 32-bit load reads them.
 fn word(bytes: [u8; 4]) -> i32 {
     i32::from_ne_bytes(bytes)
 }
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_jump_lands_where_it_should() {
+    fn every_jump_has_its_target() {
         let program = program(0);
         let target = |at: usize| at + 1 + usize::try_from(program[at].offset).unwrap();
         let pass = program.len() - 2;

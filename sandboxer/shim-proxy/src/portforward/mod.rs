@@ -1,9 +1,9 @@
 //! Port-forward: containerd enters the pod's network namespace and dials localhost there, but the pod's processes
-//! listen in the guest. So every TCP connection to the namespace's loopback is led to a socket of ours, whatever its
-//! port, and on to the same port of the guest's loopback.
+//! listen in the guest. So every TCP connection to the namespace's loopback, whatever its port, is redirected to a
+//! socket of this process, and forwarded to the same port of the guest's loopback.
 //!
-//! Owns the sockets, the BPF link that leads to them, and every connection under way; all of it ends with
-//! [`Forward::close`], or with this process. Nothing else of the namespace is touched.
+//! A [`PortForward`] owns the sockets, the BPF link that redirects to them, and the open connections. All of it ends
+//! with [`PortForward::close`], or with this process. Nothing else in the namespace changes.
 
 mod lookup;
 mod relay;
@@ -26,13 +26,13 @@ use tracing::{debug, warn};
 use crate::error::chain;
 use crate::sys::bpf;
 
-/// Connections under way at once; more wait in the kernel's queue.
-const MOST: usize = 256;
+/// Most open connections; further ones wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 256;
 
 /// Why ports of the pod cannot be forwarded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForwardError {
-    /// The namespace is not there.
+    /// The namespace could not be opened.
     #[error("cannot open network namespace {}", path.display())]
     OpenNetns {
         /// As the sandboxer named it.
@@ -40,7 +40,7 @@ pub(crate) enum ForwardError {
         /// The cause.
         source: io::Error,
     },
-    /// The namespace could not be entered, or nothing be opened in it.
+    /// The namespace could not be entered, or no socket be opened in it.
     #[error("cannot listen on {address} in network namespace {}", path.display())]
     Listen {
         /// Where.
@@ -50,7 +50,7 @@ pub(crate) enum ForwardError {
         /// The cause.
         source: io::Error,
     },
-    /// The kernel takes no such program: it needs CONFIG_BPF_SYSCALL, and CAP_BPF and CAP_NET_ADMIN for us.
+    /// The kernel refuses the program: it needs CONFIG_BPF_SYSCALL, and we need CAP_BPF and CAP_NET_ADMIN.
     #[error("cannot {act} (bpf(2))")]
     Bpf {
         /// Which step.
@@ -58,29 +58,29 @@ pub(crate) enum ForwardError {
         /// The cause.
         source: io::Error,
     },
-    /// A socket could not be joined to the event loop.
+    /// A socket could not be registered with the event loop.
     #[error("cannot serve the sockets in the network namespace")]
     Serve(#[source] io::Error),
 }
 
-/// Forwarding under way.
+/// The port-forward of one network namespace.
 #[derive(Debug)]
-pub(crate) struct Forward {
+pub(crate) struct PortForward {
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
 
-impl Forward {
-    /// From now on connections to the loopback of `netns` reach the guest behind `vsock`.
+impl PortForward {
+    /// Forwards connections to the loopback of `netns` into the guest behind `vsock`.
     ///
     /// # Errors
-    /// [`ForwardError`]; then nothing is left in the namespace.
+    /// [`ForwardError`]; then nothing is left behind in the namespace.
     pub(crate) fn open(netns: &Path, vsock: &Path) -> Result<Self, ForwardError> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let namespace = rustix::fs::open(netns, flags, Mode::empty())
             .map_err(|source| ForwardError::OpenNetns { path: netns.into(), source: source.into() })?;
         let listeners = listen(&namespace, netns)?;
-        let link = lead(&namespace, &listeners)?;
+        let link = redirect(&namespace, &listeners)?;
         let listeners = listeners.into_iter().map(|(_, listener)| TcpListener::from_std(listener));
         let listeners = listeners.collect::<Result<_, _>>().map_err(ForwardError::Serve)?;
         let (stop, stopped) = oneshot::channel();
@@ -97,12 +97,13 @@ impl Forward {
     }
 }
 
-/// Listens in the namespace, on any port: it is never dialled by that port. Without IPv6 there, on IPv4 alone.
+/// Listens in the namespace, on ports that the kernel picks: nobody dials them. Only on IPv4 if the namespace has no
+/// IPv6.
 fn listen(namespace: &OwnedFd, path: &Path) -> Result<Vec<(u32, StdListener)>, ForwardError> {
     let ipv4 = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let ipv6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
     let failed = |address| move |source| ForwardError::Listen { address, path: path.into(), source };
-    // A thread of its own enters the namespace and ends there.
+    // A namespace is entered by a thread. This one ends there, and no other thread is affected.
     let bound = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -122,8 +123,8 @@ fn listen(namespace: &OwnedFd, path: &Path) -> Result<Vec<(u32, StdListener)>, F
     Ok(listeners)
 }
 
-/// Leads the namespace's loopback connections to the listeners, until the answer is dropped.
-fn lead(namespace: &OwnedFd, listeners: &[(u32, StdListener)]) -> Result<OwnedFd, ForwardError> {
+/// Redirects the namespace's loopback connections to the listeners, until the answer is dropped.
+fn redirect(namespace: &OwnedFd, listeners: &[(u32, StdListener)]) -> Result<OwnedFd, ForwardError> {
     let failed = |act| move |source| ForwardError::Bpf { act, source };
     let map = bpf::socket_map(lookup::IPV6 + 1).map_err(failed("make a map of sockets"))?;
     for (key, listener) in listeners {
@@ -143,13 +144,13 @@ async fn serve(
     loop {
         tokio::select! {
             _closed = &mut stopped => break,
-            client = accept_any(&listeners), if relays.len() < MOST => {
+            client = accept_any(&listeners), if relays.len() < MAX_CONNECTIONS => {
                 relays.spawn(relay::relay(client, vsock.clone()));
             }
             Some(_ended) = relays.join_next() => {}
         }
     }
-    // No connection comes any more, then none is left.
+    // First no new connection can come, then the open ones end.
     drop(link);
     drop(listeners);
     relays.shutdown().await;
@@ -167,12 +168,13 @@ async fn accept_any(listeners: &[TcpListener]) -> TcpStream {
     accept(poll, |error| warn!(%error, "cannot accept a forwarded connection, trying again")).await
 }
 
-/// Opens it, or says why ports of this pod cannot be forwarded: that is no reason not to run it.
-pub(crate) fn open_or_explain(netns: &str, vsock: &Path) -> Option<Forward> {
+/// Opens a port-forward, or logs why ports of this pod cannot be forwarded: the pod runs all the same. None without a
+/// namespace.
+pub(crate) fn open_or_log(netns: &str, vsock: &Path) -> Option<PortForward> {
     if netns.is_empty() {
         return None;
     }
-    match Forward::open(Path::new(netns), vsock) {
+    match PortForward::open(Path::new(netns), vsock) {
         Ok(forward) => Some(forward),
         Err(error) => {
             warn!(error = chain(&error), "ports of this pod cannot be forwarded");

@@ -19,11 +19,11 @@ use crate::error::chain;
 use crate::guest::dial;
 
 /// How long the guest may take to dial both of its loopback addresses.
-const ANSWER: Duration = Duration::from_secs(25);
-/// A client that has closed altogether is noticed by a probe, after this much silence and at this pace.
-const PROBES: Duration = Duration::from_secs(30);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(25);
+/// Idle time and interval of the keepalive probes that notice a client that has closed altogether.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Why a connection ended other than by both of its ends.
+/// Why a connection was reset, instead of ended by both sides.
 #[derive(Debug, thiserror::Error)]
 enum Reset {
     #[error("cannot tell which port was dialled")]
@@ -40,9 +40,9 @@ enum Reset {
     ClientGone,
 }
 
-/// Carries one connection. One that cannot be is reset: containerd then tells its client so.
+/// Forwards one connection. If that fails the connection is reset: containerd then reports it to its client.
 pub(super) async fn relay(mut client: TcpStream, vsock: Arc<Path>) {
-    let Err(reset) = carry(&mut client, &vsock).await else { return };
+    let Err(reset) = forward(&mut client, &vsock).await else { return };
     let port = client.local_addr().map_or(0, |address| address.port());
     match &reset {
         Reset::Refused(_) => info!(port, error = chain(&reset), "a forwarded connection was refused"),
@@ -55,15 +55,15 @@ pub(super) async fn relay(mut client: TcpStream, vsock: Arc<Path>) {
     }
 }
 
-async fn carry(client: &mut TcpStream, vsock: &Path) -> Result<(), Reset> {
+async fn forward(client: &mut TcpStream, vsock: &Path) -> Result<(), Reset> {
     let port = client.local_addr().map_err(Reset::Port)?.port();
-    let mut guest = timeout(ANSWER, ask(vsock, port)).await.unwrap_or(Err(Reset::Silent))?;
-    probe(client);
+    let mut guest = timeout(DIAL_TIMEOUT, dial_in_guest(vsock, port)).await.unwrap_or(Err(Reset::Silent))?;
+    enable_keepalive(client);
     let (mut from_client, mut to_client) = client.split();
     let (mut from_guest, mut to_guest) = guest.split();
     let up = async {
         into_stream(&mut from_client, &mut to_guest).await?;
-        // The end of what a client says looks the same as its going away, until it does not take an answer.
+        // A client that has closed altogether looks like one that has only ended its input, until an answer fails.
         match from_client.ready(Interest::ERROR).await {
             Ok(_) => Err(Reset::ClientGone),
             Err(error) => Err(CopyError::Tcp(error).into()),
@@ -71,7 +71,7 @@ async fn carry(client: &mut TcpStream, vsock: &Path) -> Result<(), Reset> {
     };
     let down = async {
         from_stream(&mut from_guest, &mut to_client).await?;
-        // The second end: the guest has all of ours.
+        // The second end mark: the guest has received everything.
         from_guest.read_u32_le().await.map(drop).map_err(|error| CopyError::Stream(error).into())
     };
     tokio::select! {
@@ -81,7 +81,7 @@ async fn carry(client: &mut TcpStream, vsock: &Path) -> Result<(), Reset> {
 }
 
 /// Has the guest dial its port.
-async fn ask(vsock: &Path, port: u16) -> Result<UnixStream, Reset> {
+async fn dial_in_guest(vsock: &Path, port: u16) -> Result<UnixStream, Reset> {
     let mut guest = dial::guest_port(vsock, STREAM_PORT).await.map_err(Reset::Dial)?;
     let header = StreamHeader { kind: Kind::FORWARD.into(), port: port.into(), ..Default::default() };
     frame::write_message(&mut guest, &header).await.map_err(Reset::Dial)?;
@@ -89,12 +89,13 @@ async fn ask(vsock: &Path, port: u16) -> Result<UnixStream, Reset> {
     if answer.refused.is_empty() { Ok(guest) } else { Err(Reset::Refused(answer.refused)) }
 }
 
-/// Without probes a client that has closed would stay half open for as long as the server says nothing.
-fn probe(client: &TcpStream) {
-    let asked = sockopt::set_socket_keepalive(client, true)
-        .and_then(|()| sockopt::set_tcp_keepidle(client, PROBES))
-        .and_then(|()| sockopt::set_tcp_keepintvl(client, PROBES));
-    if let Err(error) = asked {
+/// Switches keepalive on: without it a connection whose client has gone stays half open until the server sends
+/// something.
+fn enable_keepalive(client: &TcpStream) {
+    let enabled = sockopt::set_socket_keepalive(client, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(client, KEEPALIVE))
+        .and_then(|()| sockopt::set_tcp_keepintvl(client, KEEPALIVE));
+    if let Err(error) = enabled {
         debug!(%error, "a client that goes away may not be noticed");
     }
 }

@@ -1,4 +1,4 @@
-//! In a network namespace of their own, with a guest that answers as the test says.
+//! Port-forward in a real network namespace, with a guest that the test plays.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream as StdStream;
@@ -16,14 +16,14 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 
-/// Nothing here may take longer.
+/// Nothing in these tests may take longer.
 const SOON: Duration = Duration::from_secs(20);
 
 /// A network namespace, as long as its process lives.
 struct Namespace(Child);
 
 impl Namespace {
-    /// With `lo` up and 10.9.9.9 on it; none, said aloud, without the right to.
+    /// With `lo` up and 10.9.9.9 on it; none without the right to make one, which is printed.
     fn new() -> Option<Self> {
         if !getuid().is_root() {
             println!("skipped: making a network namespace needs root");
@@ -45,7 +45,7 @@ impl Namespace {
         format!("/proc/{}/ns/net", self.0.id()).into()
     }
 
-    /// As containerd dials: from a thread within.
+    /// Dials as containerd does: from a thread within the namespace.
     async fn dial(&self, address: &str) -> io::Result<StdStream> {
         let (path, address) = (self.path(), address.parse::<SocketAddr>().unwrap());
         let dial = move || {
@@ -69,7 +69,7 @@ impl Drop for Namespace {
     }
 }
 
-/// A guest in which a server on every port but 9 says its port and what it was told, in reverse.
+/// A guest in which a server on every port but 9 answers its port and the question in reverse.
 fn guest(vsock: &Path) {
     let listener = UnixListener::bind(vsock).unwrap();
     tokio::spawn(async move {
@@ -127,11 +127,11 @@ macro_rules! namespace {
 }
 
 #[tokio::test]
-async fn every_port_of_the_loopback_reaches_the_guests_port() {
+async fn every_port_of_the_loopback_is_forwarded_to_the_guests_port() {
     let (netns, dir) = (namespace!(), tempfile::tempdir().unwrap());
     let vsock = dir.path().join("v");
     guest(&vsock);
-    let forward = Forward::open(&netns.path(), &vsock).unwrap();
+    let forward = PortForward::open(&netns.path(), &vsock).unwrap();
     for (address, port) in
         [("127.0.0.1:80", "80"), ("127.0.0.1:65535", "65535"), ("[::1]:80", "80"), ("127.1.2.3:1", "1")]
     {
@@ -144,7 +144,7 @@ async fn every_port_of_the_loopback_reaches_the_guests_port() {
     forward.close().await;
 }
 
-/// Dials and expects to be reset, which a slow client hears of while it connects.
+/// Dials and expects a reset, which a slow client gets while it connects.
 async fn expect_reset(netns: &Namespace, address: &str) {
     let heard = match netns.dial(address).await {
         Ok(stream) => tokio::task::spawn_blocking(move || (&stream).read(&mut [0])).await.unwrap(),
@@ -154,11 +154,11 @@ async fn expect_reset(netns: &Namespace, address: &str) {
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_at_once() {
+async fn a_refused_connection_is_reset_at_once() {
     let (netns, dir) = (namespace!(), tempfile::tempdir().unwrap());
     let vsock = dir.path().join("v");
     guest(&vsock);
-    let forward = Forward::open(&netns.path(), &vsock).unwrap();
+    let forward = PortForward::open(&netns.path(), &vsock).unwrap();
     expect_reset(&netns, "127.0.0.1:9").await;
     std::fs::remove_file(&vsock).unwrap();
     // Without a guest.
@@ -167,11 +167,11 @@ async fn a_refusal_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn nothing_else_is_touched() {
+async fn other_addresses_and_namespaces_are_not_forwarded() {
     let (netns, other, dir) = (namespace!(), namespace!(), tempfile::tempdir().unwrap());
     let vsock = dir.path().join("v");
     guest(&vsock);
-    let forward = Forward::open(&netns.path(), &vsock).unwrap();
+    let forward = PortForward::open(&netns.path(), &vsock).unwrap();
     let refused =
         |stream: io::Result<StdStream>| stream.unwrap_err().kind() == io::ErrorKind::ConnectionRefused;
     assert!(refused(netns.dial("10.9.9.9:80").await), "another address of the namespace");
@@ -180,11 +180,11 @@ async fn nothing_else_is_touched() {
 }
 
 #[tokio::test]
-async fn when_it_is_closed_nothing_is_open_there() {
+async fn after_close_nothing_is_open_in_the_namespace() {
     let (netns, dir) = (namespace!(), tempfile::tempdir().unwrap());
     let vsock = dir.path().join("v");
     guest(&vsock);
-    let forward = Forward::open(&netns.path(), &vsock).unwrap();
+    let forward = PortForward::open(&netns.path(), &vsock).unwrap();
     let under_way = netns.dial("127.0.0.1:80").await.unwrap();
     (&under_way).write_all(b"half a question").unwrap();
     forward.close().await;
@@ -201,15 +201,15 @@ async fn when_it_is_closed_nothing_is_open_there() {
     let read = tokio::task::spawn_blocking(move || (&under_way).read(&mut [0])).await.unwrap();
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
     // Again, as after a repeated Attach.
-    let forward = Forward::open(&netns.path(), &vsock).unwrap();
+    let forward = PortForward::open(&netns.path(), &vsock).unwrap();
     assert_eq!(ask(netns.dial("[::1]:7").await.unwrap(), b"x".to_vec()).await.unwrap(), b"7:x");
     forward.close().await;
 }
 
 #[tokio::test]
-async fn a_namespace_that_is_not_there_is_named() {
-    let error = Forward::open(Path::new("/run/netns/none such"), Path::new("/v")).unwrap_err();
+async fn a_missing_namespace_is_named_in_the_error() {
+    let error = PortForward::open(Path::new("/run/netns/none such"), Path::new("/v")).unwrap_err();
     assert!(error.to_string().contains("none such"), "{error}");
-    let error = Forward::open(Path::new("/proc/self/ns/uts"), Path::new("/v")).unwrap_err();
+    let error = PortForward::open(Path::new("/proc/self/ns/uts"), Path::new("/v")).unwrap_err();
     assert!(matches!(error, ForwardError::Listen { .. }), "{error}");
 }

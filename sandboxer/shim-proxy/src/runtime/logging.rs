@@ -1,74 +1,74 @@
-//! Lines on stderr, which the sandboxer points to a file in the pod's directory. That directory is small and lives as
-//! long as the pod, so the file is kept short: the newest lines stay.
+//! The log: lines on stderr, which the sandboxer points to a file in the pod's directory. That directory is small and
+//! lives as long as the pod, so the file is kept short: when it is full, the older half goes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
+use std::sync::Arc;
 
 use tracing::level_filters::LevelFilter;
 
-/// What stderr is, to open it anew: to shorten a file one has to read it.
+/// The path of stderr, to open it again: to shorten a file one has to read it.
 const STDERR: &str = "/proc/self/fd/2";
-/// Most that the file holds, in bytes: a sixteenth of the pod's directory.
-const LONGEST: u64 = 256 * 1024;
-/// What is in the place of lines that were dropped.
+/// Longest log file, in bytes: a sixteenth of the pod's directory.
+const MAX_LENGTH: u64 = 256 * 1024;
+/// The line that stands for those that were dropped.
 const DROPPED: &[u8] = b"earlier lines were dropped\n";
 
 /// Installs the log at `level`.
 pub(crate) fn init(level: &str) {
-    let log = tracing_subscriber::fmt().with_ansi(false).with_max_level(parsed(level));
-    // Else it says on stderr that stderr takes nothing, and panics because that fails: a guest that fills the pod's
-    // directory would end whatever task of ours has something to say.
+    let log = tracing_subscriber::fmt().with_ansi(false).with_max_level(parse_level(level));
+    // Otherwise the subscriber reports on stderr that stderr takes nothing, and panics because that fails: a guest that
+    // fills the pod's directory would end whatever task of ours logs something.
     let log = log.log_internal_errors(false);
-    match Bounded::stderr() {
-        Ok(Some(file)) => log.with_writer(Mutex::new(file)).init(),
+    match BoundedFile::stderr() {
+        Ok(Some(file)) => log.with_writer(Arc::new(file)).init(),
         Ok(None) => log.with_writer(io::stderr).init(),
         Err(error) => {
             log.with_writer(io::stderr).init();
-            tracing::warn!(%error, "the log cannot be opened anew and will not be shortened");
+            tracing::warn!(%error, "the log cannot be opened again and will not be shortened");
         }
     }
 }
 
-/// A level as tracing spells it; anything else, and nothing, is info. tracing itself takes nothing for error.
-fn parsed(level: &str) -> LevelFilter {
+/// A level as tracing spells it; info for anything else and for the empty string, which tracing takes for error.
+fn parse_level(level: &str) -> LevelFilter {
     if level.is_empty() { LevelFilter::INFO } else { level.parse().unwrap_or(LevelFilter::INFO) }
 }
 
 /// A log file that drops its older half when it gets too long.
 #[derive(Debug)]
-struct Bounded {
+struct BoundedFile {
     file: File,
-    longest: u64,
+    max_length: u64,
 }
 
-impl Bounded {
+impl BoundedFile {
     /// Stderr, if it is a file.
     fn stderr() -> io::Result<Option<Self>> {
         if !std::fs::metadata(STDERR)?.is_file() {
             return Ok(None);
         }
         let file = OpenOptions::new().read(true).append(true).open(STDERR)?;
-        Ok(Some(Self { file, longest: LONGEST }))
+        Ok(Some(Self { file, max_length: MAX_LENGTH }))
     }
 
     /// Makes room for a line.
     fn make_room(&self, line: usize) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         let line = u64::try_from(line).unwrap_or(u64::MAX);
-        if length.saturating_add(line) <= self.longest {
+        if length.saturating_add(line) <= self.max_length {
             return Ok(());
         }
-        let kept = self.newest(length);
-        // First: a full file system has room only then.
+        let kept = self.newest_lines(length);
+        // Truncated before it is written: a full file system has room only then.
         self.file.set_len(0)?;
         (&self.file).write_all(&[DROPPED, &kept?].concat())
     }
 
     /// The newest lines, half a file of them.
-    fn newest(&self, length: u64) -> io::Result<Vec<u8>> {
-        let start = length.saturating_sub(self.longest / 2);
+    fn newest_lines(&self, length: u64) -> io::Result<Vec<u8>> {
+        let start = length.saturating_sub(self.max_length / 2);
         let mut bytes = vec![0; usize::try_from(length - start).unwrap_or_default()];
         let read = self.file.read_at(&mut bytes, start)?;
         bytes.truncate(read);
@@ -77,8 +77,8 @@ impl Bounded {
     }
 }
 
-impl Write for Bounded {
-    /// Never fails: a full directory costs the line, not the one who had something to say.
+impl Write for &BoundedFile {
+    /// Never fails: a full directory costs the line, and not the task that logs it.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         drop(self.make_room(line.len()));
         drop((&self.file).write_all(line));
@@ -95,23 +95,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_level_is_info() {
+    fn an_unknown_level_means_info() {
         for (level, means) in [
             ("", LevelFilter::INFO),
             ("loud", LevelFilter::INFO),
             ("warn", LevelFilter::WARN),
             ("debug", LevelFilter::DEBUG),
         ] {
-            assert_eq!(parsed(level), means, "{level:?}");
+            assert_eq!(parse_level(level), means, "{level:?}");
         }
     }
 
     #[test]
-    fn the_newest_lines_stay_and_the_file_is_bounded() {
+    fn the_newest_lines_are_kept_and_the_file_is_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let file = OpenOptions::new().create(true).read(true).append(true).open(&path).unwrap();
-        let mut log = Bounded { file, longest: 1000 };
+        let bounded = BoundedFile { file, max_length: 1000 };
+        let mut log = &bounded;
         let text = || std::fs::read_to_string(&path).unwrap();
         for number in 0..90 {
             writeln!(log, "line {number:03}.").unwrap();
@@ -132,9 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_no_failure() {
+    fn a_full_disk_does_not_fail_the_writer() {
         let file = OpenOptions::new().append(true).open("/dev/full").unwrap();
-        let mut log = Bounded { file, longest: 1000 };
-        log.write_all(b"a line\n").unwrap();
+        let log = BoundedFile { file, max_length: 1000 };
+        (&log).write_all(b"a line\n").unwrap();
     }
 }

@@ -1,8 +1,9 @@
-//! A socket that says when it is let go: ttrpc closes its sockets without a word.
+//! A socket that tells when it closes and that is read to its end, which ttrpc does by itself neither.
 //!
-//! And one that can be read to its end: ttrpc gives a connection up at the first write that fails, with whatever the
-//! peer said before it left still unread. Here such a write waits, and the end that is read next ends the connection,
-//! unless we have hung up: then nobody reads any more.
+//! ttrpc closes its sockets without telling anybody. And it gives a connection up at the first write that fails, so
+//! that what the peer sent before it closed stays unread. Here a write that fails for that reason waits until the end
+//! of the input has been read, which ends the connection; once we have closed the connection ourselves nobody reads any
+//! more, and the write fails at once.
 
 use std::future::Future;
 use std::io;
@@ -13,21 +14,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// A stream that holds `witness` for as long as it is open; the witness acts when it is dropped.
-pub(crate) struct Watched<W> {
+/// A stream that holds a guard for as long as it is open; the guard acts when it is dropped.
+pub(crate) struct GuardedSocket<G> {
     stream: UnixStream,
-    hung_up: Pin<Box<WaitForCancellationFutureOwned>>,
-    _witness: W,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
+    _guard: G,
 }
 
-impl<W> Watched<W> {
-    /// Binds a witness to a stream, which we hang up by the token.
-    pub(crate) fn new(stream: UnixStream, hung_up: CancellationToken, witness: W) -> Self {
-        Self { stream, hung_up: Box::pin(hung_up.cancelled_owned()), _witness: witness }
+impl<G> GuardedSocket<G> {
+    /// Binds a guard to a stream. `closing` says that we close the connection ourselves.
+    pub(crate) fn new(stream: UnixStream, closing: CancellationToken, guard: G) -> Self {
+        Self { stream, closing: Box::pin(closing.cancelled_owned()), _guard: guard }
     }
 }
 
-impl<W: Unpin> AsyncRead for Watched<W> {
+impl<G: Unpin> AsyncRead for GuardedSocket<G> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -37,7 +38,7 @@ impl<W: Unpin> AsyncRead for Watched<W> {
     }
 }
 
-impl<W: Unpin> AsyncWrite for Watched<W> {
+impl<G: Unpin> AsyncWrite for GuardedSocket<G> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -45,8 +46,8 @@ impl<W: Unpin> AsyncWrite for Watched<W> {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, buffer);
         match written {
-            Poll::Ready(Err(left)) if left.kind() == io::ErrorKind::BrokenPipe => {
-                self.hung_up.as_mut().poll(context).map(|()| Err(left))
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.closing.as_mut().poll(context).map(|()| Err(error))
             }
             written @ (Poll::Ready(_) | Poll::Pending) => written,
         }

@@ -21,8 +21,8 @@ impl Trace {
         Self(KEYS.into_iter().filter_map(known).collect())
     }
 
-    /// For a call without a deadline that follows from it.
-    pub(crate) fn patient(&self) -> Context {
+    /// The context of a call without a deadline that belongs to it.
+    pub(crate) fn without_deadline(&self) -> Context {
         Context { metadata: self.0.clone(), ..context::with_timeout(0) }
     }
 }

@@ -2,9 +2,10 @@
 //! translates a request, asks the pod, and translates the answer.
 
 pub(crate) mod connections;
+mod lifetime;
 pub(crate) mod shim;
-pub(crate) mod streaming;
-pub(crate) mod task;
+mod streaming;
+mod task;
 
 #[cfg(test)]
 mod streaming_tests;

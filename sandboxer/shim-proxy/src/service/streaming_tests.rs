@@ -1,7 +1,5 @@
-//! Streams of containerd's streaming service, over a real connection with ttrpc's own client at its other end.
+//! containerd's streaming service over a real connection, with ttrpc's own client as containerd.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use protobuf::Message;
@@ -13,33 +11,36 @@ use ttrpc::r#async::transport::Socket;
 use ttrpc::r#async::{CSReceiver, CSSender, Client, ClientStream};
 
 use super::connections;
-use crate::error::TaskError;
 use crate::host::events::Events;
-use crate::pod::Pod;
-use crate::stdio::{Claim, HostEnds, Inlet, Outlet, Request, Role, Switchboard};
+use crate::pod::PodHandle;
+use crate::stdio::{Claim, Direction, HostEnds, Request, StreamReader, StreamRegistry, StreamWriter};
 
 const SOON: Duration = Duration::from_secs(5);
 
 struct Bench {
-    pod: Arc<Pod>,
+    pod: PodHandle,
     dir: tempfile::TempDir,
 }
 
 impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let events = Events::new(dir.path().join("events"), "k8s.io".into());
-        let pod = Pod::new("p".into(), dir.path().join("control"), events);
+        let (events, _forwarder) = Events::new(dir.path().join("events"), "k8s.io");
+        let pod = PodHandle::spawn("p".into(), dir.path().join("control"), events);
         let listener = UnixListener::bind(dir.path().join("task.sock")).unwrap();
         tokio::spawn(connections::serve(listener, pod.clone()));
         Self { pod, dir }
     }
 
-    fn claim(&self, id: &str, role: Role) -> Arc<Claim> {
-        self.pod.switchboard.claim(id, role).unwrap()
+    fn registry(&self) -> &StreamRegistry {
+        &self.pod.links().streams
     }
 
-    /// As containerd connects for each stream.
+    async fn claim(&self, id: &str, direction: Direction) -> Claim {
+        self.registry().claim(id, direction).await.unwrap()
+    }
+
+    /// Connects as containerd does for each stream.
     async fn connect(&self, id: &str) -> Containerd {
         let stream = UnixStream::connect(self.dir.path().join("task.sock")).await.unwrap();
         let client = Client::new(Socket::new(stream));
@@ -59,22 +60,22 @@ impl Bench {
 
     async fn until_forgotten(&self) {
         let forget = async {
-            while self.pod.switchboard.len() > 0 {
+            while self.registry().len().await > 0 {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        assert!(timeout(SOON, forget).await.is_ok(), "{:?}", self.pod.switchboard);
+        assert!(timeout(SOON, forget).await.is_ok(), "ids are still in use");
     }
 
     async fn until_connections(&self, wanted: usize) {
-        let open = &self.pod.callers;
+        let open = || self.pod.open_connections();
         let settle = async {
-            while open.count() != wanted {
+            while open().await != wanted {
                 sleep(Duration::from_millis(5)).await;
             }
         };
         let settled = timeout(SOON, settle).await;
-        assert!(settled.is_ok(), "{open:?} connections instead of {wanted}");
+        assert!(settled.is_ok(), "{} connections instead of {wanted}", open().await);
     }
 }
 
@@ -124,15 +125,15 @@ impl Containerd {
 }
 
 #[tokio::test]
-async fn output_stays_within_what_containerd_has_room_for() {
+async fn output_stays_within_containerds_window() {
     let bench = Bench::new();
     let mut containerd = bench.connect("c-stdout").await;
-    let mut outlet = Outlet::new(bench.claim("c-stdout", Role::Output));
+    let mut writer = StreamWriter::new(bench.claim("c-stdout", Direction::Output).await);
     let much: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
     let sent = much.clone();
     let write = tokio::spawn(async move {
-        outlet.write_all(&sent).await;
-        outlet.finish();
+        writer.write_all(&sent).await;
+        writer.finish();
     });
     containerd.grant(10).await;
     assert_eq!(containerd.data().await, much[..10]);
@@ -149,21 +150,22 @@ async fn output_stays_within_what_containerd_has_room_for() {
     assert_eq!(came, much);
     containerd.expect_end().await;
     write.await.unwrap();
-    // Nobody but us closes with containerd 2.1.
+    // containerd 2.1 does not close it.
     bench.until_connections(0).await;
     bench.until_forgotten().await;
 }
 
 #[tokio::test]
-async fn output_waits_for_a_containerd_that_is_away() {
+async fn output_waits_while_containerd_is_away() {
     let bench = Bench::new();
-    let keep = bench.claim("c-stdout", Role::Output);
-    let mut outlet = Outlet::new(keep.clone());
+    let claim = bench.claim("c-stdout", Direction::Output).await;
+    let hold = claim.hold();
+    let mut writer = StreamWriter::new(claim);
     let first = bench.connect("c-stdout").await;
     first.grant(3).await;
     let write = tokio::spawn(async move {
-        outlet.write_all(b"abcdef").await;
-        outlet.finish();
+        writer.write_all(b"abcdef").await;
+        writer.finish();
     });
     let mut first = first;
     assert_eq!(first.data().await, b"abc");
@@ -174,47 +176,47 @@ async fn output_waits_for_a_containerd_that_is_away() {
     second.grant(65_536).await;
     assert_eq!(second.data().await, b"def");
     second.expect_end().await;
-    // Until the process is deleted, whoever connects hears of the end.
+    // Until the process is deleted, a further connection is ended, too.
     bench.connect("c-stdout").await.expect_end().await;
-    drop((keep, write.await.unwrap()));
+    drop((hold, write.await.unwrap()));
     bench.until_connections(0).await;
     bench.until_forgotten().await;
 }
 
 #[tokio::test]
-async fn input_is_asked_for_and_ends_with_its_mark_alone() {
+async fn input_ends_with_its_end_mark_and_not_with_a_lost_connection() {
     let bench = Bench::new();
     let mut first = bench.connect("c-stdin").await;
-    let mut inlet = Inlet::new(bench.claim("c-stdin", Role::Input));
-    let reading = timeout(Duration::from_millis(50), inlet.read(100)).await;
+    let mut reader = StreamReader::new(bench.claim("c-stdin", Direction::Input).await);
+    let reading = timeout(Duration::from_millis(50), reader.read(100)).await;
     assert!(reading.is_err(), "{reading:?}");
     assert!(first.room().await > 0);
     first.write(b"one").await;
-    assert_eq!(timeout(SOON, inlet.read(2)).await.unwrap(), b"on");
-    assert_eq!(timeout(SOON, inlet.read(100)).await.unwrap(), b"e");
+    assert_eq!(timeout(SOON, reader.read(2)).await.unwrap(), b"on");
+    assert_eq!(timeout(SOON, reader.read(100)).await.unwrap(), b"e");
     assert_eq!(first.room().await, 3);
     drop(first);
     bench.until_connections(0).await;
-    let reading = timeout(Duration::from_millis(50), inlet.read(100)).await;
-    assert!(reading.is_err(), "a line that is lost is no end: {reading:?}");
+    let reading = timeout(Duration::from_millis(50), reader.read(100)).await;
+    assert!(reading.is_err(), "a lost connection is not the end: {reading:?}");
     let second = bench.connect("c-stdin").await;
     second.write(b"two").await;
     second.send.close_send().await.unwrap();
     // containerd 2.3 closes at once, with the data still under way.
     drop(second);
-    assert_eq!(timeout(SOON, inlet.read(100)).await.unwrap(), b"two");
-    assert_eq!(timeout(SOON, inlet.read(100)).await.unwrap(), b"");
+    assert_eq!(timeout(SOON, reader.read(100)).await.unwrap(), b"two");
+    assert_eq!(timeout(SOON, reader.read(100)).await.unwrap(), b"");
 }
 
 #[tokio::test]
-async fn no_input_is_lost_when_containerd_says_it_and_goes() {
+async fn no_input_is_lost_when_containerd_sends_it_and_closes() {
     for _ in 0..50 {
         let bench = Bench::new();
-        let mut inlet = Inlet::new(bench.claim("c-stdin", Role::Input));
+        let mut reader = StreamReader::new(bench.claim("c-stdin", Direction::Input).await);
         let read = tokio::spawn(async move {
             let mut length = 0;
             loop {
-                match inlet.read(16 * 1024).await.len() {
+                match reader.read(16 * 1024).await.len() {
                     0 => return length,
                     more => length += more,
                 }
@@ -236,36 +238,36 @@ async fn no_input_is_lost_when_containerd_says_it_and_goes() {
 }
 
 #[tokio::test]
-async fn input_that_nobody_reads_any_more_does_not_hold_containerd_up() {
+async fn input_that_nobody_reads_is_discarded_and_ended() {
     let bench = Bench::new();
     let mut containerd = bench.connect("c-stdin").await;
-    let inlet = Inlet::new(bench.claim("c-stdin", Role::Input));
-    drop(inlet);
+    let reader = StreamReader::new(bench.claim("c-stdin", Direction::Input).await);
+    drop(reader);
     assert!(containerd.room().await > 1_000_000);
     containerd.expect_end().await;
     bench.until_connections(0).await;
 }
 
 #[tokio::test]
-async fn a_line_that_no_process_ever_claims_is_forgotten_with_its_connection() {
+async fn an_unclaimed_stream_is_forgotten_with_its_connection() {
     let bench = Bench::new();
     let containerd = bench.connect("c-stdout").await;
-    assert_eq!(bench.pod.switchboard.len(), 1);
+    assert_eq!(bench.registry().len().await, 1);
     drop(containerd);
     bench.until_forgotten().await;
     bench.until_connections(0).await;
 }
 
 #[tokio::test]
-async fn a_process_is_abandoned_when_containerd_leaves_one_of_its_outputs() {
+async fn a_process_is_abandoned_when_containerd_closes_one_of_its_outputs() {
     let bench = Bench::new();
     let uri = |id: &str| format!("ttrpc+unix:///s?streaming_id={id}");
-    let switchboard = &bench.pod.switchboard;
+    let registry = bench.registry();
     for half in [true, false] {
         let request = Request { stdout: uri("e-stdout"), stderr: uri("e-stderr"), ..Default::default() };
         let (mut stdout, stderr) = (bench.connect("e-stdout").await, bench.connect("e-stderr").await);
-        let ends = HostEnds::open(&request, switchboard).unwrap();
-        assert!(!request.is_abandoned(switchboard), "half {half}");
+        let ends = HostEnds::open(&request, registry).await.unwrap();
+        assert!(!request.is_abandoned(registry).await, "half {half}");
         let half_closed = if half {
             stderr.send.close_send().await.unwrap();
             Some(stderr)
@@ -274,7 +276,7 @@ async fn a_process_is_abandoned_when_containerd_leaves_one_of_its_outputs() {
             None
         };
         let seen = async {
-            while !request.is_abandoned(switchboard) {
+            while !request.is_abandoned(registry).await {
                 sleep(Duration::from_millis(5)).await;
             }
         };
@@ -288,39 +290,11 @@ async fn a_process_is_abandoned_when_containerd_leaves_one_of_its_outputs() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_closed_from_both_sides_at_once_is_let_go() {
+async fn a_connection_that_both_sides_close_at_once_is_closed() {
     let bench = Bench::new();
     let containerd = bench.connect("e-stdout").await;
-    let claim = bench.claim("e-stdout", Role::Output);
+    let claim = bench.claim("e-stdout", Direction::Output).await;
     drop(containerd);
     drop(claim);
     bench.until_connections(0).await;
-}
-
-#[test]
-fn without_outputs_that_end_nothing_is_abandoned() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).display().to_string();
-    let switchboard = Switchboard::default();
-    let here = Request { stdout: path("."), stdin: path("gone"), ..Default::default() };
-    let file = Request { stdout: format!("file://{}", path("gone")), ..Default::default() };
-    let terminal = Request { terminal: true, stdout: path("."), stderr: path("gone"), ..Default::default() };
-    for request in [Request::default(), here, file, terminal] {
-        assert!(!request.is_abandoned(&switchboard), "{request:?}");
-    }
-    let gone = Request { stdout: path("gone"), ..Default::default() };
-    assert!(gone.is_abandoned(&switchboard));
-}
-
-#[tokio::test]
-async fn an_id_belongs_to_one_process() {
-    let switchboard = Arc::new(Switchboard::default());
-    let request = Request { stdout: "ttrpc+unix:///s?streaming_id=x".into(), ..Default::default() };
-    let first = HostEnds::open(&request, &switchboard).unwrap();
-    let error = HostEnds::open(&request, &switchboard).unwrap_err();
-    assert!(matches!(error, TaskError::AlreadyExists { .. }), "{error}");
-    drop(first);
-    HostEnds::open(&request, &switchboard).unwrap();
-    assert_eq!(switchboard.len(), 0);
-    assert!(!Path::new("/s").exists());
 }

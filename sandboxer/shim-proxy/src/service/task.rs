@@ -1,8 +1,7 @@
-//! containerd's Task API, version 3: translates, asks the pod, translates back.
+//! containerd's Task API, version 3.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api;
@@ -14,23 +13,22 @@ use ttrpc::asynchronous::TtrpcContext;
 
 use crate::error::TaskError;
 use crate::lifecycle::State;
-use crate::pod::callers::Caller;
-use crate::pod::{NewContainer, NewExec, Pod};
+use crate::pod::{CallerId, Freeze, NewContainer, NewExec, PodHandle, Signal};
 use crate::runtime::clock::{deadline, timestamp};
 use crate::stdio;
 use crate::runtime::trace::Trace;
 
-/// The service, over the pod, for one connection.
+/// The service for one connection.
 #[derive(Debug)]
 pub(crate) struct TaskService {
     /// The pod.
-    pub(crate) pod: Arc<Pod>,
-    /// Whose connection it is.
-    pub(crate) caller: Arc<Caller>,
+    pub(crate) pod: PodHandle,
+    /// The connection.
+    pub(crate) caller: CallerId,
 }
 
-/// The edge of an RPC: errors become statuses, and a panic becomes one too instead of a caller that waits for ever.
-pub(crate) async fn edge<T>(work: impl Future<Output = Result<T, TaskError>>) -> ttrpc::Result<T> {
+/// Does the work of an RPC: an error becomes a status, and so does a panic, whose caller would wait for ever.
+async fn respond<T>(work: impl Future<Output = Result<T, TaskError>>) -> ttrpc::Result<T> {
     let result = AssertUnwindSafe(work).catch_unwind().await;
     result.unwrap_or(Err(TaskError::Crashed)).map_err(|error| error.status())
 }
@@ -50,14 +48,13 @@ fn status(state: State) -> EnumOrUnknown<api::Status> {
 #[async_trait]
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, request: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
-        edge(async {
-            let at = self.pod.visible(&request.id, &request.exec_id)?;
-            let state = at.process.state();
-            let stdio = &at.process.stdio;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, &request.exec_id).await?;
+            let (state, stdio) = (process.state(), process.stdio());
             let mut answer = api::StateResponse {
                 id: request.id,
                 exec_id: request.exec_id,
-                bundle: at.container.bundle.clone(),
+                bundle: process.bundle().to_owned(),
                 pid: state.pid(),
                 status: status(state),
                 stdin: stdio.stdin.clone(),
@@ -80,7 +77,7 @@ impl Task for TaskService {
         context: &TtrpcContext,
         request: api::CreateTaskRequest,
     ) -> ttrpc::Result<api::CreateTaskResponse> {
-        edge(async {
+        respond(async {
             if !request.checkpoint.is_empty() {
                 let text = "restoring from a checkpoint is not supported by Bulkhead".to_owned();
                 return Err(TaskError::BadRequest(text));
@@ -91,7 +88,7 @@ impl Task for TaskService {
                 stdout: request.stdout,
                 stderr: request.stderr,
             };
-            self.caller.takes(&request.id);
+            self.pod.adopt(self.caller, &request.id);
             let trace = Trace::of(context);
             let new =
                 NewContainer { id: request.id, bundle: request.bundle, rootfs: request.rootfs, stdio, trace };
@@ -106,9 +103,9 @@ impl Task for TaskService {
         context: &TtrpcContext,
         request: api::StartRequest,
     ) -> ttrpc::Result<api::StartResponse> {
-        edge(async {
-            let at = self.pod.visible(&request.id, &request.exec_id)?;
-            let pid = self.pod.start(&at, deadline(context.timeout_nano)).await?;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, &request.exec_id).await?;
+            let pid = self.pod.start(&process, deadline(context.timeout_nano)).await?;
             Ok(api::StartResponse { pid, ..Default::default() })
         })
         .await
@@ -119,9 +116,9 @@ impl Task for TaskService {
         context: &TtrpcContext,
         request: api::DeleteRequest,
     ) -> ttrpc::Result<api::DeleteResponse> {
-        edge(async {
-            let at = self.pod.find(&request.id, &request.exec_id)?;
-            let (pid, exit) = self.pod.delete(&at, deadline(context.timeout_nano)).await?;
+        respond(async {
+            let process = self.pod.find(&request.id, &request.exec_id).await?;
+            let (pid, exit) = self.pod.delete(&process, deadline(context.timeout_nano)).await?;
             Ok(api::DeleteResponse {
                 pid,
                 exit_status: exit.status,
@@ -132,55 +129,50 @@ impl Task for TaskService {
         .await
     }
 
-    /// From memory: an empty answer makes containerd give the container up (fact 6.3).
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
-        edge(async {
-            let at = self.pod.visible(&request.id, "")?;
-            let pids = at.container.everything().into_iter().rev().filter(|each| each.is_alive());
+        respond(async {
+            let pids = self.pod.pids(&request.id).await?.into_iter();
             let process = |pid| api::ProcessInfo { pid, ..Default::default() };
-            let mut processes: Vec<_> = pids.map(|each| process(each.process.state().pid())).collect();
-            if processes.is_empty() && at.process.state().pid() > 0 {
-                processes.push(process(at.process.state().pid()));
-            }
-            Ok(api::PidsResponse { processes, ..Default::default() })
+            Ok(api::PidsResponse { processes: pids.map(process).collect(), ..Default::default() })
         })
         .await
     }
 
     async fn pause(&self, context: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<Empty> {
-        edge(async {
-            let at = self.pod.visible(&request.id, "")?;
-            self.pod.freeze(&at, crate::pod::Freeze::Pause, deadline(context.timeout_nano)).await?;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, "").await?;
+            self.pod.freeze(&process, Freeze::Pause, deadline(context.timeout_nano)).await?;
             Ok(Empty::new())
         })
         .await
     }
 
     async fn resume(&self, context: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<Empty> {
-        edge(async {
-            let at = self.pod.visible(&request.id, "")?;
-            self.pod.freeze(&at, crate::pod::Freeze::Resume, deadline(context.timeout_nano)).await?;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, "").await?;
+            self.pod.freeze(&process, Freeze::Resume, deadline(context.timeout_nano)).await?;
             Ok(Empty::new())
         })
         .await
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        edge(async { Err(TaskError::NotOffered { act: "checkpointing" }) }).await
+        respond(async { Err(TaskError::NotOffered { act: "checkpointing" }) }).await
     }
 
     async fn kill(&self, context: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<Empty> {
-        edge(async {
-            let at = self.pod.visible(&request.id, &request.exec_id)?;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, &request.exec_id).await?;
             let until = deadline(context.timeout_nano);
-            self.pod.kill(&at, request.signal, request.all, until).await?;
+            let signal = Signal { number: request.signal, all: request.all };
+            self.pod.kill(&process, signal, until).await?;
             Ok(Empty::new())
         })
         .await
     }
 
     async fn exec(&self, context: &TtrpcContext, request: api::ExecProcessRequest) -> ttrpc::Result<Empty> {
-        edge(async {
+        respond(async {
             let stdio = stdio::Request {
                 terminal: request.terminal,
                 stdin: request.stdin,
@@ -200,20 +192,20 @@ impl Task for TaskService {
         context: &TtrpcContext,
         request: api::ResizePtyRequest,
     ) -> ttrpc::Result<Empty> {
-        edge(async {
-            let at = self.pod.visible(&request.id, &request.exec_id)?;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, &request.exec_id).await?;
             let until = deadline(context.timeout_nano);
-            self.pod.resize(&at, request.width, request.height, until).await?;
+            self.pod.resize(&process, (request.width, request.height), until).await?;
             Ok(Empty::new())
         })
         .await
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: api::CloseIORequest) -> ttrpc::Result<Empty> {
-        edge(async {
-            let at = self.pod.visible(&request.id, &request.exec_id)?;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, &request.exec_id).await?;
             if request.stdin {
-                at.process.close_stdin();
+                self.pod.close_stdin(&process).await?;
             }
             Ok(Empty::new())
         })
@@ -221,19 +213,19 @@ impl Task for TaskService {
     }
 
     async fn update(&self, context: &TtrpcContext, request: api::UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        edge(async {
-            let at = self.pod.visible(&request.id, "")?;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, "").await?;
             let resources = request.resources.into_option().unwrap_or_default().value;
-            self.pod.update(&at, resources, deadline(context.timeout_nano)).await?;
+            self.pod.update(&process, resources, deadline(context.timeout_nano)).await?;
             Ok(Empty::new())
         })
         .await
     }
 
     async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
-        edge(async {
-            let at = self.pod.visible(&request.id, &request.exec_id)?;
-            let exit = self.pod.wait(&at).await?;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, &request.exec_id).await?;
+            let exit = self.pod.wait(&process).await?;
             Ok(api::WaitResponse {
                 exit_status: exit.status,
                 exited_at: Some(timestamp(exit.at_nanos)).into(),
@@ -244,9 +236,9 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        edge(async {
-            let at = self.pod.visible(&request.id, "")?;
-            let stats = self.pod.stats(&at).await?;
+        respond(async {
+            let process = self.pod.find_visible(&request.id, "").await?;
+            let stats = self.pod.stats(&process).await?;
             Ok(api::StatsResponse { stats: Some(stats).into(), ..Default::default() })
         })
         .await
@@ -257,12 +249,12 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::ConnectRequest,
     ) -> ttrpc::Result<api::ConnectResponse> {
-        edge(async {
-            let at = self.pod.visible(&request.id, "")?;
-            self.caller.takes(&request.id);
+        respond(async {
+            let process = self.pod.find_visible(&request.id, "").await?;
+            self.pod.adopt(self.caller, &request.id);
             Ok(api::ConnectResponse {
                 shim_pid: std::process::id(),
-                task_pid: at.process.state().pid(),
+                task_pid: process.state().pid(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 ..Default::default()
             })
@@ -270,10 +262,10 @@ impl Task for TaskService {
         .await
     }
 
-    /// Names a container, not the pod: nothing ends by it (fact 3.9). containerd says it after every Delete (since 2.4),
-    /// and when it gives a container up; its bundle goes next.
+    /// Ends nothing: it names a container, not the pod (fact 3.9). containerd calls it after every Delete (since 2.4),
+    /// and when it gives a container up and is about to remove the bundle.
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<Empty> {
-        self.caller.gives_up(&request.id);
+        self.pod.release(self.caller, &request.id);
         Ok(Empty::new())
     }
 }

@@ -1,11 +1,11 @@
-//! One stream of containerd's streaming service, as long as its connection lives (fact 4.6).
+//! A stream connection: one stream of containerd's streaming service, for as long as its ttrpc connection lives (fact
+//! 4.6).
 //!
-//! What is said on it is `google.protobuf.Any` both ways: who receives bytes says first for how many it has room, who
-//! sends them stays within that. The messages have one field each, so that the wrapper types of protobuf, which look
-//! the same on the wire, serve for them.
+//! Both sides send `google.protobuf.Any`. The receiver of bytes first sends a window update, which says how many bytes
+//! the sender may send. The messages have one field each, so the wrapper types of protobuf, which look the same on the
+//! wire, stand for them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use protobuf::Message;
@@ -17,191 +17,217 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use ttrpc::r#async::{SSReceiver, SSSender};
 
-use crate::runtime::lock::locked;
-
-/// `containerd.services.streaming.v1.StreamInit { string id = 1; }`: which stream it is, the first message.
+/// `containerd.services.streaming.v1.StreamInit { string id = 1; }`: the first message, which names the stream.
 const INIT: &str = "containerd.services.streaming.v1.StreamInit";
 /// `containerd.types.transfer.Data { bytes data = 1; }`.
 const DATA: &str = "containerd.types.transfer.Data";
-/// `containerd.types.transfer.WindowUpdate { int32 update = 1; }`: room for that many bytes more.
-const ROOM: &str = "containerd.types.transfer.WindowUpdate";
-/// What containerd's own server answers to the first message.
+/// `containerd.types.transfer.WindowUpdate { int32 update = 1; }`: the sender may send that many bytes more.
+const WINDOW_UPDATE: &str = "containerd.types.transfer.WindowUpdate";
+/// The answer of containerd's own server to the first message.
 const EMPTY: &str = "google.protobuf.Empty";
 
-/// Most bytes of output in one message. containerd 2.1 counts only what its reader takes of a message at once, which
-/// is this much.
-const PIECE: usize = 32 * 1024;
-/// Room for all that containerd may still want to get rid of when nobody reads any more, in bytes.
-const NO_MATTER: i32 = 1 << 30;
-/// How long a line that is over takes for what is under way within this process.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Most bytes of output in one message: containerd 2.1 counts only what its reader takes of a message at once, which is
+/// this much.
+const MAX_DATA: usize = 32 * 1024;
+/// Window for whatever containerd still sends when nobody reads any more, in bytes.
+const DISCARD_WINDOW: i32 = 1 << 30;
+/// How long a connection that ends may take for messages that are under way within this process.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
+pub(crate) enum Direction {
     /// To the process.
     Input,
     /// From the process.
     Output,
 }
 
-/// What containerd says on a line.
+/// What containerd sends on a stream.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum Received {
     /// Bytes.
     Data(Vec<u8>),
     /// No more bytes will come.
     End,
 }
 
-/// Our end of it, shared by the process's stream and the service.
 #[derive(Debug)]
-pub(crate) struct Line {
+struct Shared {
     sender: SSSender<Any>,
-    /// Bytes that containerd has room for. Closed when the line is over.
-    room: Semaphore,
+    /// Bytes that containerd takes. Closed when the connection is over.
+    window: Semaphore,
     grants: mpsc::UnboundedSender<i32>,
-    heard: Mutex<Option<mpsc::UnboundedReceiver<Heard>>>,
-    hung_up: CancellationToken,
-    /// Whether containerd has said its last.
-    left: AtomicBool,
+    closing: CancellationToken,
 }
 
-impl Line {
-    /// A line over an open stream; it works while the exchange [runs](Exchange::run).
-    pub(crate) fn new(sender: SSSender<Any>) -> (Arc<Self>, Exchange) {
+/// The connection, for the stream of the process.
+#[derive(Debug)]
+pub(crate) struct StreamConnection {
+    shared: Arc<Shared>,
+    received: mpsc::UnboundedReceiver<Received>,
+}
+
+/// The connection, for the registry: to recognise and to close it.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionHandle(Arc<Shared>);
+
+impl StreamConnection {
+    /// A connection over an open ttrpc stream; it works while the [`Exchange`] runs.
+    pub(crate) fn new(sender: SSSender<Any>) -> (Self, Exchange) {
         let (grants, granted) = mpsc::unbounded_channel();
-        let (hear, heard) = mpsc::unbounded_channel();
-        let line = Self {
-            sender,
-            room: Semaphore::new(0),
-            grants,
-            heard: Mutex::new(Some(heard)),
-            hung_up: CancellationToken::new(),
-            left: AtomicBool::new(false),
-        };
-        (Arc::new(line), Exchange { granted, hear })
+        let (deliver, received) = mpsc::unbounded_channel();
+        let closing = CancellationToken::new();
+        let shared = Arc::new(Shared { sender, window: Semaphore::new(0), grants, closing });
+        (Self { shared: shared.clone(), received }, Exchange { shared, granted, deliver })
     }
 
-    /// Whether nothing can be said on it any more.
+    /// A handle to the same connection.
+    pub(super) fn handle(&self) -> ConnectionHandle {
+        ConnectionHandle(self.shared.clone())
+    }
+
+    /// Whether nothing can be sent on it any more.
     pub(super) fn is_over(&self) -> bool {
-        self.room.is_closed()
+        self.shared.window.is_closed()
     }
 
-    /// Whether containerd has closed its side. 2.1 does no more than that to an output that it does not want.
-    pub(super) fn is_left(&self) -> bool {
-        self.left.load(Ordering::Relaxed)
-    }
-
-    /// Ends it: containerd reads an end, or gets rid of what it has.
-    pub(super) fn hang_up(&self, role: Option<Role>) {
-        // Once: containerd counts room in 32 bits, with a sign.
-        if role == Some(Role::Input) && !self.hung_up.is_cancelled() {
-            self.grant(NO_MATTER);
-        }
-        self.hung_up.cancel();
-    }
-
-    /// Lets containerd send so many bytes more.
+    /// Lets containerd send that many bytes more.
     pub(super) fn grant(&self, bytes: i32) {
-        // A line that is over needs no room.
-        self.grants.send(bytes).unwrap_or_default();
+        self.shared.grant(bytes);
     }
 
-    /// What containerd says on it. Can be taken once.
-    pub(super) fn heard(&self) -> Option<mpsc::UnboundedReceiver<Heard>> {
-        locked(&self.heard).take()
+    /// What containerd sends next; none when the connection is over. Can be dropped while it waits.
+    pub(super) async fn receive(&mut self) -> Option<Received> {
+        self.received.recv().await
     }
 
-    async fn say_room(&self, bytes: i32) {
-        let room = Int32Value { value: bytes, ..Default::default() };
-        if let Some(message) = pack(ROOM, &room)
-            && let Err(error) = self.sender.send(&message).await
-        {
-            debug!(%error, "nobody hears of room");
-        }
-    }
-
-    /// Sends the first of `bytes`, as soon as containerd has room for one, and says how many went; none when the line
-    /// is over.
+    /// Sends the first of `bytes`, as soon as containerd takes at least one, and answers how many it sent; none when
+    /// the connection is over.
     pub(super) async fn send(&self, bytes: &[u8]) -> Option<usize> {
-        self.room.acquire().await.ok()?.forget();
-        let wanted = bytes.len().min(PIECE);
-        let more = self.room.available_permits().min(wanted.saturating_sub(1));
-        // One thread runs everything: what is available stays so.
-        self.room.try_acquire_many(u32::try_from(more).ok()?).ok()?.forget();
+        let window = &self.shared.window;
+        window.acquire().await.ok()?.forget();
+        let wanted = bytes.len().min(MAX_DATA);
+        let more = window.available_permits().min(wanted.saturating_sub(1));
+        // One thread runs everything: the permits are still there.
+        window.try_acquire_many(u32::try_from(more).ok()?).ok()?.forget();
         let (piece, _rest) = bytes.split_at_checked(more + 1)?;
         let data = BytesValue { value: piece.to_vec(), ..Default::default() };
-        let sent = self.sender.send(&pack(DATA, &data)?).await;
+        let sent = self.shared.sender.send(&pack(DATA, &data)?).await;
         if sent.is_err() {
-            self.room.close();
+            window.close();
         }
         sent.ok().map(|()| piece.len())
     }
 }
 
-/// The service's part of a line.
-#[derive(Debug)]
-pub(crate) struct Exchange {
-    granted: mpsc::UnboundedReceiver<i32>,
-    hear: mpsc::UnboundedSender<Heard>,
-}
+impl ConnectionHandle {
+    /// Whether both handles are for the same connection.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 
-impl Exchange {
-    /// Works until somebody hangs up or the connection is `lost`; then the line is over.
-    pub(crate) async fn run(self, line: &Line, mut receiver: SSReceiver<Any>, lost: &CancellationToken) {
-        let Self { mut granted, hear } = self;
-        let grant = async {
-            while let Some(bytes) = granted.recv().await {
-                line.say_room(bytes).await;
-            }
-        };
-        let hung_up = tokio::select! {
-            biased;
-            () = listen(line, &hear, &mut receiver) => false,
-            () = grant => false,
-            () = line.hung_up.cancelled() => true,
-            () = lost.cancelled() => false,
-        };
-        if hung_up {
-            while let Ok(bytes) = granted.try_recv() {
-                drop(timeout(LAST_WORDS, line.say_room(bytes)).await);
-            }
-        } else {
-            // What had come before the loss counts.
-            drop(timeout(LAST_WORDS, listen(line, &hear, &mut receiver)).await);
+    /// Whether nothing can be sent on it any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.window.is_closed()
+    }
+
+    /// Ends the connection. containerd then reads the end of an output; of an input it may send what it still has,
+    /// which is discarded.
+    pub(super) fn close(&self, direction: Option<Direction>) {
+        // Only once: containerd counts the window in 32 bits with a sign.
+        if direction == Some(Direction::Input) && !self.0.closing.is_cancelled() {
+            self.0.grant(DISCARD_WINDOW);
         }
-        line.room.close();
+        self.0.closing.cancel();
     }
 }
 
-/// Takes what comes. After the end of it nothing more does, and this waits to be dropped.
-async fn listen(line: &Line, hear: &mpsc::UnboundedSender<Heard>, receiver: &mut SSReceiver<Any>) {
+impl Shared {
+    fn grant(&self, bytes: i32) {
+        // A connection that is over needs no window.
+        self.grants.send(bytes).unwrap_or_default();
+    }
+
+    async fn send_window_update(&self, bytes: i32) {
+        let update = Int32Value { value: bytes, ..Default::default() };
+        if let Some(message) = pack(WINDOW_UPDATE, &update)
+            && let Err(error) = self.sender.send(&message).await
+        {
+            debug!(%error, "a window update was not sent");
+        }
+    }
+}
+
+/// The service's part of a connection.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    shared: Arc<Shared>,
+    granted: mpsc::UnboundedReceiver<i32>,
+    deliver: mpsc::UnboundedSender<Received>,
+}
+
+impl Exchange {
+    /// Works until the connection is closed by us or `lost`; then it is over. `ended` is called when containerd has
+    /// closed its side, which is all that its version 2.1 does to an output that it does not want.
+    pub(crate) async fn run(self, mut receiver: SSReceiver<Any>, lost: &CancellationToken, ended: impl Fn()) {
+        let Self { shared, mut granted, deliver } = self;
+        let grant = async {
+            while let Some(bytes) = granted.recv().await {
+                shared.send_window_update(bytes).await;
+            }
+        };
+        let closed_by_us = tokio::select! {
+            biased;
+            () = listen(&shared, &deliver, &mut receiver, &ended) => false,
+            () = grant => false,
+            () = shared.closing.cancelled() => true,
+            () = lost.cancelled() => false,
+        };
+        if closed_by_us {
+            while let Ok(bytes) = granted.try_recv() {
+                drop(timeout(DRAIN_TIMEOUT, shared.send_window_update(bytes)).await);
+            }
+        } else {
+            // What had arrived before the loss counts.
+            drop(timeout(DRAIN_TIMEOUT, listen(&shared, &deliver, &mut receiver, &ended)).await);
+        }
+        shared.window.close();
+    }
+}
+
+/// Takes what arrives. Once nothing more can arrive, this waits to be dropped.
+async fn listen(
+    shared: &Shared,
+    deliver: &mpsc::UnboundedSender<Received>,
+    receiver: &mut SSReceiver<Any>,
+    ended: &impl Fn(),
+) {
     loop {
         match receiver.recv().await {
-            Ok(Some(message)) => take(line, hear, &message),
+            Ok(Some(message)) => take(shared, deliver, &message),
             Ok(None) => {
-                line.left.store(true, Ordering::Relaxed);
-                // Whoever does not listen knows of an end already.
-                hear.send(Heard::End).unwrap_or_default();
+                ended();
+                // A stream that has ended does not listen any more.
+                deliver.send(Received::End).unwrap_or_default();
             }
             Err(_closed) => return std::future::pending().await,
         }
     }
 }
 
-fn take(line: &Line, hear: &mpsc::UnboundedSender<Heard>, message: &Any) {
+fn take(shared: &Shared, deliver: &mpsc::UnboundedSender<Received>, message: &Any) {
     match message.type_url.as_str() {
-        ROOM => {
-            let room = Int32Value::parse_from_bytes(&message.value).map_or(0, |room| room.value);
-            line.room.add_permits(usize::try_from(room).unwrap_or_default());
+        WINDOW_UPDATE => {
+            let update = Int32Value::parse_from_bytes(&message.value).map_or(0, |update| update.value);
+            shared.window.add_permits(usize::try_from(update).unwrap_or_default());
         }
         DATA => {
             if let Ok(data) = BytesValue::parse_from_bytes(&message.value) {
-                hear.send(Heard::Data(data.value)).unwrap_or_default();
+                deliver.send(Received::Data(data.value)).unwrap_or_default();
             }
         }
-        other => debug!(message = other, "unknown on a line"),
+        other => debug!(message = other, "unknown message on a stream"),
     }
 }
 
@@ -210,13 +236,13 @@ fn pack(type_url: &str, message: &impl Message) -> Option<Any> {
     Some(Any { type_url: type_url.to_owned(), value, ..Default::default() })
 }
 
-/// Which stream the first message asks for.
-pub(crate) fn asked_for(message: &Any) -> Option<String> {
+/// The stream that the first message names.
+pub(crate) fn stream_id(message: &Any) -> Option<String> {
     let id = StringValue::parse_from_bytes(&message.value).ok()?.value;
     (message.type_url == INIT && !id.is_empty()).then_some(id)
 }
 
 /// The answer to the first message.
-pub(crate) fn ready() -> Any {
+pub(crate) fn init_answer() -> Any {
     Any { type_url: EMPTY.to_owned(), ..Default::default() }
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-/// How long, in all, an ended process's stream may keep us waiting for its end mark: the guest sends it as soon as
-/// the process is reaped and the pipe empty, unless the guest is starved or lies.
+/// How long, in all, the stream of an ended process waits for its end mark: the guest sends it as soon as the process
+/// is reaped and the pipe empty, unless the guest is starved or lies.
 pub(super) const SILENT_AFTER_EXIT: Duration = Duration::from_secs(10);
 /// The same for each read once the VM is gone: what has reached the host is there already.
 const SILENT_AFTER_CUT: Duration = Duration::from_millis(200);
-/// How long a reader of ours may hold up the last bytes of a VM that is gone.
+/// How long a reader on the host may hold up the last bytes of a VM that is gone.
 const STUCK_AFTER_CUT: Duration = Duration::from_secs(5);
 
 /// What may still come.
@@ -25,26 +25,26 @@ pub(super) enum Phase {
     Cut,
 }
 
-/// A stream's patience. It follows the phase, and runs out only where waiting is in vain.
+/// The deadlines of one stream. They follow the phase, and pass only where waiting is in vain.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(super) struct Deadlines {
     phase: watch::Receiver<Phase>,
     spent: Duration,
 }
 
-impl Patience {
-    /// The patience of a stream whose process is in this phase.
+impl Deadlines {
+    /// The deadlines of a stream whose process is in this phase.
     pub(super) fn new(phase: watch::Receiver<Phase>) -> Self {
         Self { phase, spent: Duration::ZERO }
     }
 
-    /// The phase now.
+    /// The present phase.
     pub(super) fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
 
-    /// Waits for output of the guest; none when it keeps us waiting in vain. What it makes us wait after the exit
-    /// adds up, so that no trickle holds a stream open.
+    /// Waits for output of the guest; none when the deadline passes. All waiting after the exit counts together, so a
+    /// guest that sends a byte at a time cannot hold a stream open.
     pub(super) async fn guest<F: Future>(&mut self, work: F) -> Option<F::Output> {
         tokio::pin!(work);
         loop {
@@ -55,21 +55,21 @@ impl Patience {
                 Phase::Cut => Some(SILENT_AFTER_CUT),
             };
             let begun = Instant::now();
-            let turn = self.turn(limit, work.as_mut()).await;
+            let waited = self.wait(limit, work.as_mut()).await;
             if phase == Phase::Ending {
                 self.spent += begun.elapsed();
             }
-            match turn {
-                Turn::Done(done) => return Some(done),
-                Turn::Changed => {}
-                Turn::Over => return None,
+            match waited {
+                Waited::Done(done) => return Some(done),
+                Waited::PhaseChanged => {}
+                Waited::TimedOut => return None,
             }
         }
     }
 
     /// Waits for a reader on the host: as long as it takes, unless the VM is gone.
     pub(super) async fn host<F: Future>(&mut self, work: F) -> Option<F::Output> {
-        self.while_phase(work, |phase| match phase {
+        self.within(work, |phase| match phase {
             Phase::Alive | Phase::Ending => None,
             Phase::Cut => Some(STUCK_AFTER_CUT),
         })
@@ -78,14 +78,14 @@ impl Patience {
 
     /// Waits for something that matters only while the process lives.
     pub(super) async fn alive<F: Future>(&mut self, work: F) -> Option<F::Output> {
-        self.while_phase(work, |phase| match phase {
+        self.within(work, |phase| match phase {
             Phase::Alive => None,
             Phase::Ending | Phase::Cut => Some(Duration::ZERO),
         })
         .await
     }
 
-    async fn while_phase<F: Future>(
+    async fn within<F: Future>(
         &mut self,
         work: F,
         limit: fn(Phase) -> Option<Duration>,
@@ -93,16 +93,16 @@ impl Patience {
         tokio::pin!(work);
         loop {
             let limit = limit(*self.phase.borrow_and_update());
-            match self.turn(limit, work.as_mut()).await {
-                Turn::Done(done) => return Some(done),
-                Turn::Changed => {}
-                Turn::Over => return None,
+            match self.wait(limit, work.as_mut()).await {
+                Waited::Done(done) => return Some(done),
+                Waited::PhaseChanged => {}
+                Waited::TimedOut => return None,
             }
         }
     }
 
-    async fn turn<F: Future>(&mut self, limit: Option<Duration>, work: F) -> Turn<F::Output> {
-        let over = async {
+    async fn wait<F: Future>(&mut self, limit: Option<Duration>, work: F) -> Waited<F::Output> {
+        let timed_out = async {
             match limit {
                 Some(limit) => sleep(limit).await,
                 None => std::future::pending().await,
@@ -110,15 +110,17 @@ impl Patience {
         };
         tokio::select! {
             biased;
-            done = work => Turn::Done(done),
-            () = over => Turn::Over,
-            changed = self.phase.changed() => if changed.is_ok() { Turn::Changed } else { Turn::Over },
+            done = work => Waited::Done(done),
+            () = timed_out => Waited::TimedOut,
+            changed = self.phase.changed() => {
+                if changed.is_ok() { Waited::PhaseChanged } else { Waited::TimedOut }
+            }
         }
     }
 }
 
-enum Turn<T> {
+enum Waited<T> {
     Done(T),
-    Changed,
-    Over,
+    PhaseChanged,
+    TimedOut,
 }

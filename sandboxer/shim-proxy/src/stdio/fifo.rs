@@ -1,4 +1,5 @@
-//! containerd's FIFOs, opened so that neither side's absence blocks, breaks or loses anything (facts 4.1 to 4.4).
+//! containerd's FIFOs, opened so that the absence of either side blocks nothing, breaks nothing and loses no byte
+//! (facts 4.1 to 4.4).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,8 +12,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::sleep;
 
-/// Pauses between looks at whether containerd has come back for the last bytes, first and longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+use crate::runtime::backoff::Backoff;
+
+/// Pauses between checks whether containerd has come back for the last bytes.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(250));
 
 fn open(path: &Path, access: OFlags) -> io::Result<OwnedFd> {
     let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -45,24 +48,23 @@ impl FifoWriter {
         self.write.write_all(bytes).await
     }
 
-    /// Closes, once somebody is there to read what is left: a FIFO that nobody has open forgets its bytes.
+    /// Closes as soon as there is a reader for what is left: a FIFO that nobody has open loses its bytes.
     pub(crate) async fn finish(self) {
         let Self { write, read } = self;
         drop(read);
-        let mut pause = PAUSES.0;
+        let mut pauses = PAUSES;
         while has_unread(&write) && !has_reader(&write) {
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
+            sleep(pauses.pause()).await;
         }
     }
 }
 
-/// An answer that cannot be had counts as no, so that it never holds a stream open.
+/// Whether the pipe holds bytes; an error counts as no, so that it never holds a stream open.
 fn has_unread(write: &Sender) -> bool {
     rustix::io::ioctl_fionread(write).is_ok_and(|bytes| bytes > 0)
 }
 
-/// pipe(7), poll(2): the writing end polls as POLLERR while no reading end is open.
+/// Whether somebody has the reading end open: otherwise the writing end polls as POLLERR (pipe(7), poll(2)).
 fn has_reader(write: &Sender) -> bool {
     let mut fds = [PollFd::new(write, PollFlags::OUT)];
     let polled = poll(&mut fds, Some(&Timespec::default()));

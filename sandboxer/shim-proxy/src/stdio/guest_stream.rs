@@ -1,4 +1,4 @@
-//! The guest's end of a stream: a vsock connection, and how to get another when it breaks.
+//! The guest's end of a stream: a vsock connection, and how to get another one when it breaks.
 
 use std::io;
 use std::path::Path;
@@ -12,19 +12,20 @@ use tokio::net::UnixStream;
 use tokio::time::sleep;
 
 use crate::guest::dial;
+use crate::runtime::backoff::Backoff;
 
-/// Pause before a broken stream is dialled again, at first and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Pauses before a broken stream is dialled again.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 
-/// Which stream of which process, and where it is dialled.
+/// Which stream of which process it is, and where to dial it.
 #[derive(Debug)]
-pub(super) struct Port {
+pub(super) struct GuestStream {
     vsock: Arc<Path>,
     header: StreamHeader,
-    pause: Duration,
+    pauses: Backoff,
 }
 
-impl Port {
+impl GuestStream {
     /// A stream of a process; the empty exec is the init process.
     pub(super) fn new(vsock: Arc<Path>, container: &str, exec: &str, kind: Kind) -> Self {
         let header = StreamHeader {
@@ -33,10 +34,10 @@ impl Port {
             kind: kind.into(),
             ..Default::default()
         };
-        Self { vsock, header, pause: PAUSES.0 }
+        Self { vsock, header, pauses: PAUSES }
     }
 
-    /// Connects, and says which stream it is.
+    /// Connects, and tells the agent which stream it is.
     ///
     /// # Errors
     /// As [`dial::guest_port`].
@@ -46,23 +47,22 @@ impl Port {
         Ok(stream)
     }
 
-    /// Connects again, until it succeeds. The caller bounds it.
+    /// Connects again, until it succeeds. The caller sets the deadline.
     pub(super) async fn reconnect(&mut self) -> UnixStream {
         loop {
-            sleep(self.pause).await;
-            self.pause = (self.pause * 2).min(PAUSES.1);
+            sleep(self.pauses.pause()).await;
             if let Ok(stream) = self.connect().await {
                 return stream;
             }
         }
     }
 
-    /// The connection carries data: the next break is a new one.
+    /// The connection has carried data: after its next break the pauses start again with the first one.
     pub(super) fn works(&mut self) {
-        self.pause = PAUSES.0;
+        self.pauses.reset();
     }
 
-    /// For the log.
+    /// The stream's name in the log.
     pub(super) fn name(&self) -> String {
         let StreamHeader { container_id, exec_id, kind, .. } = &self.header;
         let process = if exec_id.is_empty() { container_id } else { exec_id };

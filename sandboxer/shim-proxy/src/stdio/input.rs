@@ -1,4 +1,4 @@
-//! Copies stdin, until its end or the end of the process.
+//! Copies stdin until its end or the end of the process.
 
 use std::io;
 use std::time::Duration;
@@ -9,23 +9,23 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::deadlines::Patience;
+use super::deadlines::Deadlines;
 use super::fifo::FifoReader;
-use super::guest_stream::Port;
-use super::streamed::Inlet;
+use super::guest_stream::GuestStream;
+use super::streamed::StreamReader;
 
 /// Bytes taken from the host's end at once.
 const CHUNK: usize = 16 * 1024;
 /// How long the guest may take to acknowledge the end.
-const ACK_PATIENCE: Duration = Duration::from_secs(10);
+const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where input comes from.
 #[derive(Debug)]
 pub(super) enum Source {
     /// containerd's FIFO.
     Fifo(FifoReader),
-    /// containerd's stream.
-    Streamed(Inlet),
+    /// containerd's streaming service.
+    Streamed(StreamReader),
 }
 
 impl Source {
@@ -34,27 +34,33 @@ impl Source {
     async fn read(&mut self, limit: usize) -> io::Result<Vec<u8>> {
         match self {
             Self::Fifo(fifo) => fifo.read(limit).await,
-            Self::Streamed(inlet) => Ok(inlet.read(limit).await),
+            Self::Streamed(reader) => Ok(reader.read(limit).await),
         }
     }
 }
 
 /// Copies until the end of the input is acknowledged, through broken connections.
-pub(super) async fn input(mut port: Port, mut source: Source, mut guest: UnixStream, mut patience: Patience) {
+pub(super) async fn input(
+    mut stream: GuestStream,
+    mut source: Source,
+    mut guest: UnixStream,
+    mut deadlines: Deadlines,
+) {
     let mut unsent = Vec::new();
     loop {
-        let Some(copied) = patience.alive(copy(&mut port, &mut source, &mut guest, &mut unsent)).await else {
+        let Some(copied) = deadlines.alive(copy(&mut stream, &mut source, &mut guest, &mut unsent)).await
+        else {
             return;
         };
         match copied {
             Ok(()) => return,
             Err(Fault::Read(error)) => {
-                warn!(stream = port.name(), %error, "cannot read the host's end, input ends here");
+                warn!(stream = stream.name(), %error, "cannot read the host's end, input ends here");
                 return;
             }
             Err(Fault::Broken) => {
-                debug!(stream = port.name(), "broken, dialling again");
-                match patience.alive(port.reconnect()).await {
+                debug!(stream = stream.name(), "broken, dialling again");
+                match deadlines.alive(stream.reconnect()).await {
                     Some(again) => guest = again,
                     None => return,
                 }
@@ -68,15 +74,16 @@ enum Fault {
     Broken,
 }
 
-/// `unsent` is the frame that the last connection did not take whole: the guest has thrown its beginning away.
+/// `unsent` is the frame that the last connection did not take whole. The guest has discarded its beginning, so it is
+/// sent again from the start.
 async fn copy(
-    port: &mut Port,
+    stream: &mut GuestStream,
     source: &mut Source,
     guest: &mut UnixStream,
     unsent: &mut Vec<u8>,
 ) -> Result<(), Fault> {
     let (mut from_guest, mut to_guest) = guest.split();
-    // The guest sends nothing on this stream: whatever comes is its close.
+    // The guest sends nothing on this stream: a read returns only when the guest has closed it.
     let mut nothing = [0; 1];
     loop {
         if unsent.is_empty() {
@@ -93,10 +100,10 @@ async fn copy(
             _closed = from_guest.read(&mut nothing) => return Err(Fault::Broken),
         };
         sent.map_err(|_broken| Fault::Broken)?;
-        port.works();
+        stream.works();
         if unsent.as_slice() == END {
-            // The guest closes once it has passed the end on. If it does not, nothing is lost by going.
-            drop(timeout(ACK_PATIENCE, from_guest.read(&mut nothing)).await);
+            // The guest closes once it has passed the end on. If it does not, nothing is lost by ending here.
+            drop(timeout(ACK_TIMEOUT, from_guest.read(&mut nothing)).await);
             return Ok(());
         }
         *unsent = Vec::new();

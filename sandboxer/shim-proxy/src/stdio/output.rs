@@ -1,5 +1,5 @@
-//! Copies stdout or stderr. What comes from the guest is bounded before it is read, and written out before more is
-//! taken.
+//! Copies stdout or stderr. The size of a chunk is checked before the chunk is read, and the chunk is written before
+//! the next one is read.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,24 +9,24 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
-use super::deadlines::{Patience, Phase};
+use super::deadlines::{Deadlines, Phase};
 use super::fifo::FifoWriter;
-use super::guest_stream::Port;
-use super::streamed::Outlet;
+use super::guest_stream::GuestStream;
+use super::streamed::StreamWriter;
 
-/// Most that an ended process can have left behind, in bytes, with room to spare: pipe and socket buffers of guest
-/// and host hold well under 1 MiB. More is written by somebody else, who must not hold the stream open.
-const LEFT_AFTER_EXIT: u64 = 16 * 1024 * 1024;
+/// Most output after the exit of a process, in bytes. Pipe and socket buffers of guest and host hold well under 1 MiB;
+/// what comes beyond the limit was written by another process, which must not hold the stream open.
+const MAX_AFTER_EXIT: u64 = 16 * 1024 * 1024;
 
 /// Where output goes.
 #[derive(Debug)]
 pub(super) enum Sink {
     /// containerd's FIFO.
     Fifo(FifoWriter),
-    /// A plain file, which does not make us wait.
+    /// A plain file; a write to it does not wait.
     File(File),
-    /// containerd's stream.
-    Streamed(Outlet),
+    /// containerd's streaming service.
+    Streamed(StreamWriter),
 }
 
 impl Sink {
@@ -34,8 +34,8 @@ impl Sink {
         match self {
             Self::Fifo(fifo) => fifo.write_all(bytes).await,
             Self::File(file) => file.write_all(bytes),
-            Self::Streamed(outlet) => {
-                outlet.write_all(bytes).await;
+            Self::Streamed(writer) => {
+                writer.write_all(bytes).await;
                 Ok(())
             }
         }
@@ -45,7 +45,7 @@ impl Sink {
         match self {
             Self::Fifo(fifo) => fifo.finish().await,
             Self::File(file) => drop(file),
-            Self::Streamed(outlet) => outlet.finish(),
+            Self::Streamed(writer) => writer.finish(),
         }
     }
 }
@@ -67,15 +67,20 @@ enum Fault {
     Stuck,
 }
 
-/// Copies until the end mark, through broken connections, then lets go of the host's end.
-pub(super) async fn output(mut port: Port, mut guest: UnixStream, mut sink: Sink, mut patience: Patience) {
+/// Copies until the end mark, through broken connections, then closes the host's end.
+pub(super) async fn output(
+    mut stream: GuestStream,
+    mut guest: UnixStream,
+    mut sink: Sink,
+    mut deadlines: Deadlines,
+) {
     let mut copy = Copy::default();
     let copied = loop {
-        match copy.run(&mut port, &mut guest, &mut sink, &mut patience).await {
-            Err(Fault::Broken(error)) if patience.phase() != Phase::Cut => {
-                debug!(stream = port.name(), %error, "broken, dialling again");
-                match patience.guest(port.reconnect()).await {
-                    // The guest sends a chunk again that it could not send whole.
+        match copy.run(&mut stream, &mut guest, &mut sink, &mut deadlines).await {
+            Err(Fault::Broken(error)) if deadlines.phase() != Phase::Cut => {
+                debug!(stream = stream.name(), %error, "broken, dialling again");
+                match deadlines.guest(stream.reconnect()).await {
+                    // The guest sends a chunk that it could not send whole once more.
                     Some(again) => (guest, copy.partial) = (again, Vec::new()),
                     None => break Err(Fault::Broken(error)),
                 }
@@ -83,24 +88,24 @@ pub(super) async fn output(mut port: Port, mut guest: UnixStream, mut sink: Sink
             ended => break ended,
         }
     };
-    // After an end mark the guest waits for this close: all its bytes have been taken.
+    // After its end mark the guest waits for this close, which says that all its bytes have been read.
     drop(guest);
     if let Err(fault) = copied {
-        if patience.phase() != Phase::Cut {
-            warn!(stream = port.name(), error = crate::error::chain(&fault), "output ended early");
+        if deadlines.phase() != Phase::Cut {
+            warn!(stream = stream.name(), error = crate::error::chain(&fault), "output ended early");
         }
-        // The beginning of a chunk is better than nothing; a host's end that takes nothing has been told above.
-        drop(patience.host(sink.write_all(&copy.partial)).await);
+        // The beginning of a chunk is better than nothing. That the host's end takes no bytes has been logged above.
+        drop(deadlines.host(sink.write_all(&copy.partial)).await);
         // containerd never opens its end again: keep ours until the process has ended (fact 4.4).
-        patience.alive(std::future::pending::<()>()).await;
+        deadlines.alive(std::future::pending::<()>()).await;
     }
     sink.finish().await;
 }
 
-/// What is carried over from one connection to the next.
+/// The progress of a copy, carried over from one connection to the next.
 #[derive(Default)]
 struct Copy {
-    /// What has come of the chunk under way.
+    /// The part of the present chunk that has been read.
     partial: Vec<u8>,
     /// Bytes since the exit.
     after_exit: u64,
@@ -109,13 +114,13 @@ struct Copy {
 impl Copy {
     async fn run(
         &mut self,
-        port: &mut Port,
+        stream: &mut GuestStream,
         guest: &mut UnixStream,
         sink: &mut Sink,
-        patience: &mut Patience,
+        deadlines: &mut Deadlines,
     ) -> Result<(), Fault> {
         loop {
-            let head = patience.guest(guest.read_u32_le()).await;
+            let head = deadlines.guest(guest.read_u32_le()).await;
             let length = head.ok_or(Fault::Silent)?.map_err(Fault::Broken)?;
             if length == 0 {
                 return Ok(());
@@ -123,31 +128,31 @@ impl Copy {
             if length > MAX_CHUNK {
                 return Err(Fault::Oversized(length));
             }
-            if patience.phase() != Phase::Alive {
+            if deadlines.phase() != Phase::Alive {
                 self.after_exit += u64::from(length);
-                if self.after_exit > LEFT_AFTER_EXIT {
+                if self.after_exit > MAX_AFTER_EXIT {
                     return Err(Fault::Endless);
                 }
             }
-            self.chunk(length, guest, patience).await?;
-            port.works();
+            self.read_chunk(length, guest, deadlines).await?;
+            stream.works();
             let chunk = std::mem::take(&mut self.partial);
-            let written = patience.host(sink.write_all(&chunk)).await;
+            let written = deadlines.host(sink.write_all(&chunk)).await;
             written.ok_or(Fault::Stuck)?.map_err(Fault::Write)?;
         }
     }
 
     /// Reads a chunk of `length` bytes into `partial`. No memory is held between chunks.
-    async fn chunk(
+    async fn read_chunk(
         &mut self,
         length: u32,
         guest: &mut UnixStream,
-        patience: &mut Patience,
+        deadlines: &mut Deadlines,
     ) -> Result<(), Fault> {
         let mut rest = guest.take(u64::from(length));
         self.partial.reserve_exact(usize::try_from(length).unwrap_or_default());
         while rest.limit() > 0 {
-            let read = patience.guest(rest.read_buf(&mut self.partial)).await;
+            let read = deadlines.guest(rest.read_buf(&mut self.partial)).await;
             if read.ok_or(Fault::Silent)?.map_err(Fault::Broken)? == 0 {
                 return Err(Fault::Broken(io::ErrorKind::UnexpectedEof.into()));
             }

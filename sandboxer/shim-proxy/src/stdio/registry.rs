@@ -1,126 +1,295 @@
-//! Brings lines and streams of processes together by containerd's streaming id.
+//! The stream registry brings stream connections and the streams of processes together by containerd's streaming id.
 //!
-//! containerd connects before we have heard of the process, and again after its restart; a process's stream claims
-//! its id when it is created and keeps it until it is deleted.
+//! containerd connects before we know of the process, and again after its restart. The stream of a process claims its
+//! id when the process is created and keeps it until the process is deleted. One task owns the registry.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex};
+use std::collections::hash_map::Entry as Place;
+use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 
-use super::connection::{Line, Role};
-use crate::runtime::lock::locked;
+use super::connection::{ConnectionHandle, Direction, StreamConnection};
+use crate::runtime::owner::{Address, Message};
 
-/// Every streaming id that somebody has named.
+/// The registry, for everybody but its owner.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamRegistry(Address<Registry>);
+
+/// Every streaming id that containerd or a process has named.
+#[derive(Debug)]
+struct Registry {
+    entries: HashMap<String, Entry>,
+    address: Address<Registry>,
+}
+
 #[derive(Debug, Default)]
-pub(crate) struct Switchboard(Mutex<HashMap<String, Extension>>);
-
-#[derive(Debug, Default)]
-struct Extension {
-    line: watch::Sender<Option<Arc<Line>>>,
-    /// What the stream of the process is, once there is one.
-    claimed: Option<Role>,
-    /// Whether the process's stream is over: whoever connects now is told so.
+struct Entry {
+    current: Option<Current>,
+    /// A connection that no process has claimed yet.
+    unclaimed: Option<StreamConnection>,
+    claim: Option<ClaimedBy>,
+    /// Whether the stream of the process is over: a connection that comes now is closed.
     ended: bool,
 }
 
-impl Extension {
-    fn hang_up(&self) {
-        if let Some(line) = &*self.line.borrow() {
-            line.hang_up(self.claimed);
+/// containerd's newest connection.
+#[derive(Debug)]
+struct Current {
+    handle: ConnectionHandle,
+    /// Whether containerd has closed its side.
+    half_closed: bool,
+}
+
+/// The stream of the process.
+#[derive(Debug)]
+struct ClaimedBy {
+    direction: Direction,
+    connections: mpsc::UnboundedSender<StreamConnection>,
+}
+
+impl Entry {
+    fn direction(&self) -> Option<Direction> {
+        self.claim.as_ref().map(|claim| claim.direction)
+    }
+
+    fn close_current(&self) {
+        if let Some(current) = &self.current {
+            current.handle.close(self.direction());
         }
     }
 }
 
-impl Switchboard {
-    /// containerd has connected. An older line of this id is over with that.
-    pub(crate) fn connect(&self, id: &str, line: Arc<Line>) {
-        let mut extensions = locked(&self.0);
-        let extension = extensions.entry(id.to_owned()).or_default();
-        extension.hang_up();
-        if extension.ended {
-            line.hang_up(extension.claimed);
-        }
-        extension.line.send_replace(Some(line));
+impl StreamRegistry {
+    /// A registry, owned by a new task.
+    pub(crate) fn spawn() -> Self {
+        let (address, inbox) = Address::new();
+        let registry = Registry { entries: HashMap::new(), address: address.clone() };
+        tokio::spawn(inbox.serve(registry));
+        Self(address)
     }
 
-    /// The line is over.
-    pub(crate) fn disconnect(&self, id: &str, line: &Arc<Line>) {
-        let mut extensions = locked(&self.0);
-        let Entry::Occupied(extension) = extensions.entry(id.to_owned()) else { return };
-        let ours = |current: &Option<Arc<Line>>| current.as_ref().is_some_and(|it| Arc::ptr_eq(it, line));
-        let gone = extension.get().line.send_if_modified(|current| {
-            let ours = ours(current);
-            if ours {
-                *current = None;
-            }
-            ours
-        });
-        if gone && extension.get().claimed.is_none() {
-            extension.remove();
-        }
+    /// containerd has connected. An older connection with this id is closed.
+    pub(crate) fn connect(&self, id: &str, connection: StreamConnection) -> Registration {
+        let registration =
+            Registration { registry: self.0.clone(), id: id.to_owned(), handle: connection.handle() };
+        self.0.tell(Connect { id: id.to_owned(), connection });
+        registration
     }
 
-    /// A process's stream takes the id; none when another one has it.
-    pub(crate) fn claim(self: &Arc<Self>, id: &str, role: Role) -> Option<Arc<Claim>> {
-        let mut extensions = locked(&self.0);
-        let extension = extensions.entry(id.to_owned()).or_default();
-        if extension.claimed.replace(role).is_some() {
-            return None;
-        }
-        let lines = extension.line.subscribe();
-        Some(Arc::new(Claim { switchboard: self.clone(), id: id.to_owned(), lines }))
+    /// Claims the id for the stream of a process; none when another one has it.
+    pub(crate) async fn claim(&self, id: &str, direction: Direction) -> Option<Claim> {
+        self.0.ask(MakeClaim { id: id.to_owned(), direction }).await.ok().flatten()
     }
 
-    /// Whether containerd is connected and still wants what is said.
-    pub(crate) fn is_heard(&self, id: &str) -> bool {
-        let extensions = locked(&self.0);
-        let line = extensions.get(id).and_then(|extension| extension.line.borrow().clone());
-        line.is_some_and(|line| !line.is_over() && !line.is_left())
+    /// Whether containerd is connected and still wants the output.
+    pub(super) async fn is_wanted(&self, id: &str) -> bool {
+        // A registry that does not answer says nothing about containerd.
+        self.0.ask(IsWanted(id.to_owned())).await.unwrap_or(true)
     }
 
-    /// Ids in use, by containerd or by a process.
+    /// How many ids are in use, by containerd or by a process.
     #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        locked(&self.0).len()
+    pub(crate) async fn len(&self) -> usize {
+        self.0.ask(Len).await.unwrap()
     }
 }
 
-/// A process's hold on an id, to its last clone.
+/// A connection in the registry.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    registry: Address<Registry>,
+    id: String,
+    handle: ConnectionHandle,
+}
+
+impl Registration {
+    /// containerd has closed its side.
+    pub(crate) fn half_closed(&self) {
+        self.registry.tell(HalfClosed { id: self.id.clone(), handle: self.handle.clone() });
+    }
+
+    /// The connection is over.
+    pub(crate) fn disconnect(self) {
+        let Self { registry, id, handle } = self;
+        registry.tell(Disconnect { id, handle });
+    }
+}
+
+/// The id of a process's stream, and the connections that containerd makes with it.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    switchboard: Arc<Switchboard>,
+    hold: Arc<Hold>,
+    connections: mpsc::UnboundedReceiver<StreamConnection>,
+}
+
+/// Keeps a claim until the last clone is dropped.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    registry: Address<Registry>,
     id: String,
-    lines: watch::Receiver<Option<Arc<Line>>>,
 }
 
 impl Claim {
-    /// Waits for a line that works.
-    pub(crate) async fn line(&self) -> Arc<Line> {
-        let mut lines = self.lines.clone();
-        let open = |line: &Option<Arc<Line>>| line.as_ref().is_some_and(|line| !line.is_over());
+    /// A further hold on the claim.
+    pub(crate) fn hold(&self) -> Arc<Hold> {
+        self.hold.clone()
+    }
+
+    /// Waits for the next connection that works. Can be dropped while it waits.
+    pub(super) async fn next(&mut self) -> StreamConnection {
         loop {
-            // The other end lives as long as the claim.
-            if let Some(line) = lines.wait_for(open).await.ok().and_then(|line| line.clone()) {
-                return line;
+            match self.connections.recv().await {
+                Some(connection) if !connection.is_over() => return connection,
+                Some(_over) => {}
+                // The registry drops its end after the claim.
+                None => std::future::pending().await,
             }
         }
     }
 
-    /// The process's stream is over; whoever is connected hears of it, and whoever connects again.
-    pub(crate) fn end(&self) {
-        if let Some(extension) = locked(&self.switchboard.0).get_mut(&self.id) {
-            extension.ended = true;
-            extension.hang_up();
+    /// The newest connection, if one has come since the last call.
+    pub(super) fn newest(&mut self) -> Option<StreamConnection> {
+        let mut newest = None;
+        while let Ok(connection) = self.connections.try_recv() {
+            newest = Some(connection);
+        }
+        newest
+    }
+
+    /// The stream of the process is over: the present connection is closed, and so is every later one.
+    pub(super) fn end(&self) {
+        self.hold.registry.tell(End(self.hold.id.clone()));
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.registry.tell(Release(std::mem::take(&mut self.id)));
+    }
+}
+
+struct Connect {
+    id: String,
+    connection: StreamConnection,
+}
+
+impl Message<Registry> for Connect {
+    type Answer = ();
+    fn handle(self, registry: &mut Registry) {
+        let entry = registry.entries.entry(self.id).or_default();
+        entry.close_current();
+        let handle = self.connection.handle();
+        if entry.ended {
+            handle.close(entry.direction());
+        }
+        entry.current = Some(Current { handle, half_closed: false });
+        match &entry.claim {
+            // A stream that has ended takes no connection.
+            Some(claim) => claim.connections.send(self.connection).unwrap_or_default(),
+            None => entry.unclaimed = Some(self.connection),
         }
     }
 }
 
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if let Some(extension) = locked(&self.switchboard.0).remove(&self.id) {
-            extension.hang_up();
+struct HalfClosed {
+    id: String,
+    handle: ConnectionHandle,
+}
+
+impl Message<Registry> for HalfClosed {
+    type Answer = ();
+    fn handle(self, registry: &mut Registry) {
+        let current = registry.entries.get_mut(&self.id).and_then(|entry| entry.current.as_mut());
+        if let Some(current) = current.filter(|current| current.handle.is_same(&self.handle)) {
+            current.half_closed = true;
         }
+    }
+}
+
+struct Disconnect {
+    id: String,
+    handle: ConnectionHandle,
+}
+
+impl Message<Registry> for Disconnect {
+    type Answer = ();
+    fn handle(self, registry: &mut Registry) {
+        let Place::Occupied(mut place) = registry.entries.entry(self.id) else { return };
+        let entry = place.get_mut();
+        if !entry.current.as_ref().is_some_and(|current| current.handle.is_same(&self.handle)) {
+            return;
+        }
+        (entry.current, entry.unclaimed) = (None, None);
+        if entry.claim.is_none() {
+            place.remove();
+        }
+    }
+}
+
+struct MakeClaim {
+    id: String,
+    direction: Direction,
+}
+
+impl Message<Registry> for MakeClaim {
+    type Answer = Option<Claim>;
+    fn handle(self, registry: &mut Registry) -> Option<Claim> {
+        let entry = registry.entries.entry(self.id.clone()).or_default();
+        if entry.claim.is_some() {
+            return None;
+        }
+        let (sender, connections) = mpsc::unbounded_channel();
+        if let Some(connection) = entry.unclaimed.take() {
+            sender.send(connection).unwrap_or_default();
+        }
+        entry.claim = Some(ClaimedBy { direction: self.direction, connections: sender });
+        let hold = Arc::new(Hold { registry: registry.address.clone(), id: self.id });
+        Some(Claim { hold, connections })
+    }
+}
+
+struct End(String);
+
+impl Message<Registry> for End {
+    type Answer = ();
+    fn handle(self, registry: &mut Registry) {
+        if let Some(entry) = registry.entries.get_mut(&self.0) {
+            entry.ended = true;
+            entry.close_current();
+        }
+    }
+}
+
+/// The process has been deleted.
+struct Release(String);
+
+impl Message<Registry> for Release {
+    type Answer = ();
+    fn handle(self, registry: &mut Registry) {
+        if let Some(entry) = registry.entries.remove(&self.0) {
+            entry.close_current();
+        }
+    }
+}
+
+struct IsWanted(String);
+
+impl Message<Registry> for IsWanted {
+    type Answer = bool;
+    fn handle(self, registry: &mut Registry) -> bool {
+        let current = registry.entries.get(&self.0).and_then(|entry| entry.current.as_ref());
+        current.is_some_and(|current| !current.half_closed && !current.handle.is_over())
+    }
+}
+
+#[cfg(test)]
+struct Len;
+
+#[cfg(test)]
+impl Message<Registry> for Len {
+    type Answer = usize;
+    fn handle(self, registry: &mut Registry) -> usize {
+        registry.entries.len()
     }
 }

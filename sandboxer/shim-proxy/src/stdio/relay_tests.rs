@@ -1,26 +1,30 @@
-//! Streams over real FIFOs and a guest's end in our hands.
+//! Streams between real FIFOs and a guest that the test plays.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocol::agent::stream_header::Kind;
 use bulkhead_protocol::stream::{END, MAX_CHUNK};
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::task::spawn_blocking;
 
 use super::deadlines::SILENT_AFTER_EXIT;
-use super::input::input;
-use super::output::output;
+use super::fifo::{FifoReader, FifoWriter};
+use super::guest_stream::GuestStream;
+use super::input::{Source, input};
+use super::output::{Sink, output};
 use super::*;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// A stream that nobody listens for when it is dialled again.
-fn port(dir: &Path, kind: Kind) -> Port {
-    Port::new(dir.join("vsock").into(), "c", "", kind)
+/// A stream for which nobody listens when it is dialled again.
+fn stream(dir: &Path, kind: Kind) -> GuestStream {
+    GuestStream::new(dir.join("vsock").into(), "c", "", kind)
 }
 
 fn fifo(dir: &Path) -> PathBuf {
@@ -29,7 +33,7 @@ fn fifo(dir: &Path) -> PathBuf {
     path
 }
 
-/// As containerd opens it: blocking.
+/// Reads a FIFO that is opened as containerd opens it: blocking.
 fn reader(path: &Path) -> JoinHandle<Vec<u8>> {
     let path = path.to_owned();
     spawn_blocking(move || {
@@ -59,8 +63,8 @@ fn output_to_fifo() -> Output {
     let (ours, guest) = UnixStream::pair().unwrap();
     let phase = watch::Sender::new(Phase::Alive);
     let sink = Sink::Fifo(FifoWriter::open(&path).unwrap());
-    let port = port(dir.path(), Kind::STDOUT);
-    let task = tokio::spawn(output(port, ours, sink, Patience::new(phase.subscribe())));
+    let stream = stream(dir.path(), Kind::STDOUT);
+    let task = tokio::spawn(output(stream, ours, sink, Deadlines::new(phase.subscribe())));
     Output { guest, phase, task, path, _dir: dir }
 }
 
@@ -77,7 +81,7 @@ async fn output_arrives_and_its_end_is_acknowledged_after_the_last_byte() {
 }
 
 #[tokio::test]
-async fn a_reader_that_comes_after_the_end_still_gets_everything() {
+async fn a_reader_that_opens_the_fifo_after_the_end_gets_everything() {
     let mut it = output_to_fifo();
     it.guest.write_all(&[chunk(b"last words"), END.to_vec()].concat()).await.unwrap();
     it.phase.send_replace(Phase::Ending);
@@ -95,7 +99,7 @@ async fn an_end_without_bytes_needs_no_reader() {
 }
 
 #[tokio::test]
-async fn a_full_pipe_stops_the_guest() {
+async fn a_full_pipe_blocks_the_guest() {
     let mut it = output_to_fifo();
     let piece = chunk(&[b'x'; 32 * 1024]);
     let mut sent = 0;
@@ -126,7 +130,7 @@ async fn an_oversized_chunk_is_refused_before_its_body() {
 }
 
 #[tokio::test]
-async fn what_came_of_an_unfinished_chunk_is_delivered_when_the_vm_goes() {
+async fn the_part_of_an_unfinished_chunk_is_delivered_when_the_vm_goes() {
     let mut it = output_to_fifo();
     let read = reader(&it.path);
     it.guest.write_all(&chunk(b"half a sentence")[..8]).await.unwrap();
@@ -143,8 +147,8 @@ async fn a_broken_stream_goes_on_with_the_next_connection() {
     let sink = Sink::File(File::create(dir.path().join("out")).unwrap());
     let (ours, mut guest) = UnixStream::pair().unwrap();
     let phase = watch::Sender::new(Phase::Alive);
-    let port = port(dir.path(), Kind::STDOUT);
-    let task = tokio::spawn(output(port, ours, sink, Patience::new(phase.subscribe())));
+    let stream = stream(dir.path(), Kind::STDOUT);
+    let task = tokio::spawn(output(stream, ours, sink, Deadlines::new(phase.subscribe())));
     let cut = [chunk(b"first "), chunk(b"second ")[..6].to_vec()].concat();
     guest.write_all(&cut).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -156,14 +160,14 @@ async fn a_broken_stream_goes_on_with_the_next_connection() {
     let header: bulkhead_protocol::agent::StreamHeader =
         bulkhead_protocol::frame::read_message(&mut guest).await.unwrap();
     assert_eq!((header.container_id.as_str(), header.kind.unwrap()), ("c", Kind::STDOUT));
-    // What was not taken whole comes again.
+    // The chunk that was not taken whole is sent again.
     guest.write_all(&[chunk(b"second "), chunk(b"third"), END.to_vec()].concat()).await.unwrap();
     timeout(SOON, task).await.unwrap().unwrap();
     assert_eq!(std::fs::read(dir.path().join("out")).unwrap(), b"first second third");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_trickle_after_the_exit_is_cut_off() {
+async fn slow_output_after_the_exit_is_cut_off() {
     let mut it = output_to_fifo();
     it.phase.send_replace(Phase::Ending);
     let started = tokio::time::Instant::now();
@@ -177,13 +181,13 @@ async fn a_trickle_after_the_exit_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_flood_after_the_exit_is_cut_off() {
+async fn endless_output_after_the_exit_is_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let sink = Sink::File(File::create(dir.path().join("out")).unwrap());
     let (ours, mut guest) = UnixStream::pair().unwrap();
     let phase = watch::Sender::new(Phase::Ending);
-    let port = port(dir.path(), Kind::STDOUT);
-    let task = tokio::spawn(output(port, ours, sink, Patience::new(phase.subscribe())));
+    let stream = stream(dir.path(), Kind::STDOUT);
+    let task = tokio::spawn(output(stream, ours, sink, Deadlines::new(phase.subscribe())));
     let piece = chunk(&[b'y'; 64 * 1024]);
     while guest.write_all(&piece).await.is_ok() {}
     timeout(SOON, task).await.unwrap().unwrap();
@@ -214,12 +218,12 @@ fn input_from_fifo() -> Input {
     let (ours, guest) = UnixStream::pair().unwrap();
     let phase = watch::Sender::new(Phase::Alive);
     let (fifo, hold) = FifoReader::open(&path).unwrap();
-    let port = port(dir.path(), Kind::STDIN);
-    let task = tokio::spawn(input(port, Source::Fifo(fifo), ours, Patience::new(phase.subscribe())));
+    let stream = stream(dir.path(), Kind::STDIN);
+    let task = tokio::spawn(input(stream, Source::Fifo(fifo), ours, Deadlines::new(phase.subscribe())));
     Input { guest, hold: Some(hold), phase, task, path, _dir: dir }
 }
 
-/// As containerd opens it.
+/// A FIFO opened for writing as containerd opens it.
 fn writer(path: &Path) -> File {
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
     OpenOptions::new().write(true).custom_flags(nonblocking).open(path).unwrap()
@@ -263,7 +267,7 @@ async fn stdin_stops_when_the_process_ends() {
 }
 
 #[test]
-fn only_fifos_are_taken_for_fifos() {
+fn a_path_that_is_no_fifo_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let plain = dir.path().join("plain");
     std::fs::write(&plain, "").unwrap();
@@ -288,8 +292,8 @@ proptest! {
             let sink = Sink::File(File::create(&path).unwrap());
             let (ours, mut guest) = UnixStream::pair().unwrap();
             let phase = watch::Sender::new(Phase::Cut);
-            let port = port(dir.path(), Kind::STDOUT);
-            let task = tokio::spawn(output(port, ours, sink, Patience::new(phase.subscribe())));
+            let stream = stream(dir.path(), Kind::STDOUT);
+            let task = tokio::spawn(output(stream, ours, sink, Deadlines::new(phase.subscribe())));
             guest.write_all(&bytes).await.unwrap();
             drop(guest);
             timeout(SOON, task).await.unwrap().unwrap();

@@ -1,74 +1,77 @@
 //! The host's ends over containerd's streaming service, in place of FIFOs.
 
-use std::sync::Arc;
-
-use tokio::sync::mpsc::UnboundedReceiver;
-
-use super::connection::{Heard, Line};
+use super::connection::{Received, StreamConnection};
 use super::registry::Claim;
 
-/// Room for input that nobody has asked for yet, in bytes.
-const AHEAD: i32 = 32 * 1024;
+/// Bytes of input that containerd may send before the process reads any.
+const READ_AHEAD: i32 = 32 * 1024;
 
-/// The host's end of stdout or stderr. While containerd is away it waits.
+/// The host's end of stdout or stderr. While containerd is away, writing waits.
 #[derive(Debug)]
-pub(crate) struct Outlet(Arc<Claim>);
+pub(crate) struct StreamWriter {
+    claim: Claim,
+    current: Option<StreamConnection>,
+}
 
-impl Outlet {
-    /// Over a claimed id.
-    pub(crate) fn new(claim: Arc<Claim>) -> Self {
-        Self(claim)
+impl StreamWriter {
+    /// A writer to the connections of a claimed id.
+    pub(crate) fn new(claim: Claim) -> Self {
+        Self { claim, current: None }
     }
 
-    /// Writes all of it, waiting while containerd has no room or is not connected.
+    /// Writes all of it, waiting while containerd takes nothing or is not connected.
     pub(crate) async fn write_all(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let line = self.0.line().await;
-            // What a line that broke has not taken goes to the next one.
-            let sent = line.send(rest).await.unwrap_or_default();
+            if let Some(newest) = self.claim.newest() {
+                self.current = Some(newest);
+            }
+            let Some(connection) = self.current.as_ref().filter(|connection| !connection.is_over()) else {
+                self.current = Some(self.claim.next().await);
+                continue;
+            };
+            // What a broken connection has not taken goes to the next one.
+            let sent = connection.send(rest).await.unwrap_or_default();
             rest = rest.get(sent..).unwrap_or_default();
         }
     }
 
-    /// Ends it, also for whoever connects later.
+    /// Ends the output, also for a connection that comes later.
     pub(crate) fn finish(self) {
-        self.0.end();
+        self.claim.end();
     }
 }
 
 /// The host's end of stdin.
 #[derive(Debug)]
-pub(crate) struct Inlet {
-    claim: Arc<Claim>,
-    current: Option<(Arc<Line>, UnboundedReceiver<Heard>)>,
+pub(crate) struct StreamReader {
+    claim: Claim,
+    current: Option<StreamConnection>,
     rest: Vec<u8>,
 }
 
-impl Inlet {
-    /// Over a claimed id.
-    pub(crate) fn new(claim: Arc<Claim>) -> Self {
+impl StreamReader {
+    /// A reader of the connections of a claimed id.
+    pub(crate) fn new(claim: Claim) -> Self {
         Self { claim, current: None, rest: Vec::new() }
     }
 
-    /// Waits for bytes, or for the end of the input (an empty answer), and takes at most `limit` of them. A line that
-    /// is lost is no end. Can be dropped while it waits.
+    /// Waits for bytes, or for the end of the input (an empty answer), and takes at most `limit` of them. The loss of a
+    /// connection is not the end. Can be dropped while it waits.
     pub(crate) async fn read(&mut self, limit: usize) -> Vec<u8> {
         while self.rest.is_empty() {
-            let Some((line, heard)) = &mut self.current else {
-                let line = self.claim.line().await;
-                if let Some(heard) = line.heard() {
-                    line.grant(AHEAD);
-                    self.current = Some((line, heard));
-                }
+            let Some(connection) = &mut self.current else {
+                let connection = self.claim.next().await;
+                connection.grant(READ_AHEAD);
+                self.current = Some(connection);
                 continue;
             };
-            match heard.recv().await {
-                Some(Heard::Data(bytes)) => {
-                    line.grant(i32::try_from(bytes.len()).unwrap_or(AHEAD));
+            match connection.receive().await {
+                Some(Received::Data(bytes)) => {
+                    connection.grant(i32::try_from(bytes.len()).unwrap_or(READ_AHEAD));
                     self.rest = bytes;
                 }
-                Some(Heard::End) => return Vec::new(),
+                Some(Received::End) => return Vec::new(),
                 None => self.current = None,
             }
         }
@@ -77,7 +80,7 @@ impl Inlet {
     }
 }
 
-impl Drop for Inlet {
+impl Drop for StreamReader {
     fn drop(&mut self) {
         self.claim.end();
     }

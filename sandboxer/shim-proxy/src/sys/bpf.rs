@@ -1,5 +1,5 @@
-//! bpf(2), as far as a program that picks sockets needs it. Structures as in `linux/bpf.h`; what a kernel knows beyond
-//! their end it takes for zero.
+//! bpf(2), as far as a program that assigns sockets needs it. Structures are those of `linux/bpf.h`; fields beyond
+//! their end are zero to the kernel.
 
 use std::io;
 use std::net::TcpListener;
@@ -34,7 +34,7 @@ pub(crate) struct Instruction {
     pub(crate) immediate: i32,
 }
 
-/// What a call takes: each of these is the beginning of `union bpf_attr`.
+/// Arguments of a call: each type is the beginning of `union bpf_attr`.
 trait Attributes {}
 
 #[repr(C)]
@@ -88,7 +88,7 @@ impl Attributes for LinkCreate {}
 /// there.
 unsafe fn bpf<A: Attributes>(command: i32, attributes: &A) -> io::Result<i32> {
     // SAFETY: the structure is borrowed for the call and its true size goes with it; none of the commands above
-    // writes to it or beyond it. What it points to is the caller's word.
+    // writes to it or beyond it. The caller vouches for what it points to.
     let answer = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<A>()) };
     match i32::try_from(answer) {
         Ok(answer) if answer >= 0 => Ok(answer),
@@ -97,7 +97,7 @@ unsafe fn bpf<A: Attributes>(command: i32, attributes: &A) -> io::Result<i32> {
 }
 
 fn owned(descriptor: i32) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
@@ -110,7 +110,7 @@ fn address<T: ?Sized>(thing: &T) -> u64 {
     std::ptr::from_ref(thing).cast::<u8>().addr() as u64
 }
 
-/// Makes a map from small numbers to sockets.
+/// Creates a map from small numbers to sockets.
 ///
 /// # Errors
 /// What bpf(2) says; EPERM also where the kernel is locked down.
@@ -120,7 +120,7 @@ pub(crate) fn socket_map(entries: u32) -> io::Result<OwnedFd> {
     unsafe { bpf(MAP_CREATE, &attributes) }.map(owned)
 }
 
-/// Puts a listening socket into the map; it leaves it when it is closed.
+/// Puts a listening socket into the map; the kernel removes it when the socket is closed.
 ///
 /// # Errors
 /// What bpf(2) says.
@@ -133,7 +133,7 @@ pub(crate) fn put(map: &OwnedFd, key: u32, listener: &TcpListener) -> io::Result
     unsafe { bpf(MAP_UPDATE_ELEM, &attributes) }.map(drop)
 }
 
-/// Has the kernel verify and keep a program that picks sockets.
+/// Loads a program that assigns sockets, which the kernel verifies.
 ///
 /// # Errors
 /// What bpf(2) says.
@@ -157,7 +157,7 @@ pub(crate) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     unsafe { bpf(PROG_LOAD, &attributes) }.map(owned)
 }
 
-/// Lets a program pick the sockets of a network namespace, until the answer is closed.
+/// Attaches a program to the socket lookup of a network namespace, until the answer is closed.
 ///
 /// # Errors
 /// What bpf(2) says.

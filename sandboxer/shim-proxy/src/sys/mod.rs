@@ -1,5 +1,5 @@
-//! The one place that needs `unsafe`: descriptors that are handed down, ones that tokio has no type for, and bpf(2).
-#![allow(unsafe_code, reason = "none can be had in another way; see the SAFETY notes")]
+//! The only place with `unsafe`: inherited descriptors, descriptors for which tokio has no type, and bpf(2).
+#![allow(unsafe_code, reason = "there is no safe interface to these; see the SAFETY notes")]
 
 pub(crate) mod bpf;
 
@@ -15,12 +15,12 @@ use tokio::io::unix::AsyncFd;
 /// Takes over an inherited listening socket. Call it once for each descriptor, before anything else is opened.
 ///
 /// # Errors
-/// When the descriptor is not open, or no listening socket.
+/// When the descriptor is not open, or is no listening socket.
 pub(crate) fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
-    // The descriptor table, read without touching it, says whether there is something to own.
+    // Checks without using the descriptor whether it is open.
     std::fs::symlink_metadata(format!("/proc/self/fd/{fd}"))?;
-    // SAFETY: the descriptor is open (checked above), and by the contract with the sandboxer it is handed down for
-    // us alone; main calls this once for each number before it opens any descriptor of its own.
+    // SAFETY: the descriptor is open (checked above), and by the contract with the sandboxer it is inherited for
+    // this process alone; `serve` calls this once for each number before it opens any descriptor of its own.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     if !socket_acceptconn(&owned)? {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a listening socket"));
@@ -32,7 +32,7 @@ pub(crate) fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Joins a descriptor that only says "readable" (a pidfd) to the event loop.
+/// Registers a descriptor that only becomes readable (a pidfd) with the event loop.
 ///
 /// # Errors
 /// What epoll_ctl(2) says.
