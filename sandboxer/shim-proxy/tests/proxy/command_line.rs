@@ -29,7 +29,7 @@ async fn delete(rig: &Rig, id: &str) -> (DeleteResponse, Duration) {
 }
 
 #[tokio::test]
-async fn delete_of_a_stopped_container_tells_its_true_end() {
+async fn delete_of_a_stopped_container_answers_its_exit() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     rig.agent.end("c", "", 42, false);
@@ -58,7 +58,7 @@ async fn delete_of_a_running_container_kills_and_releases_it() {
 }
 
 #[tokio::test]
-async fn delete_without_a_proxy_is_quick_and_unknown() {
+async fn delete_without_a_proxy_answers_an_unknown_exit_quickly() {
     let mut rig = Rig::attached().await;
     rig.running("c").await;
     rig.proxy.kill().unwrap();
@@ -69,7 +69,7 @@ async fn delete_without_a_proxy_is_quick_and_unknown() {
 }
 
 #[tokio::test]
-async fn delete_with_a_hung_guest_is_quick_all_the_same() {
+async fn delete_with_a_hung_guest_is_quick() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     rig.agent.hold("signal");

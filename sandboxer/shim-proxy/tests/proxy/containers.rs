@@ -15,7 +15,7 @@ use crate::fake_agent::{Kind, say, say_end};
 use crate::rig::{Rig, code, eventually, read_all, soon, text, within};
 
 #[tokio::test]
-async fn a_container_lives_as_containerd_expects() {
+async fn a_container_goes_from_create_to_delete() {
     let rig = Rig::attached().await;
     let request = rig.prepare("c");
     let (out, err) = (read_all(&request.stdout), read_all(&request.stderr));
@@ -80,7 +80,7 @@ async fn a_second_create_of_a_known_id_is_refused() {
 }
 
 #[tokio::test]
-async fn a_create_that_fails_in_the_guest_leaves_nothing() {
+async fn a_create_that_fails_in_the_guest_leaves_nothing_behind() {
     let rig = Rig::attached().await;
     let request = rig.prepare("c");
     rig.agent.fail("create", Code::UNIMPLEMENTED);
@@ -94,7 +94,7 @@ async fn a_create_that_fails_in_the_guest_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_create_that_fails_on_the_host_says_why() {
+async fn a_create_that_fails_on_the_host_answers_the_cause() {
     let rig = Rig::attached().await;
     let mut request = rig.prepare("c");
     rig.sandboxer.fail(Code::INVALID_ARGUMENT);
@@ -113,7 +113,7 @@ async fn a_create_that_fails_on_the_host_says_why() {
 }
 
 #[tokio::test]
-async fn a_create_that_outlasts_its_deadline_is_undone_and_says_so() {
+async fn a_create_beyond_its_deadline_is_undone_and_answers_why() {
     let rig = Rig::attached().await;
     let request = rig.prepare("c");
     rig.sandboxer.hold(true);
@@ -128,7 +128,7 @@ async fn a_create_that_outlasts_its_deadline_is_undone_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_create_whose_connection_breaks_is_finished() {
+async fn a_create_whose_connection_closes_runs_to_its_end() {
     let rig = Rig::attached().await;
     let request = rig.prepare("c");
     rig.sandboxer.hold(true);
@@ -175,7 +175,7 @@ async fn a_container_that_never_started_can_be_deleted() {
 }
 
 #[tokio::test]
-async fn a_start_that_fails_can_be_cleaned_up() {
+async fn a_container_whose_start_failed_can_be_killed_and_deleted() {
     let rig = Rig::attached().await;
     soon(rig.task.create(within(), &rig.prepare("c"))).await.unwrap();
     rig.agent.fail("start", Code::INVALID_ARGUMENT);
@@ -187,7 +187,7 @@ async fn a_start_that_fails_can_be_cleaned_up() {
 }
 
 #[tokio::test]
-async fn signals_reach_the_process() {
+async fn signals_are_forwarded_to_the_process() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     rig.kill("c", "", 15, false).await.unwrap();
@@ -198,7 +198,7 @@ async fn signals_reach_the_process() {
 }
 
 #[tokio::test]
-async fn pause_update_resize_and_stats_are_carried() {
+async fn pause_update_resize_and_stats_are_forwarded() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let id = || "c".to_owned();
@@ -225,7 +225,7 @@ async fn pause_update_resize_and_stats_are_carried() {
 }
 
 #[tokio::test]
-async fn a_hung_guest_holds_up_neither_state_nor_stats() {
+async fn a_hung_guest_delays_neither_state_nor_stats() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     rig.agent.hold("stats");
@@ -241,7 +241,7 @@ async fn a_hung_guest_holds_up_neither_state_nor_stats() {
 }
 
 #[tokio::test]
-async fn an_oom_kill_is_told_before_the_end() {
+async fn an_oom_kill_is_published_before_the_exit() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let wait = rig.wait("c", "");
@@ -260,7 +260,7 @@ async fn an_oom_kill_is_told_before_the_end() {
 }
 
 #[tokio::test]
-async fn an_oom_kill_in_a_container_that_goes_on_is_told_once_each() {
+async fn each_oom_kill_in_a_running_container_is_published_once() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     rig.agent.oom("c");
@@ -308,7 +308,7 @@ async fn shutdown_after_a_delete_ends_nothing() {
 }
 
 #[tokio::test]
-async fn the_sandboxer_sees_what_the_proxy_holds_and_ends_it() {
+async fn the_sandboxer_observes_containers_and_shuts_the_proxy_down() {
     let mut rig = Rig::attached().await;
     let request = rig.running("c").await;
     let seen = rig.shim.observe(within(), &Nothing::new()).await.unwrap();

@@ -26,7 +26,7 @@ fn exec(rig: &Rig, exec: &str) -> ExecProcessRequest {
 }
 
 #[tokio::test]
-async fn an_exec_lives_as_containerd_expects() {
+async fn an_exec_goes_from_create_to_delete() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let request = exec(&rig, "e");
@@ -90,7 +90,7 @@ async fn a_terminal_has_one_output() {
 }
 
 #[tokio::test]
-async fn execs_are_refused_where_they_make_no_sense() {
+async fn an_exec_is_refused_unless_its_container_runs_and_its_id_is_free() {
     let rig = Rig::attached().await;
     assert_eq!(code(rig.task.exec(within(), &exec(&rig, "none")).await), Code::NOT_FOUND);
     soon(rig.task.create(within(), &rig.prepare("c"))).await.unwrap();
@@ -105,7 +105,7 @@ async fn execs_are_refused_where_they_make_no_sense() {
 }
 
 #[tokio::test]
-async fn a_failed_exec_leaves_nothing() {
+async fn a_failed_exec_leaves_nothing_behind() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let request = exec(&rig, "e");
@@ -150,9 +150,10 @@ async fn while_it_starts<T>(rig: &Rig, end: impl Future<Output = T>) -> T {
     ended
 }
 
-/// As containerd does when its own caller goes away: it does not wait for the start, and deletes what it knows no pid of.
+/// containerd does this when its own caller goes away: it does not wait for the start, and deletes the exec without a
+/// pid.
 #[tokio::test]
-async fn an_exec_that_is_deleted_while_it_starts_does_not_live_on() {
+async fn an_exec_deleted_while_it_starts_is_killed() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let deleted = while_it_starts(&rig, rig.delete("c", "e")).await.unwrap();
@@ -162,7 +163,7 @@ async fn an_exec_that_is_deleted_while_it_starts_does_not_live_on() {
 }
 
 #[tokio::test]
-async fn an_exec_that_is_killed_while_it_starts_does_not_live_on() {
+async fn an_exec_killed_while_it_starts_gets_the_signal_once_it_runs() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     while_it_starts(&rig, rig.kill("c", "e", 9, true)).await.unwrap();
@@ -170,22 +171,23 @@ async fn an_exec_that_is_killed_while_it_starts_does_not_live_on() {
     rig.delete("c", "e").await.unwrap();
 }
 
-/// As containerd does when its caller goes away during Exec: it removes the FIFOs, and deletes nothing.
-fn give_up(request: &ExecProcessRequest) {
+/// Abandons an exec as containerd does when its own caller goes away during Exec: it removes the FIFOs and calls no
+/// Delete.
+fn abandon(request: &ExecProcessRequest) {
     for path in [&request.stdin, &request.stdout, &request.stderr] {
         std::fs::remove_file(path).unwrap();
     }
 }
 
 #[tokio::test]
-async fn an_exec_that_is_given_up_while_it_is_created_goes_by_itself() {
+async fn an_exec_abandoned_while_it_is_created_is_deleted() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let request = exec(&rig, "e");
     rig.agent.hold("exec");
     let giving_up = async {
         rig.agent.called("exec c e").await;
-        give_up(&request);
+        abandon(&request);
         rig.agent.let_go("exec");
     };
     let (made, ()) = tokio::join!(soon(rig.task.exec(within(), &request)), giving_up);
@@ -199,7 +201,7 @@ async fn an_exec_that_is_given_up_while_it_is_created_goes_by_itself() {
 }
 
 #[tokio::test]
-async fn a_thousand_execs_given_up_before_their_start_leave_nothing() {
+async fn a_thousand_execs_abandoned_before_their_start_leave_nothing_behind() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let open = || std::fs::read_dir(format!("/proc/{}/fd", rig.proxy.id())).unwrap().count();
@@ -208,20 +210,20 @@ async fn a_thousand_execs_given_up_before_their_start_leave_nothing() {
         for number in 0..50 {
             let request = exec(&rig, &format!("{round}-{number}"));
             soon(rig.task.exec(within(), &request)).await.unwrap();
-            give_up(&request);
+            abandon(&request);
         }
         eventually("they are gone", || rig.agent.holds().len() == 1 && open() <= before).await;
     }
 }
 
 #[tokio::test]
-async fn an_exec_may_take_its_time_to_be_started() {
+async fn an_exec_that_is_started_late_is_not_abandoned() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     soon(rig.task.exec(within(), &exec(&rig, "slow"))).await.unwrap();
     let given_up = exec(&rig, "given up");
     soon(rig.task.exec(within(), &given_up)).await.unwrap();
-    give_up(&given_up);
+    abandon(&given_up);
     soon(rig.agent.called("delete c given up")).await;
     rig.start("c", "slow").await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! A guest agent behind a hybrid vsock socket, whose containers do what the test says.
+//! A guest agent behind a hybrid vsock socket; the test decides what its containers do.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(crate) use bulkhead_protocol::agent::stream_header::Kind;
 
 type Key = (String, String);
 
-/// What the agent knows, and what the test has told it to do.
+/// The state of the agent, and what the test has told it to do.
 #[derive(Default)]
 struct World {
     calls: Vec<String>,
@@ -196,12 +196,12 @@ impl FakeAgent {
         self.change(|world| world.zero_pid = true);
     }
 
-    /// From now on it answers these figures.
+    /// From now on it answers these metrics.
     pub(crate) fn claim(&self, stats: StatsResponse) {
         self.change(|world| world.stats = Some(stats));
     }
 
-    /// From now on it refuses Hello in these words.
+    /// From now on it refuses Hello with this text.
     pub(crate) fn refuse_hello(&self, words: String) {
         self.change(|world| world.hello_refusal = Some(words));
     }
@@ -225,7 +225,7 @@ impl FakeAgent {
         self.change(|world| world.processes.get_mut(&key).unwrap().end = Some(answer));
     }
 
-    /// The kernel kills something in a container.
+    /// Counts an OOM kill in a container.
     pub(crate) fn oom(&self, container: &str) {
         self.change(|world| *world.ooms.entry(container.to_owned()).or_default() += 1);
     }

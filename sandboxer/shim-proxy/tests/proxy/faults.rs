@@ -1,4 +1,4 @@
-//! What must not cost a container, and what must end one.
+//! Faults that must not end a container, and faults that must.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::fake_agent::{Kind, say, say_end};
 use crate::rig::{Rig, code, eventually, read_all, soon, text, within};
 
 #[tokio::test]
-async fn when_the_vmm_dies_everything_in_it_has_ended() {
+async fn every_process_ends_when_the_vmm_dies() {
     let mut rig = Rig::attached().await;
     let request = rig.running("c").await;
     soon(rig.task.create(within(), &rig.prepare("waiting"))).await.unwrap();
@@ -46,7 +46,7 @@ async fn when_the_vmm_dies_everything_in_it_has_ended() {
 }
 
 #[tokio::test]
-async fn the_sandboxers_word_ends_everything_too() {
+async fn every_process_ends_when_the_sandboxer_reports_the_vm_gone() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let wait = rig.wait("c", "");
@@ -60,7 +60,7 @@ async fn the_sandboxers_word_ends_everything_too() {
 }
 
 #[tokio::test]
-async fn a_stranger_with_the_vmms_pid_is_not_the_vmm() {
+async fn a_process_with_the_vmms_pid_and_another_start_time_is_refused() {
     let rig = Rig::unattached().await;
     let request = AttachRequest {
         vmm_pid: rig.vmm.id(),
@@ -92,7 +92,7 @@ async fn a_broken_session_is_dialled_again_and_waits_go_on() {
 }
 
 #[tokio::test]
-async fn noise_instead_of_an_agent_is_survived() {
+async fn an_agent_that_sends_noise_is_dialled_again() {
     let mut rig = Rig::attached().await;
     rig.running("c").await;
     let wait = rig.wait("c", "");
@@ -137,7 +137,7 @@ async fn an_agent_out_of_reach_for_long_counts_as_gone() {
 }
 
 #[tokio::test]
-async fn a_restart_of_the_sandboxer_is_waited_out() {
+async fn calls_wait_for_a_restart_of_the_sandboxer() {
     let rig = Rig::attached().await;
     rig.running("before").await;
     rig.sandboxer.stop().await;
@@ -158,7 +158,7 @@ async fn a_restart_of_the_sandboxer_is_waited_out() {
 }
 
 #[tokio::test]
-async fn a_sandboxer_that_stays_away_is_named() {
+async fn a_sandboxer_that_stays_away_is_named_in_the_error() {
     let rig = Rig::attached().await;
     rig.sandboxer.stop().await;
     let patience = ttrpc::context::with_duration(Duration::from_secs(1));
@@ -168,7 +168,7 @@ async fn a_sandboxer_that_stays_away_is_named() {
 }
 
 #[tokio::test]
-async fn closed_connections_kill_nothing() {
+async fn a_closed_connection_ends_no_container() {
     let rig = Rig::attached().await;
     let connection = rig.connection().await;
     soon(connection.create(within(), &rig.prepare("c"))).await.unwrap();
@@ -183,7 +183,7 @@ async fn closed_connections_kill_nothing() {
 }
 
 #[tokio::test]
-async fn a_bundle_removed_without_delete_gives_the_container_up() {
+async fn a_container_whose_bundle_is_removed_without_delete_is_released() {
     let rig = Rig::attached().await;
     rig.running("other").await;
     let (connection, request) = rig.running_on_its_own("c").await;
@@ -201,7 +201,7 @@ async fn a_bundle_removed_without_delete_gives_the_container_up() {
 }
 
 #[tokio::test]
-async fn a_bundle_removed_during_create_undoes_it() {
+async fn a_create_whose_bundle_is_removed_is_undone() {
     let rig = Rig::attached().await;
     let request = rig.prepare("c");
     rig.agent.hold("create");
@@ -219,7 +219,7 @@ async fn a_bundle_removed_during_create_undoes_it() {
 
 /// containerd may take its time between the end of the connection and that of the bundle: a restart of it, say.
 #[tokio::test]
-async fn a_bundle_that_goes_long_after_its_connection_is_missed_too() {
+async fn a_bundle_removed_long_after_its_connection_closed_is_noticed() {
     let rig = Rig::attached().await;
     let (connection, request) = rig.running_on_its_own("c").await;
     let (successor, other) = rig.running_on_its_own("other").await;
@@ -232,7 +232,7 @@ async fn a_bundle_that_goes_long_after_its_connection_is_missed_too() {
     assert_eq!(rig.status("c").await, Status::RUNNING, "its bundle is there");
     std::fs::remove_dir_all(&request.bundle).unwrap();
     eventually("given up", || rig.agent.holds().len() == 1).await;
-    // What is not looked at any more is seen when containerd says that it will not come back to it.
+    // The bundle of a container with a caller is checked once the caller calls Shutdown for it.
     std::fs::remove_dir_all(&other.bundle).unwrap();
     assert_eq!(rig.status("other").await, Status::RUNNING);
     let shutdown = ShutdownRequest { id: "other".into(), ..Default::default() };
@@ -241,7 +241,7 @@ async fn a_bundle_that_goes_long_after_its_connection_is_missed_too() {
 }
 
 #[tokio::test]
-async fn a_guest_that_lies_about_pids_is_not_believed() {
+async fn an_impossible_pid_of_the_guest_fails_create() {
     let rig = Rig::attached().await;
     rig.agent.lie_about_pids();
     let refused = rig.task.create(within(), &rig.prepare("c")).await;
@@ -249,9 +249,9 @@ async fn a_guest_that_lies_about_pids_is_not_believed() {
     assert!(rig.agent.holds().is_empty() && rig.sandboxer.prepared().is_empty());
 }
 
-/// containerd decodes what it gets, for every container of the node: how much, is not for a guest to say.
+/// containerd decodes the metrics of every container of the node: their size must not depend on a guest.
 #[tokio::test]
-async fn a_guest_that_claims_absurd_figures_is_cut_short() {
+async fn metrics_of_the_guest_are_bounded() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let entry = IoEntry { rbytes: u64::MAX, ..Default::default() };
@@ -277,7 +277,7 @@ async fn a_guest_that_claims_absurd_figures_is_cut_short() {
 }
 
 #[tokio::test]
-async fn a_guest_that_refuses_hello_at_length_is_quoted_in_short() {
+async fn the_text_of_a_guest_that_refuses_hello_is_cut() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let wait = rig.wait("c", "");
@@ -301,9 +301,9 @@ async fn calls_before_attach_wait_for_it() {
     rig.attach().await.unwrap();
 }
 
-/// As when a guest has filled the pod's directory with what it prints.
+/// For example when the output of a guest has filled the pod's directory.
 #[tokio::test]
-async fn a_log_that_takes_nothing_costs_nothing() {
+async fn a_full_log_ends_no_container() {
     let dir = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/dev/full", dir.path().join("shim.stderr")).unwrap();
     let mut rig = Rig::within(dir).await;

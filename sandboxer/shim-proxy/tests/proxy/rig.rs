@@ -40,7 +40,7 @@ pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, work).await.expect("it takes too long")
 }
 
-/// Polls until it holds.
+/// Polls until the condition holds.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = tokio::time::Instant::now() + SOON;
     while !holds() {
@@ -125,7 +125,7 @@ impl Rig {
         TaskClient::new(connect(&self.path(TASK_SOCKET)).await)
     }
 
-    /// What containerd prepares for a container or exec: bundle and FIFOs.
+    /// Prepares a bundle and FIFOs as containerd does.
     pub(crate) fn prepare(&self, id: &str) -> CreateTaskRequest {
         let bundle = self.path(&format!("bundle-{id}"));
         std::fs::create_dir(&bundle).unwrap();
@@ -199,7 +199,7 @@ impl Rig {
         tokio::spawn(async move { client.wait(Context::default(), &request).await })
     }
 
-    /// Lets containerd's side of the shim protocol run.
+    /// Runs the program as containerd does.
     pub(crate) fn run(&self, arguments: &[&str]) -> std::process::Output {
         let program = env!("CARGO_BIN_EXE_containerd-shim-bulkhead-v2");
         Command::new(program).args(arguments).current_dir(self.dir.path()).output().unwrap()

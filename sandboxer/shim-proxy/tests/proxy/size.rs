@@ -6,7 +6,7 @@ use protobuf::well_known_types::any::Any;
 use crate::fake_agent::{Kind, say, say_end};
 use crate::rig::{Rig, eventually, read_all, soon, within};
 
-/// The aim of the design, in KiB.
+/// Most private memory that the design allows, in KiB.
 const PRIVATE_KIB: u64 = 1024;
 
 struct Memory {
@@ -61,13 +61,13 @@ async fn a_proxy_takes_no_inotify_instance() {
     assert!(!names.iter().any(|name| name.contains("inotify")), "{names:?}");
 }
 
-/// Descriptors and tasks of a process.
+/// The number of open descriptors of a process.
 fn open_files(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
 #[tokio::test]
-async fn a_hundred_execs_leave_nothing_open() {
+async fn a_hundred_execs_leave_no_descriptor_open() {
     let rig = Rig::attached().await;
     rig.running("c").await;
     let mut before = 0;

@@ -26,7 +26,7 @@ async fn knock(rig: &Rig) -> UnixStream {
 }
 
 #[tokio::test]
-async fn a_socket_is_served_from_creation_to_the_end_and_without_the_sandboxer() {
+async fn a_host_socket_is_served_from_create_to_delete_without_the_sandboxer() {
     let rig = Rig::attached().await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("agent");

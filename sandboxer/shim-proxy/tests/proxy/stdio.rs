@@ -18,7 +18,7 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_megabyte_arrives_whole_at_a_slow_reader() {
+async fn a_slow_reader_gets_every_byte() {
     let rig = Rig::attached().await;
     let request = rig.running("c").await;
     let sent = pattern(1024 * 1024);
@@ -47,7 +47,7 @@ async fn a_megabyte_arrives_whole_at_a_slow_reader() {
 }
 
 #[tokio::test]
-async fn a_stuck_reader_holds_up_neither_exit_nor_the_other_stream() {
+async fn a_stuck_reader_delays_neither_the_exit_nor_the_other_stream() {
     let rig = Rig::attached().await;
     let request = rig.running("c").await;
     let mut stdout = rig.agent.stream("c", "", Kind::STDOUT).await;
@@ -64,7 +64,7 @@ async fn a_stuck_reader_holds_up_neither_exit_nor_the_other_stream() {
 }
 
 #[tokio::test]
-async fn output_of_the_time_without_containerd_is_kept() {
+async fn output_is_kept_while_containerd_is_away() {
     let rig = Rig::attached().await;
     let request = rig.running("c").await;
     let mut guest = rig.agent.stream("c", "", Kind::STDOUT).await;
@@ -86,7 +86,7 @@ async fn output_of_the_time_without_containerd_is_kept() {
 }
 
 #[tokio::test]
-async fn a_broken_stream_is_no_end_and_is_dialled_again() {
+async fn a_broken_output_is_dialled_again_and_not_ended() {
     let rig = Rig::attached().await;
     let request = rig.running("c").await;
     let mut out = read_all(&request.stdout);
@@ -103,7 +103,7 @@ async fn a_broken_stream_is_no_end_and_is_dialled_again() {
 }
 
 #[tokio::test]
-async fn broken_stdin_is_dialled_again() {
+async fn a_broken_stdin_is_dialled_again() {
     let rig = Rig::attached().await;
     let request = rig.running("c").await;
     drop(rig.agent.stream("c", "", Kind::STDIN).await);
@@ -114,7 +114,7 @@ async fn broken_stdin_is_dialled_again() {
 }
 
 #[tokio::test]
-async fn a_container_without_stdin_has_none() {
+async fn a_container_without_stdin_gets_none() {
     let rig = Rig::attached().await;
     let request = CreateTaskRequest { stdin: String::new(), ..rig.prepare("c") };
     soon(rig.task.create(within(), &request)).await.unwrap();
@@ -123,7 +123,7 @@ async fn a_container_without_stdin_has_none() {
 }
 
 #[tokio::test]
-async fn a_plain_file_takes_output() {
+async fn output_is_appended_to_a_plain_file() {
     let rig = Rig::attached().await;
     let file = rig.path("output.log");
     let uri = format!("file://{}", file.display());
@@ -136,7 +136,7 @@ async fn a_plain_file_takes_output() {
 }
 
 #[tokio::test]
-async fn a_guest_that_sends_nonsense_harms_nobody_else() {
+async fn a_guest_that_breaks_the_stream_protocol_affects_no_other_container() {
     let mut rig = Rig::attached().await;
     rig.running("bad").await;
     let request = rig.running("good").await;
