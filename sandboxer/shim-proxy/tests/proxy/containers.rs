@@ -241,6 +241,28 @@ async fn a_hung_guest_delays_neither_state_nor_stats() {
 }
 
 #[tokio::test]
+async fn a_create_under_way_delays_no_call_for_another_container() {
+    let rig = Rig::attached().await;
+    rig.running("c").await;
+    let request = rig.prepare("slow");
+    rig.agent.hold("create");
+    let task = rig.task.clone();
+    let creating = tokio::spawn(async move { task.create(within(), &request).await });
+    rig.agent.called("create slow").await;
+    assert_eq!(rig.status("c").await, Status::RUNNING);
+    let state = rig.state("slow", "").await.unwrap();
+    assert_eq!((state.status.unwrap(), state.pid), (Status::CREATED, 0));
+    let pids = soon(rig.task.pids(within(), &PidsRequest { id: "c".into(), ..Default::default() })).await;
+    assert_eq!(pids.unwrap().processes.len(), 1);
+    rig.kill("c", "", 9, true).await.unwrap();
+    assert_eq!(soon(rig.wait("c", "")).await.unwrap().unwrap().exit_status, 137);
+    assert_eq!(rig.delete("c", "").await.unwrap().exit_status, 137);
+    assert!(!creating.is_finished());
+    rig.agent.let_go("create");
+    soon(creating).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn an_oom_kill_is_published_before_the_exit() {
     let rig = Rig::attached().await;
     rig.running("c").await;
