@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bulkhead_protocol::{SHIM_SOCKET, TASK_SOCKET};
+use bulkhead_protocol::{SHIM_SOCKET, TASK_SOCKET, VSOCK_SOCKET};
 use serde::{Deserialize, Serialize};
 
 use crate::host::dir::{BOUNDED, DirError, PrivateDir};
@@ -66,7 +66,7 @@ entries! { PodDir:
 
 entries! { VmDir:
     /// Hybrid vsock of the VM: `CONNECT <port>` opens a guest port.
-    vsock => "vsock.sock",
+    vsock => VSOCK_SOCKET,
     /// vhost-user socket between VMM and virtiofsd.
     virtiofs_sock => "virtiofs.sock",
     /// The VMM's API.

@@ -41,10 +41,14 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 pub const TASK_SOCKET: &str = "task.sock";
 /// Name of the shim proxy's socket for the sandboxer, in the pod's directory.
 pub const SHIM_SOCKET: &str = "shim.sock";
+/// Name of the VM's hybrid vsock socket ([`crate::hybrid_vsock`]), in the VM's directory.
+pub const VSOCK_SOCKET: &str = "vsock.sock";
 /// Descriptor under which a shim proxy inherits the listener of [`TASK_SOCKET`].
 pub const TASK_SOCKET_FD: i32 = 3;
 /// Descriptor under which a shim proxy inherits the listener of [`SHIM_SOCKET`].
 pub const SHIM_SOCKET_FD: i32 = 4;
 
+/// SIGKILL (signal(7)), as the agent's Signal and containerd's Kill carry it.
+pub const SIGKILL: u32 = 9;
 /// Exit status of a process that was killed, by SIGKILL or with its VM: 128 + 9, as a shell says it.
-pub const KILLED_STATUS: u32 = 137;
+pub const KILLED_STATUS: u32 = 128 + SIGKILL;

@@ -1,4 +1,4 @@
-//! Hybrid vsock: the ports of a guest behind a unix socket of the host, as Cloud Hypervisor, Firecracker and
+//! Hybrid vsock: the ports of a guest behind a unix socket of the host, as several VMMs and
 //! vhost-device-vsock offer it.
 //!
 //! The host reaches a guest's port by connecting to the socket: it writes `CONNECT <port>\n` and reads

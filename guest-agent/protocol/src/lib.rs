@@ -14,7 +14,6 @@ pub mod accept;
 pub mod error;
 pub mod forward;
 pub mod frame;
-pub mod host;
 pub mod hybrid_vsock;
 pub mod relay;
 pub mod stream;
@@ -27,6 +26,7 @@ mod generated;
 pub use contract::{
     AGENT_PORT, ANNOUNCE_PORT, CONTROL_SOCKET, FEATURE_DISKS, FEATURE_MEMORY_VOLUMES, FEATURE_RESIZE,
     GUEST_CGROUPS, KILLED_STATUS, MEMORY_DIR, MIN_OOM_SCORE_ADJ, PID_NAMESPACE, SHARE_DIR, SHARE_TAG,
-    SHARE_VOLUMES, SHIM_SOCKET, SHIM_SOCKET_FD, SOCKET_DIR, STREAM_PORT, TASK_SOCKET, TASK_SOCKET_FD,
+    SHARE_VOLUMES, SHIM_SOCKET, SHIM_SOCKET_FD, SIGKILL, SOCKET_DIR, STREAM_PORT, TASK_SOCKET,
+    TASK_SOCKET_FD, VSOCK_SOCKET,
 };
 pub use generated::{agent, agent_ttrpc, pod, pod_ttrpc, shim, shim_ttrpc};

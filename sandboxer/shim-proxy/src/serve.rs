@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocol::accept::accept_unix;
-use bulkhead_protocol::host::{SHIM_FD, SHIM_SOCKET, TASK_FD, TASK_SOCKET};
 use bulkhead_protocol::shim_ttrpc::create_shim;
+use bulkhead_protocol::{SHIM_SOCKET, SHIM_SOCKET_FD, TASK_SOCKET, TASK_SOCKET_FD};
 use futures::stream;
 use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -70,8 +70,8 @@ pub(crate) enum ServeError {
 pub(crate) fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let inherit =
         |fd, what| sys::inherited_listener(fd).map_err(|source| ServeError::Inherit { fd, what, source });
-    let task = inherit(TASK_FD, TASK_SOCKET)?;
-    let shim = inherit(SHIM_FD, SHIM_SOCKET)?;
+    let task = inherit(TASK_SOCKET_FD, TASK_SOCKET)?;
+    let shim = inherit(SHIM_SOCKET_FD, SHIM_SOCKET)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(ServeError::Runtime)?.block_on(run(args, task, shim))
 }

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
-use bulkhead_protocol::host::{SHIM_FD, TASK_FD};
 use bulkhead_protocol::shim::{AttachRequest, VmGoneRequest};
 use bulkhead_protocol::{SHIM_SOCKET_FD, TASK_SOCKET_FD};
 

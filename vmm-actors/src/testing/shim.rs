@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bulkhead_protocol::host::{SHIM_FD, SHIM_SOCKET, TASK_FD, TASK_SOCKET};
 use bulkhead_protocol::pod::{Nothing, Version};
 use bulkhead_protocol::shim::{AttachRequest, ContainerView, ObserveResponse, VmGoneRequest};
 use bulkhead_protocol::shim_ttrpc::{Shim, create_shim};

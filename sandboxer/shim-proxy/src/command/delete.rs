@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bulkhead_protocol::host::{EXIT_KILLED, SIGKILL};
+use bulkhead_protocol::{KILLED_STATUS, SIGKILL};
 use containerd_shim_protos::api::{
     DeleteRequest, DeleteResponse, KillRequest, StateRequest, StateResponse, Status, WaitRequest,
 };
@@ -77,7 +77,7 @@ fn exit_so_far(state: &StateResponse) -> DeleteResponse {
         (state.exit_status, state.exited_at.clone())
     } else {
         let now = clock::timestamp(clock::now_nanos());
-        (EXIT_KILLED, Some(now).into())
+        (KILLED_STATUS, Some(now).into())
     };
     DeleteResponse { pid: state.pid, exit_status, exited_at, ..Default::default() }
 }

@@ -1,6 +1,6 @@
 //! The transitions, state by state. No arm is a wildcard, so that every new event has to be considered in each state.
 
-use bulkhead_protocol::host::EXIT_KILLED;
+use bulkhead_protocol::KILLED_STATUS;
 
 use super::{Effect, Event, Exit, Notice, Refusal, State, Step};
 
@@ -194,7 +194,7 @@ fn stopped(pid: u32, exit: Exit, event: Event) -> Outcome {
 fn deleting(pid: u32, exit: Option<Exit>, event: Event) -> Outcome {
     match (event, exit) {
         (Event::Deleted { at_nanos }, _) => {
-            let exit = exit.unwrap_or(Exit { status: EXIT_KILLED, at_nanos });
+            let exit = exit.unwrap_or(Exit { status: KILLED_STATUS, at_nanos });
             go(State::Gone { exit: Some(exit) }, DELETION)
         }
         (Event::DeleteFailed, Some(exit)) => go(State::Stopped { pid, exit }, &[]),

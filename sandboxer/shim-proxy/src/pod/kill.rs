@@ -1,7 +1,7 @@
 //! Signals.
 
+use bulkhead_protocol::SIGKILL;
 use bulkhead_protocol::agent::SignalRequest;
-use bulkhead_protocol::host::SIGKILL;
 use tokio::time::{Instant, timeout_at};
 
 use super::process::ProcessRef;

@@ -26,7 +26,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bulkhead_protocol::host::EXIT_KILLED;
+use bulkhead_protocol::KILLED_STATUS;
 use tokio::sync::Notify;
 use tracing::warn;
 use ttrpc::context::{self, Context};
@@ -165,7 +165,7 @@ fn without_deadline() -> Context {
 
 /// The exit of a process that is killed now.
 fn killed_now() -> Exit {
-    Exit { status: EXIT_KILLED, at_nanos: clock::now_nanos() }
+    Exit { status: KILLED_STATUS, at_nanos: clock::now_nanos() }
 }
 
 struct Find {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bulkhead_protocol::host::SIGKILL;
+use bulkhead_protocol::SIGKILL;
 use bulkhead_protocol::pod::ContainerKey;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;

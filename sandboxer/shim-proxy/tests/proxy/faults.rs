@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use bulkhead_protocol::VSOCK_SOCKET;
 use bulkhead_protocol::agent::{IoEntry, StatsResponse};
-use bulkhead_protocol::host::VSOCK_SOCKET;
 use bulkhead_protocol::pod::Nothing;
 use bulkhead_protocol::shim::{AttachRequest, VmGoneRequest};
 use containerd_shim_protos::api::*;

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use bulkhead_protocol::host::{CONTROL_SOCKET, SHIM_FD, SHIM_SOCKET, TASK_FD, TASK_SOCKET, VSOCK_SOCKET};
 use bulkhead_protocol::shim::AttachRequest;
 use bulkhead_protocol::shim_ttrpc::ShimClient;
+use bulkhead_protocol::{
+    CONTROL_SOCKET, SHIM_SOCKET, SHIM_SOCKET_FD, TASK_SOCKET, TASK_SOCKET_FD, VSOCK_SOCKET,
+};
 use command_fds::{CommandFdExt, FdMapping};
 use containerd_shim_protos::api::*;
 use containerd_shim_protos::shim_async::TaskClient;
@@ -238,7 +240,7 @@ fn spawn_proxy(dir: &Path) -> Child {
     {
         command.arg(flag).arg(dir.join(name));
     }
-    let mappings = [(task, TASK_FD), (shim, SHIM_FD)];
+    let mappings = [(task, TASK_SOCKET_FD), (shim, SHIM_SOCKET_FD)];
     let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.into()).unwrap();
     // As the sandboxer opens it.
