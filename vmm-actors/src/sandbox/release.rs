@@ -1,9 +1,11 @@
 //! The way down: everything a sandbox owns is given back, in the reverse order of its making.
 //!
 //! Each step is idempotent and goes by the record, so that the same way serves Stop, Shutdown, the undoing of a
-//! start, and a successor that finds what a crash left. A step that fails does not keep the next from running.
+//! start, and a successor that finds what a crash left. Each has a deadline, so that nothing that hangs keeps a caller
+//! waiting: all of them together stay below the two minutes that kubelet gives a call. A step that fails or is late does
+//! not keep the next from running.
 
-use std::fmt::Display;
+use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,6 +28,8 @@ const AGENT_HEARS: Duration = Duration::from_secs(2);
 const SHIM_ANSWERS: Duration = Duration::from_secs(2);
 /// How long the guest may take to sync and power off before the VMM is killed.
 const GUEST_ENDS: Duration = Duration::from_secs(10);
+/// How long any other step may take. An owner of a process needs up to 14 s to find that SIGKILL does not end it.
+const STEP: Duration = Duration::from_secs(15);
 
 /// How much is released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,45 +72,61 @@ impl Release {
         let grace = self.end_guest().await;
         let shim = self.tell_shim().await;
         let vm = ask(&self.children.vm, |reply| vm::Shutdown { grace, reply });
-        left.note("the VM", self.step("the VM", vm).await);
+        left.note("the VM", self.step("the VM", grace + STEP, vm).await);
         let virtiofsd = ask(&self.children.virtiofsd, |reply| virtiofsd::Kill { reply });
-        left.note("virtiofsd", self.step("virtiofsd", virtiofsd).await);
-        let mounts = ask(&self.children.mounts, |reply| mounts::Close { reply });
-        left.note("mounts", self.step("mounts", mounts).await);
         let network = self.record.network.clone();
         let network = ask(&self.children.network, |reply| network::Release { record: network, reply });
-        left.note("network", self.step("network", network).await);
+        let (virtiofsd, network) =
+            tokio::join!(self.step("virtiofsd", STEP, virtiofsd), self.step("network", STEP, network));
+        left.note("virtiofsd", virtiofsd);
+        left.note("network", network);
+        let mounts = ask(&self.children.mounts, |reply| mounts::Close { reply });
+        left.note("mounts", self.step("mounts", STEP, mounts).await);
         if self.scope == Scope::Everything || self.is_idle(shim).await {
-            let shim = ask(&self.children.shim, |reply| shim::Shutdown { reply });
-            left.note("the shim proxy", self.step("the shim proxy", shim).await);
-            let cgroup = self.record.cgroup.clone();
-            let cgroup = ask(&self.children.cgroup, |reply| cgroup::Delete { record: cgroup, reply });
-            left.note("cgroup", self.step("cgroup", cgroup).await);
-            let of_vm = self.record.vm_dir();
-            let directory = self.step("directory of the VM", remove_directory(of_vm.path()));
-            left.note("directory of the VM", directory.await);
-            let directory = self.step("directory", remove_directory(self.record.dir.path()));
-            left.note("directory", directory.await);
+            self.release_last(&mut left).await;
         }
         left
     }
 
-    async fn step<T, E>(&self, name: &str, work: impl Future<Output = Result<T, E>>) -> Result<T, E>
-    where
-        E: std::error::Error + 'static,
-    {
-        trace::step(&self.call, name, work).await
+    /// What a shim proxy needs that still answers for containers, and itself.
+    async fn release_last(&self, left: &mut Vec<String>) {
+        let shim = ask(&self.children.shim, |reply| shim::Shutdown { reply });
+        left.note("the shim proxy", self.step("the shim proxy", STEP, shim).await);
+        let cgroup = self.record.cgroup.clone();
+        let cgroup = ask(&self.children.cgroup, |reply| cgroup::Delete { record: cgroup, reply });
+        let of_vm = self.record.vm_dir();
+        let (cgroup, vm_directory, directory) = tokio::join!(
+            self.step("cgroup", STEP, cgroup),
+            self.step("directory of the VM", STEP, remove_directory(of_vm.path())),
+            self.step("directory", STEP, remove_directory(self.record.dir.path())),
+        );
+        left.note("cgroup", cgroup);
+        left.note("directory of the VM", vm_directory);
+        left.note("directory", directory);
+    }
+
+    /// One step, with its deadline and its span.
+    async fn step<T, E: Error + 'static>(
+        &self,
+        name: &str,
+        deadline: Duration,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, StepError<E>> {
+        trace::step(&self.call, name, in_time(deadline, work)).await
     }
 
     /// A guest that still answers ends its containers, syncs and powers off; one that does not is not waited for.
     /// Answers how long the VMM has to end by itself.
     async fn end_guest(&self) -> Duration {
         let asked = ask(&self.children.agent, |reply| agent::Shutdown { grace: Duration::ZERO, reply });
-        let asked = self.step("tell the guest", asked);
-        match timeout(AGENT_HEARS, asked).await {
-            Ok(Ok(())) => return GUEST_ENDS,
-            Ok(Err(failed)) => debug!(error = chain(&failed), "the guest was not told of its end"),
-            Err(_late) => warn!(waited = ?AGENT_HEARS, "the guest did not hear of its end; killing its VM"),
+        match self.step("tell the guest", AGENT_HEARS, asked).await {
+            Ok(()) => return GUEST_ENDS,
+            Err(StepError::Failed(failed)) => {
+                debug!(error = chain(&failed), "the guest was not told of its end");
+            }
+            Err(StepError::Late(waited)) => {
+                warn!(?waited, "the guest did not hear of its end; killing its VM");
+            }
         }
         Duration::ZERO
     }
@@ -117,16 +137,18 @@ impl Release {
         let exited_at = self.ended_at.0;
         let gone =
             |reply| shim::VmGone { exit_status: KILLED_STATUS, exited_at_nanos: exited_at, reason, reply };
-        let told = self.step("tell the shim proxy", ask(&self.children.shim, gone));
-        match timeout(SHIM_ANSWERS, told).await {
-            Ok(Ok(())) => return Hearing::Hears,
-            Ok(Err(failed)) => debug!(error = chain(&failed), "the shim proxy was not told of the VM's end"),
-            Err(_late) => {
-                warn!(waited = ?SHIM_ANSWERS, "the shim proxy does not hear of the VM's end");
-                return Hearing::Hangs;
+        let told = ask(&self.children.shim, gone);
+        match self.step("tell the shim proxy", SHIM_ANSWERS, told).await {
+            Ok(()) => Hearing::Hears,
+            Err(StepError::Failed(failed)) => {
+                debug!(error = chain(&failed), "the shim proxy was not told of the VM's end");
+                Hearing::Gone
+            }
+            Err(StepError::Late(waited)) => {
+                warn!(?waited, "the shim proxy does not hear of the VM's end");
+                Hearing::Hangs
             }
         }
-        Hearing::Gone
     }
 
     /// Whether the shim proxy has nothing that containerd may still ask for. One that hangs may have.
@@ -166,13 +188,32 @@ enum Hearing {
     Gone,
 }
 
+/// Why a step did not get to its end.
+#[derive(Debug, thiserror::Error)]
+enum StepError<E: Error + 'static> {
+    #[error(transparent)]
+    Failed(E),
+    #[error("not done after {0:?}; it goes on, and waits for something that does not answer")]
+    Late(Duration),
+}
+
+async fn in_time<T, E: Error + 'static>(
+    deadline: Duration,
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, StepError<E>> {
+    match timeout(deadline, step).await {
+        Ok(done) => done.map_err(StepError::Failed),
+        Err(_late) => Err(StepError::Late(deadline)),
+    }
+}
+
 /// Collects what could not be released.
 trait Note {
-    fn note<T, E: Display + std::error::Error + 'static>(&mut self, what: &str, outcome: Result<T, E>);
+    fn note<T, E: Error + 'static>(&mut self, what: &str, outcome: Result<T, E>);
 }
 
 impl Note for Vec<String> {
-    fn note<T, E: Display + std::error::Error + 'static>(&mut self, what: &str, outcome: Result<T, E>) {
+    fn note<T, E: Error + 'static>(&mut self, what: &str, outcome: Result<T, E>) {
         if let Err(failed) = outcome {
             self.push(format!("{what}: {}", chain(&failed)));
         }

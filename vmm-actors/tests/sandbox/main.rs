@@ -15,6 +15,7 @@ mod crowd;
 mod deaths;
 mod disks;
 mod failures;
+mod hangs;
 mod interruptions;
 mod life;
 mod memory;

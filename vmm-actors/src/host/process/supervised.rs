@@ -276,9 +276,11 @@ impl<X> Supervised<X> {
     }
 
     /// Ends it, whatever state it is in, and answers when nothing of it is left. One that never ran answers at once,
-    /// and so does one that is gone. A repeat joins; one with less grace cuts the other short.
+    /// and so does one that is gone. A repeat joins; one with less grace cuts the other short. The state is *ending*
+    /// from this call on.
     ///
-    /// The future fails with [`StillAlive`] ten seconds after SIGKILL. The state is *ending* from this call on.
+    /// # Errors
+    /// [`StillAlive`] when something of it is there 10 s after SIGKILL.
     pub fn end(&self, grace: Grace) -> impl Future<Output = Result<Exit, StillAlive>> + use<X> {
         let (exit, processes) = match &self.state {
             State::Cold | State::Failed => (Exit::Unknown, None),

@@ -128,6 +128,8 @@ fn every_change_has_the_effect_that_makes_it_true() {
             let settled = matches!(next, State::Stopped(_) | State::Stuck(_) | State::Gone(_));
             if settled && letter(&next) != letter(&state) {
                 assert!(waiting_stops, "{state:?} on {event:?} leaves Stop waiting");
+                let waits = effects.iter().any(|e| matches!(e, Effect::AnswerWaits(_)));
+                assert!(waits, "{state:?} on {event:?} leaves Wait waiting");
             }
         }
     }

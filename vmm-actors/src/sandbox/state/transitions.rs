@@ -137,7 +137,8 @@ fn on_undoing(cause: Cause, event: Event) -> Step {
     match event {
         Event::Released => (State::Forgetting(cause), vec![Effect::Forget]),
         Event::ReleaseFailed => {
-            let effects = vec![Effect::FailStart(cause.clone()), Effect::FailStops];
+            let effects =
+                vec![Effect::FailStart(cause.clone()), Effect::AnswerWaits(cause.clone()), Effect::FailStops];
             (State::Stuck(cause), effects)
         }
         // A Start that comes now waits for the end and hears the cause; so do Stop and Shutdown.

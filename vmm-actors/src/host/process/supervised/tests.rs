@@ -28,8 +28,23 @@ async fn ready(dir: &TempDir) {
     }
 }
 
+/// Runs its program when this returns.
 fn idle(dir: &TempDir) -> OwnedProcess {
-    start(dir, "exec sleep 60")
+    OwnedProcess::spawn(Spawn {
+        program: "/bin/sleep".into(),
+        args: vec!["60".into()],
+        output: dir.path().join("out"),
+        fds: Vec::new(),
+        cgroup: None,
+        env: Vec::new(),
+    })
+    .unwrap()
+}
+
+async fn until_gone(identity: &ProcessIdentity) {
+    while lives(identity) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 fn lives(identity: &ProcessIdentity) -> bool {
@@ -184,9 +199,7 @@ async fn a_pair_of_which_one_is_gone_is_not_taken_over_and_the_other_ended() {
         drop(process);
         let (goes, stays) = if main_goes { (&main, &helper) } else { (&helper, &main) };
         kill(goes);
-        while lives(goes) {
-            tokio::task::yield_now().await;
-        }
+        until_gone(goes).await;
         assert!(lives(stays));
         assert!(Processes::adopt(&main, Some(&helper)).unwrap().is_none());
         assert!(!lives(stays));
@@ -222,9 +235,7 @@ async fn a_process_that_sigkill_does_not_end_neither_keeps_its_helper_nor_the_ne
     let watching = tokio::spawn(process.watch().unwrap());
     let Some(frozen) = freeze(&main, &dir) else { return };
     kill(&helper);
-    while lives(&helper) {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    until_gone(&helper).await;
     let ended = in_time(watching).await;
     assert_eq!(ended, Ended { exit: Exit::Unknown, by: EndedBy::Helper(Exit::Signal(9)) });
     process.gone(ended.exit, ());
@@ -242,8 +253,8 @@ async fn a_helper_that_sigkill_does_not_end_is_named_too() {
     let (process, main, helper) = pair(&dir);
     let Some(frozen) = freeze(&helper, &dir) else { return };
     let ending = tokio::spawn(process.end(Grace::NONE));
+    until_gone(&main).await;
     assert_eq!(in_time(ending).await.unwrap_err().pid, helper.pid);
-    assert!(!lives(&main));
     drop(frozen);
     process.end(Grace::NONE).await.unwrap();
     assert!(!lives(&helper));
