@@ -5,9 +5,9 @@
 //!
 //! ```text
 //!  kernel ─▶ boot ─▶ modules (vsock) ─▶ listen ─▶ announce ─▶ serve ──┬─▶ pod        hostname, network, share, clock
-//!                                          │                          ├─▶ container  libcontainer in a child of ours
+//!                                          │                          ├─▶ container  libcontainer in a helper process
 //!                     modules (the rest) ──┘ in a thread              ├─▶ stdio      one vsock connection per stream
-//!                                                                     └─▶ shutdown   end everything, power off
+//!                                                                     └─▶ shutdown   end all containers, power off
 //! ```
 //!
 //! | folder or file | what it is for |
@@ -22,12 +22,12 @@
 //! | `process/` | the reaper of PID 1, and the helpers in which libcontainer runs |
 //! | `stdio/` | pipes and terminals of processes, and their streams to the host |
 //! | `forward/` | TCP connections to the pod's loopback, and clients of unix sockets of the host |
-//! | `hotplug/` | CPUs and memory that the host adds while the VM runs |
+//! | `hotplug/` | disks, CPUs and memory that the host adds while the VM runs |
 //! | `kernel/` | interfaces of the kernel: clocks, sysctls, modules, mounts, power, system calls |
 //!
-//! PID 1 must not end: no function here panics on purpose, a panic in a task ends that task and is logged, and the
-//! answer to its caller is INTERNAL. libcontainer only ever runs in a short-lived single-threaded child, this
-//! binary executed again (see `process/helper/`): it forks with raw clone calls and changes what it finds.
+//! PID 1 must not end: no function here panics on purpose. A panic in a task ends that task and is logged, and its
+//! caller gets INTERNAL. libcontainer runs only in a short-lived, single-threaded helper process, this binary executed
+//! again (see `process/helper/`), because it forks with raw clone calls and changes the state of its own process.
 
 mod boot;
 mod cgroup;

@@ -29,12 +29,12 @@ use crate::stdio::Streams;
 use crate::vsock::announce;
 use crate::vsock::listen::{self, ListenError};
 
-/// oom_score_adj of a process that the kernel must not choose, proc(5).
-const NEVER: &str = "-1000";
+/// oom_score_adj of a process that the OOM killer never chooses, proc(5).
+const NEVER_KILL: &str = "-1000";
 
-/// The nice value that yields to everybody, setpriority(2).
-const LEAST: i32 = 19;
-/// A guest that nobody has set up by then loads the rest of its modules all the same.
+/// The nice value with the least priority, setpriority(2).
+const LOWEST_PRIORITY: i32 = 19;
+/// How long the rest of the modules wait for Setup. Without Setup they are loaded then.
 const SETUP_WINDOW: Duration = Duration::from_secs(10);
 
 /// What ends the agent.
@@ -54,13 +54,13 @@ enum ServeError {
     StartServer(#[source] ttrpc::Error),
 }
 
-/// Does what the command line says: a helper's job, or being PID 1.
+/// Runs what the command line asks for: modprobe, a helper's job, or PID 1.
 pub(crate) fn run() -> ExitCode {
     let mut args = std::env::args();
     let name = args.next().unwrap_or_default();
     let args: Vec<String> = args.collect();
     if name.rsplit('/').next() == Some(modules::MODPROBE) {
-        return modules::on_demand(&args);
+        return modules::modprobe(&args);
     }
     if let Some(code) = helper::run(&args) {
         return code;
@@ -69,8 +69,8 @@ pub(crate) fn run() -> ExitCode {
         eprintln!("bulkhead-agent is the init process of a guest and does nothing elsewhere");
         return ExitCode::from(2);
     }
-    // PID 1 must not return: the kernel would panic, and the host see a crash instead of an end.
-    match std::panic::catch_unwind(AssertUnwindSafe(live)) {
+    // PID 1 must not return: the kernel would panic, and the host would see a crash instead of a shutdown.
+    match std::panic::catch_unwind(AssertUnwindSafe(boot_and_serve)) {
         Ok(Ok(never)) => match never {},
         Ok(Err(error)) => tracing::error!(error = %chain(&error), "the guest cannot serve"),
         Err(_) => tracing::error!("the agent crashed"),
@@ -79,9 +79,9 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn live() -> Result<Infallible, ServeError> {
+fn boot_and_serve() -> Result<Infallible, ServeError> {
     let entered = clock::boot_nanos();
-    let mounted = mounts::first();
+    let mounted = mounts::mount_essential();
     let cmdline = std::fs::read_to_string(cmdline::PATH).unwrap_or_default();
     log::init(cmdline::log_level(&cmdline));
     mounted?;
@@ -100,24 +100,24 @@ async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
     let stream_port = listen::bind(STREAM_PORT)?;
     let reaper = Reaper::start().map_err(ServeError::StartReaper)?;
     let (ready, readiness) = watch::channel(Readiness::Announced);
-    let hub = Arc::new(Streams::default());
+    let registry = Arc::new(Streams::default());
     let sockets = Arc::new(HostSockets::default());
-    tokio::spawn(streams::accept(stream_port, Arc::clone(&hub), Arc::clone(&sockets)));
-    let containers = Containers::new(Arc::clone(&reaper), hub, sockets);
+    tokio::spawn(streams::accept(stream_port, Arc::clone(&registry), Arc::clone(&sockets)));
+    let containers = Containers::new(Arc::clone(&reaper), registry, sockets);
     let pod = Arc::new(Pod::new(reaper));
     let service = AgentService::new(Arc::clone(&pod), containers, readiness);
     let mut server = Server::new()
         .add_listener(Listener::new(listen::from_host(rpc)))
         .register_service(agent_ttrpc::create_agent(Arc::new(service)));
     server.start().await.map_err(ServeError::StartServer)?;
-    if let Err(error) = announce::once().await {
+    if let Err(error) = announce::announce().await {
         tokio::spawn(announce::retry(error));
     }
     let Stages { setup, rest, .. } = stages;
-    // Threads: loading modules blocks for long, and the host calls already.
+    // In a thread: loading modules blocks for long, and calls of the host come already.
     std::thread::spawn(move || prepare_setup(&setup, &ready));
     tokio::select! {
-        () = pod.is_set_up() => {}
+        () = pod.wait_set_up() => {}
         () = tokio::time::sleep(SETUP_WINDOW) => {}
     }
     std::thread::spawn(move || load_rest(&rest));
@@ -126,22 +126,22 @@ async fn serve(stages: Stages) -> Result<Infallible, ServeError> {
     }
 }
 
-/// What the announcement did not wait for, and Setup does.
+/// Mounts and loads what Setup needs and the announcement does not.
 fn prepare_setup(modules: &[String], ready: &watch::Sender<Readiness>) {
-    if let Err(error) = mounts::second() {
+    if let Err(error) = mounts::mount_remaining() {
         tracing::error!(error = %chain(&error), "a mount is missing");
     }
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", NEVER) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", NEVER_KILL) {
         tracing::warn!(%error, "the kernel may choose the agent when memory runs out");
     }
     modules::load_all(modules);
     ready.send_replace(Readiness::Setup);
 }
 
-/// Modules that nobody waits for: they yield to the pod.
+/// Loads the modules that nothing waits for, with the least priority.
 fn load_rest(modules: &[String]) {
-    // The calling thread only, setpriority(2).
-    if let Err(error) = rustix::process::setpriority_process(None, LEAST) {
+    // Only of the calling thread, setpriority(2).
+    if let Err(error) = rustix::process::setpriority_process(None, LOWEST_PRIORITY) {
         tracing::debug!(%error, "loading modules competes with the pod");
     }
     modules::load_all(modules);

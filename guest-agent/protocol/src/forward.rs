@@ -1,5 +1,5 @@
-//! The two directions of a forwarded TCP connection, as both of its ends copy them; [`stream`](crate::stream) says
-//! what travels.
+//! Copies the two directions of a forwarded TCP connection, for both of its ends; [`stream`](crate::stream) has the
+//! format.
 
 use std::io;
 
@@ -21,7 +21,7 @@ pub enum CopyError {
     Stream(#[source] io::Error),
 }
 
-/// Copies what TCP says into the stream, its end included.
+/// Copies from TCP into the stream, the end included.
 ///
 /// # Errors
 /// [`CopyError`].
@@ -38,7 +38,7 @@ where
         if let Some(head) = frame.first_chunk_mut() {
             *head = length.to_le_bytes();
         }
-        // A read of nothing leaves the frame that ends the direction.
+        // At the end of TCP the frame is empty, which ends the direction.
         stream.write_all(&frame).await.map_err(CopyError::Stream)?;
         if length == 0 {
             return stream.flush().await.map_err(CopyError::Stream);
@@ -46,7 +46,7 @@ where
     }
 }
 
-/// Copies what the stream says into TCP, its end included.
+/// Copies from the stream into TCP, the end included.
 ///
 /// # Errors
 /// [`CopyError`].
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_goes_in_comes_out_with_its_end() {
+    async fn data_and_end_arrive_at_the_other_side() {
         let sent: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let (mut wire, mut came) = (Vec::new(), Vec::new());
         into_stream(&mut sent.as_slice(), &mut wire).await.unwrap();
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_just_closes_is_no_end() {
+    async fn a_stream_that_closes_without_an_end_is_an_error() {
         let mut wire = Vec::new();
         into_stream(&mut b"abc".as_slice(), &mut wire).await.unwrap();
         wire.truncate(wire.len() - 1);

@@ -1,14 +1,14 @@
 //! Length-prefixed frames: a `u32` in little-endian order, then that many bytes.
 //!
-//! Used where a raw connection carries something delimited: the guest's announcement, the header of a stdio stream
-//! and the stream's data.
+//! Used on raw connections: for the guest's announcement, the header of a stream and the stream's data.
 
 use std::io;
 
 use protobuf::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Largest frame that carries a message, in bytes. What a guest sends is bounded before it is read.
+/// Largest frame that carries a message, in bytes. Checked before the body is read, so that a guest cannot make the
+/// host take memory.
 pub const MAX_MESSAGE: u32 = 64 * 1024;
 
 /// Writes one message as one frame.
@@ -56,7 +56,7 @@ mod tests {
     use crate::agent::Announce;
 
     #[tokio::test]
-    async fn a_message_survives_the_trip() {
+    async fn a_message_is_the_same_after_the_wire() {
         let sent = Announce { max_version: 3, kernel_release: "6.1".into(), ..Default::default() };
         let mut wire = Vec::new();
         write_message(&mut wire, &sent).await.unwrap();
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cut_frame_is_an_unexpected_end() {
+    async fn a_truncated_frame_is_an_unexpected_end() {
         let wire = [9, 0, 0, 0, 1];
         let error = read_message::<_, Announce>(&mut wire.as_slice()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);

@@ -1,10 +1,10 @@
-//! A connection of a unix socket, carried between host and guest. Both ends do the same.
+//! Forwards a connection of a unix socket between host and guest. Both ends run the same code.
 //!
-//! Data travels as frames of at most [`MAX_CHUNK`] bytes. A frame of length 0 ends its direction, as a shutdown of
-//! writing does. Whoever has sent its end and delivered the other's sends a second one: everything has arrived.
-//! [`GONE`] instead of it says that the socket is closed altogether, which unix(7) tells apart: nothing is taken there
-//! any more. Either is followed by the close of the stream; a stream that closes before was cut, and so is what
-//! hangs on it.
+//! Data travels as frames of at most [`MAX_CHUNK`] bytes. A frame of length 0 ends its direction, as shutdown(2) of
+//! writing does. An end that has sent its frame of length 0 and delivered the other's sends a second one: everything
+//! has arrived. It sends [`GONE`] instead when its socket is closed in both directions, which unix(7) distinguishes:
+//! nothing more can be delivered there. After either the stream is closed. A stream that is closed before was broken,
+//! and so is the forwarded connection.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::stream::{END, MAX_CHUNK};
 
-/// In place of a frame's length: the socket at the sender's end is closed in both directions.
+/// Sent instead of a frame's length: the socket at the sender's end is closed in both directions.
 pub const GONE: [u8; 4] = u32::MAX.to_le_bytes();
 
 /// Bytes taken from a socket at once.
@@ -31,12 +31,13 @@ pub enum RelayError {
     /// The stream between host and guest.
     #[error("the stream between host and guest broke")]
     Stream(#[source] io::Error),
-    /// The other end closed the stream without a word.
-    #[error("the other end gave the connection up")]
+    /// The other end closed the stream before both directions had ended.
+    #[error("the other end closed the stream before both directions had ended")]
     Cut,
 }
 
-/// Moves bytes until both sides have ended, or one has closed altogether. Takes memory only for what is on its way.
+/// Copies bytes until both directions have ended, or one socket is closed in both directions. Buffers only the chunk
+/// that is being copied.
 ///
 /// # Errors
 /// [`RelayError`]. Either way both connections are closed.
@@ -53,7 +54,7 @@ where
         sent = send(&socket, &mut to_peer, peer_has_ended) => {
             sent?;
             match receive.await {
-                // It has heard our last word, and needs none.
+                // It has got our last frame, and need not send one.
                 Err(RelayError::Cut) => Ok(()),
                 received => received,
             }
@@ -73,26 +74,26 @@ where
         match next_chunk(socket).await {
             Ok(frame) if frame.len() == END.len() => break false,
             Ok(frame) => stream.write_all(&frame).await.map_err(RelayError::Stream)?,
-            // It was closed with something unread.
+            // It was closed with data unread.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break true,
             Err(error) => return Err(RelayError::Socket(error)),
         }
     };
-    say(stream, END).await?;
+    send_word(stream, END).await?;
     let last = tokio::select! {
         hung_up = hung_up(socket), if !gone => hung_up.map(|()| GONE).map_err(RelayError::Socket)?,
         Ok(()) = peer_has_ended, if !gone => END,
         else => GONE,
     };
-    say(stream, last).await
+    send_word(stream, last).await
 }
 
-async fn say<W: AsyncWrite + Unpin>(stream: &mut W, word: [u8; 4]) -> Result<(), RelayError> {
+async fn send_word<W: AsyncWrite + Unpin>(stream: &mut W, word: [u8; 4]) -> Result<(), RelayError> {
     stream.write_all(&word).await.map_err(RelayError::Stream)?;
     stream.flush().await.map_err(RelayError::Stream)
 }
 
-/// What the socket says next, as a frame; one without data at its end.
+/// Reads the next data of the socket as a frame; a frame of length 0 at its end.
 async fn next_chunk(socket: &UnixStream) -> io::Result<Vec<u8>> {
     loop {
         socket.readable().await?;
@@ -111,16 +112,16 @@ async fn next_chunk(socket: &UnixStream) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Waits until the other end is closed altogether, which is more than that it says no more (EPOLLHUP of epoll(7)).
+/// Waits until the other end is closed in both directions, not only for writing (EPOLLHUP of epoll(7)).
 async fn hung_up(socket: &UnixStream) -> io::Result<()> {
-    // With a readiness of its own: that of `socket` belongs to whoever writes to it.
+    // A duplicate has a readiness of its own: clearing that of `socket` would disturb the task that writes to it.
     let twin = StdStream::from(socket.as_fd().try_clone_to_owned()?);
     let twin = UnixStream::from_std(twin)?;
     loop {
         if twin.ready(Interest::WRITABLE).await?.is_write_closed() {
             return Ok(());
         }
-        // Forgets that it can be written to, until there is news.
+        // Clears the readiness for writing, to wait for the next event.
         drop(twin.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())));
     }
 }
@@ -137,7 +138,7 @@ where
     loop {
         let length = match stream.read_u32_le().await {
             Ok(length) => length,
-            // After its end: the stream's close has overtaken the last word.
+            // After its end: the close of the stream has overtaken the last frame.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && delivered.is_none() => {
                 return Ok(());
             }
@@ -148,7 +149,7 @@ where
             0 => {
                 let Some(delivered) = delivered.take() else { return Ok(()) };
                 shut_down(socket).map_err(RelayError::Socket)?;
-                // Nobody waits when this end's socket is closed.
+                // Nobody receives this when this end's socket is closed.
                 delivered.send(()).unwrap_or_default();
             }
             u32::MAX => return Ok(()),
@@ -165,7 +166,7 @@ where
     }
 }
 
-/// Ends writing. One that is closed altogether has ended as well.
+/// Shuts the socket down for writing. No-op if it is closed.
 fn shut_down(socket: &UnixStream) -> io::Result<()> {
     let twin = StdStream::from(socket.as_fd().try_clone_to_owned()?);
     match twin.shutdown(std::net::Shutdown::Write) {
@@ -174,21 +175,21 @@ fn shut_down(socket: &UnixStream) -> io::Result<()> {
     }
 }
 
-/// Writes all of it; nothing more where nobody takes it, of which the other direction tells.
+/// Writes all of the chunk. Discards it when the socket is closed for reading: the other direction reports that.
 async fn deliver(socket: &UnixStream, mut chunk: &[u8]) -> io::Result<()> {
     while !chunk.is_empty() {
         socket.writable().await?;
         match socket.try_write(chunk) {
             Ok(written) => chunk = chunk.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) if nobody_reads(error.kind()) => return Ok(()),
+            Err(error) if is_closed(error.kind()) => return Ok(()),
             Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
-fn nobody_reads(kind: io::ErrorKind) -> bool {
+fn is_closed(kind: io::ErrorKind) -> bool {
     matches!(kind, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 

@@ -1,4 +1,4 @@
-//! Version ranges of a link and how two sides agree.
+//! Version ranges of a link, and how the two sides agree on a version.
 
 use crate::{agent, pod};
 
@@ -53,13 +53,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn newest_common_version_wins() {
+    fn the_newest_common_version_is_taken() {
         assert_eq!(negotiate(MIN_VERSION, MAX_VERSION), Ok(MAX_VERSION));
         assert_eq!(negotiate(0, MAX_VERSION + 7), Ok(MAX_VERSION));
     }
 
     #[test]
-    fn ranges_that_do_not_meet_are_refused_with_both_named() {
+    fn ranges_without_a_common_version_are_refused_and_both_named() {
         let error = negotiate(MAX_VERSION + 1, MAX_VERSION + 2).unwrap_err();
         assert!(error.to_string().contains(&(MAX_VERSION + 1).to_string()), "{error}");
     }

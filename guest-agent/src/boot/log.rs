@@ -1,6 +1,6 @@
 //! The agent's log: one line per event on the console, with the seconds since the kernel started.
 //!
-//! The console is what the host keeps for every VM, and its tail is what a person sees when a boot fails.
+//! The host keeps the console of every VM, and shows its last lines when a boot fails.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -28,14 +28,14 @@ impl FormatTime for SinceBoot {
     }
 }
 
-/// Sends the log to the console, or to the kernel's log when there is no console. Without either the agent is
-/// silent: that must not keep a pod from running.
+/// Sends the log to the console, or to the kernel's log when there is no console. Without either nothing is logged:
+/// that must not keep a pod from running.
 pub(crate) fn init(level: LevelFilter) {
     let Ok(sink) = open("/dev/console").or_else(|_| open("/dev/kmsg")) else { return };
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_target(false)
-        // Else it prints to stderr that the console takes nothing, and panics where that fails.
+        // Otherwise it reports a failed write to stderr, and panics when that fails, too.
         .log_internal_errors(false)
         .with_timer(SinceBoot)
         .with_writer(Mutex::new(sink));
@@ -43,8 +43,8 @@ pub(crate) fn init(level: LevelFilter) {
     std::panic::set_hook(Box::new(panicked));
 }
 
-/// libcontainer tells every step at info and of every controller it does not know at warn, for each container: it is
-/// heard in full only by who wants details.
+/// libcontainer logs every step at info, and every controller that it does not know at warn, for each container. Below
+/// debug only its errors are logged.
 fn targets(level: LevelFilter) -> Targets {
     let quiet = if level > LevelFilter::INFO { level } else { level.min(LevelFilter::ERROR) };
     Targets::new().with_default(level).with_target("libcontainer", quiet).with_target("libcgroups", quiet)
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libcontainer_is_heard_only_by_who_wants_details() {
+    fn libcontainer_is_logged_at_error_level_unless_debugging() {
         let info = targets(LevelFilter::INFO);
         assert!(info.would_enable("bulkhead_agent::boot", &Level::INFO));
         assert!(!info.would_enable("libcgroups::v2", &Level::WARN));

@@ -1,8 +1,8 @@
 //! The first mounts, and a root that containers can pivot away from.
 //!
-//! The kernel unpacks the initramfs into `rootfs`, the one mount without a parent, and pivot_root(2) refuses to
-//! replace that. Copying ourselves into a fresh tmpfs would cost time and memory; a bind mount of `/` over itself
-//! has a parent and costs neither.
+//! The kernel unpacks the initramfs into `rootfs`, the one mount without a parent, and pivot_root(2) refuses to replace
+//! that. Copying all files into a new tmpfs would cost time and memory; a bind mount of `/` over itself has a parent
+//! and costs neither.
 
 use std::io;
 use std::path::Path;
@@ -14,10 +14,10 @@ use bulkhead_protocol::SHARE_DIR;
 
 use crate::cgroup;
 
-/// Where everything that belongs to the pod lives in the guest.
+/// Directory of everything that belongs to the pod.
 pub(crate) const RUN_DIR: &str = "/run/bulkhead";
 
-/// What keeps the guest from coming up.
+/// Why the guest cannot boot.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
     #[error("make a root that pivot_root accepts ({step})")]
@@ -37,15 +37,15 @@ struct Filesystem {
 
 const NO_PROGRAMS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// Needed before anything else can be found or said.
-const FIRST: [Filesystem; 3] = [
+/// Needed to find devices and to log.
+const ESSENTIAL: [Filesystem; 3] = [
     Filesystem { fs: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, data: "mode=0755" },
     Filesystem { fs: "proc", target: "/proc", flags: NO_PROGRAMS, data: "" },
     Filesystem { fs: "sysfs", target: "/sys", flags: NO_PROGRAMS, data: "" },
 ];
 
-/// Needed before the first container, so the announcement does not wait for them.
-const SECOND: [Filesystem; 4] = [
+/// Needed by the first container; the announcement does not wait for them.
+const REMAINING: [Filesystem; 4] = [
     Filesystem {
         fs: "tmpfs",
         target: "/run",
@@ -67,24 +67,25 @@ const SECOND: [Filesystem; 4] = [
     Filesystem { fs: "cgroup2", target: "/sys/fs/cgroup", flags: NO_PROGRAMS, data: "" },
 ];
 
-/// The kernel's bound of fs.nr_open (fs/file.c). No limit of open files that held on the node is above it; the default
-/// is far below what systemd lets containerd have.
-const MOST_OPEN_FILES: &str = "2147483584";
+/// The largest fs.nr_open that the kernel takes (fs/file.c), so that no RLIMIT_NOFILE that was valid on the node is
+/// refused in the guest. The kernel's default is far below what systemd gives containerd.
+const MAX_OPEN_FILES: &str = "2147483584";
 
 /// Replaces the root and mounts what the agent itself needs.
-pub(crate) fn first() -> Result<(), BootError> {
+pub(crate) fn mount_essential() -> Result<(), BootError> {
     switch_root()?;
-    FIRST.iter().try_for_each(attach)
+    ESSENTIAL.iter().try_for_each(mount_one)
 }
 
 /// Mounts what containers need.
-pub(crate) fn second() -> Result<(), BootError> {
-    SECOND.iter().try_for_each(attach)?;
-    // Containers that start at once would make their cgroups' parent at once, and libcontainer fails the slower ones.
-    for path in [RUN_DIR, SHARE_DIR, cgroup::ALL] {
+pub(crate) fn mount_remaining() -> Result<(), BootError> {
+    REMAINING.iter().try_for_each(mount_one)?;
+    // Containers that start at the same time would make the parent of their cgroups at the same time, and libcontainer
+    // fails where the directory exists.
+    for path in [RUN_DIR, SHARE_DIR, cgroup::CONTAINERS] {
         std::fs::create_dir_all(path).map_err(|source| BootError::CreateDir { path, source })?;
     }
-    if let Err(error) = std::fs::write("/proc/sys/fs/nr_open", MOST_OPEN_FILES) {
+    if let Err(error) = std::fs::write("/proc/sys/fs/nr_open", MAX_OPEN_FILES) {
         tracing::warn!(%error, "a container's limit of open files may be refused");
     }
     Ok(())
@@ -98,15 +99,25 @@ fn switch_root() -> Result<(), BootError> {
     chroot(".").map_err(fail("chroot"))
 }
 
-fn attach(wanted: &Filesystem) -> Result<(), BootError> {
+fn mount_one(wanted: &Filesystem) -> Result<(), BootError> {
     let Filesystem { fs, target, flags, data } = *wanted;
     if !Path::new(target).is_dir() {
         std::fs::create_dir_all(target).map_err(|source| BootError::CreateDir { path: target, source })?;
     }
     let data = std::ffi::CString::new(data).unwrap_or_default();
     match mount(fs, target, fs, flags, Some(data.as_c_str())) {
-        // Mounted already, by the kernel (CONFIG_DEVTMPFS_MOUNT).
+        // The kernel has mounted it already (CONFIG_DEVTMPFS_MOUNT).
         Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
         Err(errno) => Err(BootError::Mount { fs, target, source: errno.into() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_is_below_the_directory_that_is_made_at_boot() {
+        assert!(Path::new(SHARE_DIR).starts_with(RUN_DIR));
     }
 }

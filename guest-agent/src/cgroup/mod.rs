@@ -15,11 +15,11 @@ use crate::kernel::capacity::capacity;
 use crate::kernel::clock;
 
 /// Parent of the containers' cgroups, [`GUEST_CGROUPS`](bulkhead_protocol::GUEST_CGROUPS), as a path.
-pub(crate) const ALL: &str = "/sys/fs/cgroup/bulkhead";
+pub(crate) const CONTAINERS: &str = "/sys/fs/cgroup/bulkhead";
 /// Where the hierarchy is mounted.
 const ROOT: &str = "/sys/fs/cgroup";
-/// Pause between two looks at a file that has no notification.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Pause between two reads of a file that has no notification.
+const POLL_EVERY: Duration = Duration::from_millis(5);
 
 /// A cgroup file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +33,9 @@ pub(crate) enum CgroupError {
     #[error("watch {path}")]
     Watch { path: PathBuf, source: io::Error },
     #[error("{limit} is more than the {has} that the pod's VM has; resize the pod first, or make it anew")]
-    Beyond { limit: String, has: String },
+    ExceedsVm { limit: String, has: String },
     #[error("{path} did not become {wanted} within {limit:?}")]
-    Slow { path: PathBuf, wanted: &'static str, limit: Duration },
+    Timeout { path: PathBuf, wanted: &'static str, limit: Duration },
 }
 
 /// A cgroup by its directory, which need not exist.
@@ -45,17 +45,17 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Of a container.
+    /// The cgroup of a container.
     pub(crate) fn of(container: &str) -> Self {
-        Self { dir: Path::new(ALL).join(container) }
+        Self { dir: Path::new(CONTAINERS).join(container) }
     }
 
-    /// Of all containers.
+    /// The cgroup of all containers.
     pub(crate) fn all() -> Self {
-        Self { dir: ALL.into() }
+        Self { dir: CONTAINERS.into() }
     }
 
-    /// Does it exist?
+    /// Whether it exists.
     pub(crate) fn exists(&self) -> bool {
         self.dir.is_dir()
     }
@@ -66,7 +66,7 @@ impl Cgroup {
         for cgroup in self.tree() {
             match cgroup.read("cgroup.procs") {
                 Ok(text) => pids.extend(numbers(&text)),
-                // What the container makes below its own it may remove at any time.
+                // The container may remove cgroups below its own at any time.
                 Err(_) if cgroup != *self && !cgroup.exists() => {}
                 Err(error) => return Err(error),
             }
@@ -74,10 +74,10 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Where a process that joins the container must go, relative to this cgroup; `None`: into it. A cgroup that hands
-    /// controllers down takes no process itself (cgroups(7), "no internal processes"), so once the container has made
-    /// cgroups of its own and done that, as systemd and dockerd do, its execs go where its init process is.
-    pub(crate) fn below_for_exec(&self, init: u32) -> Option<String> {
+    /// The cgroup below this one in which an exec must start; `None`: in this one. A cgroup that delegates controllers
+    /// to cgroups below it takes no process itself (cgroups(7), "no internal processes"). When the container has done
+    /// that, as systemd and dockerd do, its execs start where its init process is.
+    pub(crate) fn subgroup_for_exec(&self, init: u32) -> Option<String> {
         let control = self.read("cgroup.subtree_control").ok()?;
         if control.trim().is_empty() {
             return None;
@@ -94,29 +94,29 @@ impl Cgroup {
         (!below.is_empty()).then(|| below.to_owned())
     }
 
-    /// Kills every process in it and below. Nothing to do for one that does not exist.
+    /// Kills every process in it and below. No-op if it does not exist.
     pub(crate) fn kill(&self) -> Result<(), CgroupError> {
         if self.exists() { self.write("cgroup.kill", "1") } else { Ok(()) }
     }
 
     /// Waits until no process is left. A zombie does not count.
-    pub(crate) async fn emptied(&self, limit: Duration) -> Result<(), CgroupError> {
-        self.until("populated 0", "empty", limit).await
+    pub(crate) async fn wait_empty(&self, limit: Duration) -> Result<(), CgroupError> {
+        self.wait_for("populated 0", "empty", limit).await
     }
 
-    /// Stops every process where it is, or lets it go on.
+    /// Freezes or thaws every process in it and below.
     pub(crate) async fn freeze(&self, frozen: bool, limit: Duration) -> Result<(), CgroupError> {
         self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
         let (line, wanted) = if frozen { ("frozen 1", "frozen") } else { ("frozen 0", "thawed") };
-        self.until(line, wanted, limit).await
+        self.wait_for(line, wanted, limit).await
     }
 
-    /// How many processes the kernel has killed here for want of memory.
+    /// How many processes the OOM killer has killed in it.
     pub(crate) fn oom_kills(&self) -> u64 {
         self.read("memory.events").map_or(0, |text| keyed(&text, "oom_kill").unwrap_or(0))
     }
 
-    /// Removes it and what is below. Nothing to do for one that does not exist.
+    /// Removes it and the cgroups below. No-op if it does not exist.
     pub(crate) fn remove(&self) -> Result<(), CgroupError> {
         for cgroup in self.tree().into_iter().rev() {
             match std::fs::remove_dir(&cgroup.dir) {
@@ -128,13 +128,13 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets the limits of an OCI `linux.resources` object. None is raised above what the VM has: whoever asked for it
-    /// would take it for granted.
+    /// Sets the limits of an OCI `linux.resources` object. A limit is not raised above what the VM has, because the
+    /// caller would rely on it.
     pub(crate) fn update(&self, wanted: &oci_spec::runtime::LinuxResources) -> Result<(), CgroupError> {
         let files = resources::files(wanted);
         let old = |file: &str| self.read(file).ok();
-        if let Some((limit, has)) = resources::beyond(&files, old, capacity()) {
-            return Err(CgroupError::Beyond { limit, has });
+        if let Some((limit, has)) = resources::exceeding(&files, old, capacity()) {
+            return Err(CgroupError::ExceedsVm { limit, has });
         }
         files.iter().try_for_each(|(file, value)| self.write(file, value))
     }
@@ -172,7 +172,7 @@ impl Cgroup {
         found
     }
 
-    async fn until(&self, line: &str, wanted: &'static str, limit: Duration) -> Result<(), CgroupError> {
+    async fn wait_for(&self, line: &str, wanted: &'static str, limit: Duration) -> Result<(), CgroupError> {
         let deadline =
             clock::boot_nanos().saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
         loop {
@@ -180,9 +180,9 @@ impl Cgroup {
                 return Ok(());
             }
             if clock::boot_nanos() > deadline {
-                return Err(CgroupError::Slow { path: self.dir.clone(), wanted, limit });
+                return Err(CgroupError::Timeout { path: self.dir.clone(), wanted, limit });
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_EVERY).await;
         }
     }
 }
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_keys_and_limits_are_read() {
+    fn keyed_files_and_limits_are_parsed() {
         let text = "low 0\nhigh 3\nmax 7\noom 1\noom_kill 2\noom_group_kill 0\n";
         assert_eq!(keyed(text, "oom_kill"), Some(2));
         assert_eq!(keyed(text, "oom_killer"), None);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_of_cgroups_below_belong_to_it() {
+    fn pids_include_those_of_cgroups_below() {
         let (_dir, cgroup) = fake();
         for (sub, text) in [("", "1\n2\n"), ("sub", ""), ("sub/deep", "3\n")] {
             std::fs::write(cgroup.dir.join(sub).join("cgroup.procs"), text).unwrap();
@@ -240,12 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn an_exec_goes_where_the_init_process_is_once_controllers_are_handed_down() {
+    fn an_exec_starts_where_its_init_process_is_once_controllers_are_delegated() {
         let (_dir, cgroup) = fake();
         let init = std::process::id();
-        assert_eq!(cgroup.below_for_exec(init), None, "nothing is known of the cgroup");
+        assert_eq!(cgroup.subgroup_for_exec(init), None, "nothing is known of the cgroup");
         std::fs::write(cgroup.path("cgroup.subtree_control"), "\n").unwrap();
-        assert_eq!(cgroup.below_for_exec(init), None);
+        assert_eq!(cgroup.subgroup_for_exec(init), None);
 
         let real = Cgroup::of("c1");
         assert_eq!(real.relative("0::/bulkhead/c1/init.scope\n"), Some("init.scope".to_owned()));
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_removed_from_the_leaves_up_and_only_once() {
+    fn removal_goes_from_the_leaves_up_and_is_idempotent() {
         let (_dir, cgroup) = fake();
         cgroup.remove().unwrap();
         assert!(!cgroup.exists());
@@ -264,19 +264,19 @@ mod tests {
     }
 
     #[test]
-    fn one_that_cannot_be_removed_is_named() {
+    fn a_cgroup_that_cannot_be_removed_is_named() {
         let (_dir, cgroup) = fake();
         std::fs::write(cgroup.dir.join("sub/file"), "").unwrap();
         assert!(cgroup.remove().unwrap_err().to_string().contains("c1/sub"));
     }
 
     #[tokio::test]
-    async fn waiting_is_bounded_and_says_for_what() {
+    async fn a_wait_that_times_out_says_for_what() {
         let (_dir, cgroup) = fake();
         std::fs::write(cgroup.path("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
-        let error = cgroup.emptied(Duration::from_millis(20)).await.unwrap_err();
+        let error = cgroup.wait_empty(Duration::from_millis(20)).await.unwrap_err();
         assert!(error.to_string().contains("empty"), "{error}");
         std::fs::write(cgroup.path("cgroup.events"), "populated 0\nfrozen 0\n").unwrap();
-        cgroup.emptied(Duration::from_millis(20)).await.unwrap();
+        cgroup.wait_empty(Duration::from_millis(20)).await.unwrap();
     }
 }

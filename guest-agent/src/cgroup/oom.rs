@@ -1,4 +1,4 @@
-//! Hearing of the kernel's OOM killer in a cgroup, without polling.
+//! Notifications of OOM kills in a cgroup, without polling.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::{Cgroup, CgroupError, keyed};
 
-/// Largest `memory.events` worth reading, in bytes: six short lines.
+/// How much of `memory.events` is read, in bytes: it has six short lines.
 const LARGEST: usize = 1024;
 
 /// A watched `memory.events`.
@@ -19,7 +19,7 @@ pub(crate) struct OomWatch {
 }
 
 impl OomWatch {
-    /// Watches from now on.
+    /// Begins to watch.
     pub(crate) fn new(cgroup: &Cgroup) -> Result<Self, CgroupError> {
         let path = cgroup.path("memory.events");
         let open = || {
@@ -30,7 +30,7 @@ impl OomWatch {
         Ok(Self { cgroup: cgroup.clone(), events })
     }
 
-    /// Waits until more than `seen` processes have been killed, and says how many.
+    /// Waits until more than `seen` processes have been killed; returns how many.
     pub(crate) async fn more_than(&self, seen: u64) -> Result<u64, CgroupError> {
         loop {
             // Reading arms the next notification (kernfs), so it comes first.

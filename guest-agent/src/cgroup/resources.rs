@@ -1,4 +1,4 @@
-//! OCI limits, which speak of cgroup version 1, as the files of version 2.
+//! OCI resources, which are in terms of cgroup version 1, as files of version 2.
 
 use oci_spec::runtime::LinuxResources;
 
@@ -26,7 +26,8 @@ pub(super) fn files(resources: &LinuxResources) -> Vec<(String, String)> {
     }
     if let Some(memory) = resources.memory() {
         let swap = memory.swap().zip(memory.limit()).map(|(swap, limit)| swap_only(swap, limit));
-        // A smaller limit before swap, so that their sum is never larger than both old and new.
+        // Memory before swap, so that a smaller limit holds first and their sum is never larger than the old and the
+        // new one.
         add("memory.max", memory.limit().map(bytes));
         add("memory.swap.max", swap);
         add("memory.low", memory.reservation().map(bytes));
@@ -38,7 +39,7 @@ pub(super) fn files(resources: &LinuxResources) -> Vec<(String, String)> {
         add(&format!("hugetlb.{}.max", page.page_size()), Some(page.limit().to_string()));
     }
     for (file, value) in resources.unified().iter().flatten() {
-        // A file of this cgroup and nothing else.
+        // Only a file of this cgroup.
         if !file.contains('/') {
             add(file, Some(value.clone()));
         }
@@ -46,15 +47,15 @@ pub(super) fn files(resources: &LinuxResources) -> Vec<(String, String)> {
     files
 }
 
-/// The first limit that would be raised above what the guest has, and that. One that is not raised may be larger: it
-/// was when the container began. `old` reads the files as they are.
-pub(super) fn beyond(
+/// The first limit that would be raised above the guest's capacity, with that capacity. A limit that is above it
+/// already and is not raised is none. `old` reads the files as they are.
+pub(super) fn exceeding(
     files: &[(String, String)],
     old: impl Fn(&str) -> Option<String>,
     Capacity { cpus, memory_bytes }: Capacity,
 ) -> Option<(String, String)> {
     let raised = |file: &str, value: &str, read: fn(&str) -> Option<u64>, has: u64| {
-        // No limit is the largest.
+        // "max" is the largest limit.
         let before = old(file).map_or(u64::MAX, |text| read(&text).unwrap_or(u64::MAX));
         read(value).is_some_and(|value| value > has && value > before)
     };
@@ -74,14 +75,14 @@ fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// The CPUs that `quota period` needs.
+/// The CPUs that a `quota period` needs, rounded up.
 fn whole_cpus(text: &str) -> Option<u64> {
     let mut words = text.split_whitespace();
     let (quota, period) = (number(words.next()?)?, number(words.next()?)?);
     (period > 0).then(|| quota.div_ceil(period))
 }
 
-/// A limit in bytes or processes; zero and less mean none.
+/// A limit in bytes or processes; zero and negative numbers mean none.
 fn bytes(limit: i64) -> String {
     if limit > 0 { limit.to_string() } else { "max".to_owned() }
 }
@@ -95,7 +96,7 @@ fn quota(quota: Option<i64>, period: Option<u64>) -> Option<String> {
     let quota = match quota {
         Some(quota) if quota > 0 => quota.to_string(),
         Some(_) => "max".to_owned(),
-        // The kernel takes no period alone, and a quota that we do not know must stay.
+        // The kernel takes no period without a quota, and the quota in force must not change.
         None => return None,
     };
     Some(
@@ -105,8 +106,8 @@ fn quota(quota: Option<i64>, period: Option<u64>) -> Option<String> {
     )
 }
 
-/// The mapping that libcontainer applies at creation, so that an update does not change what it does not name:
-/// 10^((log2(s)^2 + 125 log2(s)) / 612 - 7/34), which meets both ends and both defaults.
+/// The mapping that libcontainer applies when a container is created, so that an update with the same shares changes
+/// nothing: 10^((log2(s)^2 + 125 log2(s)) / 612 - 7/34), which maps both ends and the defaults onto each other.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_is_raised_above_what_the_guest_has() {
+    fn a_limit_above_the_guests_capacity_is_found() {
         let files = |memory: &str, cpu: &str| {
             vec![("cpu.max".to_owned(), cpu.to_owned()), ("memory.max".to_owned(), memory.to_owned())]
         };
@@ -146,20 +147,20 @@ mod tests {
                 files.iter().find(|(name, _)| name == file).map(|(_, value)| format!("{value}\n"))
             }
         };
-        assert_eq!(beyond(&few, old(few.clone()), has(2, 2000)), None);
-        let (limit, vm_has) = beyond(&many, old(few.clone()), has(2, 2000)).unwrap();
+        assert_eq!(exceeding(&few, old(few.clone()), has(2, 2000)), None);
+        let (limit, vm_has) = exceeding(&many, old(few.clone()), has(2, 2000)).unwrap();
         assert_eq!((limit.as_str(), vm_has.as_str()), ("a CPU limit of 4 CPUs", "2 CPUs"));
-        let (limit, _) = beyond(&many, old(few.clone()), has(4, 2000)).unwrap();
+        let (limit, _) = exceeding(&many, old(few.clone()), has(4, 2000)).unwrap();
         assert!(limit.contains("3000 bytes"), "{limit}");
-        assert_eq!(beyond(&many, old(few), has(4, 3000)), None, "it has as much");
-        assert_eq!(beyond(&many, old(many.clone()), has(1, 1)), None, "it was so before");
+        assert_eq!(exceeding(&many, old(few), has(4, 3000)), None, "it has as much");
+        assert_eq!(exceeding(&many, old(many.clone()), has(1, 1)), None, "it was so before");
         let none = files("max", "max 100000");
-        assert_eq!(beyond(&none, old(many.clone()), has(1, 1)), None, "none is asked for");
-        assert_eq!(beyond(&many, old(none), has(1, 1)), None, "it is lowered");
+        assert_eq!(exceeding(&none, old(many.clone()), has(1, 1)), None, "none is asked for");
+        assert_eq!(exceeding(&many, old(none), has(1, 1)), None, "it is lowered");
     }
 
     #[test]
-    fn what_kubernetes_sends_is_translated() {
+    fn resources_of_kubernetes_are_translated() {
         let files = of(r#"{"cpu":{"shares":1024,"quota":50000,"period":100000},
             "memory":{"limit":1048576,"swap":1048576},"pids":{"limit":100},
             "hugepageLimits":[{"pageSize":"2MB","limit":0}],"unified":{"memory.oom.group":"1","../x":"1"}}"#);
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_is_max_and_nothing_said_is_nothing_written() {
+    fn no_limit_is_max_and_absent_resources_are_not_written() {
         assert_eq!(of("{}"), []);
         assert_eq!(of(r#"{"cpu":{"period":100000}}"#), []);
         assert_eq!(of(r#"{"cpu":{"quota":-1,"period":100000}}"#), [pair("cpu.max", "max 100000")]);
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_keep_their_ends_and_their_default() {
+    fn shares_map_onto_weights_at_both_ends_and_the_default() {
         assert_eq!(weight(2), 1);
         assert_eq!(weight(1024), 100);
         assert_eq!(weight(1 << 18), MAX_WEIGHT);

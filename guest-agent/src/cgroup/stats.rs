@@ -1,10 +1,10 @@
-//! What a container uses, from the files of its cgroup.
+//! Statistics of a container, from the files of its cgroup.
 
 use bulkhead_protocol::agent::{IoEntry, StatsResponse};
 
 use super::{Cgroup, CgroupError, keyed, limit, pairs};
 
-/// Reads the statistics. A controller that is off leaves its numbers 0 and its limits unlimited.
+/// Reads the statistics. Without a controller its numbers are 0 and its limits unlimited.
 pub(crate) fn stats(cgroup: &Cgroup) -> Result<StatsResponse, CgroupError> {
     let cpu = cgroup.read("cpu.stat")?;
     let text = |file| cgroup.read(file).unwrap_or_default();
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_of_a_cgroup_become_one_answer() {
+    fn statistics_are_read_from_the_files_of_a_cgroup() {
         let dir = tempfile::tempdir().unwrap();
         let cgroup = Cgroup { dir: dir.path().to_owned() };
         let files = [
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_is_gone_is_an_error() {
+    fn a_missing_cgroup_is_an_error() {
         assert!(stats(&Cgroup { dir: "/nonexistent".into() }).is_err());
     }
 }

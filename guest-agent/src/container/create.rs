@@ -1,4 +1,4 @@
-//! CreateContainer: everything or nothing.
+//! Create: all of a container, or nothing of it on an error.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,14 +16,14 @@ use super::mounts::{guest, targets, workdir};
 use super::process::Process;
 use super::spec::{self, PodView, Target, devices};
 use super::state::Event;
-use super::{Attached, Container, Containers, Entry, bundle, check_id};
+use super::{Attachments, Container, Containers, Entry, bundle, check_id};
 use crate::cgroup::Cgroup;
 use crate::kernel::blocking::blocking;
 use crate::kernel::modules;
 use crate::process::helper::{Job, Launched, launch};
 use crate::stdio::{self, Owner};
 
-/// The id of a container that is being created. Free again when dropped, unless it was filled.
+/// Reserves the id of a container that is being created. Dropping it frees the id, unless the container was filled in.
 struct Reservation<'a> {
     containers: &'a Containers,
     id: &'a str,
@@ -36,12 +36,12 @@ impl<'a> Reservation<'a> {
         if map.contains_key(id) {
             return Err(ContainerError::ContainerExists { id: id.to_owned() });
         }
-        map.insert(id.to_owned(), Entry::Coming);
+        map.insert(id.to_owned(), Entry::Creating);
         Ok(Self { containers, id, filled: false })
     }
 
     fn fill(mut self, container: Arc<Container>) {
-        self.containers.lock().insert(self.id.to_owned(), Entry::Here(container));
+        self.containers.lock().insert(self.id.to_owned(), Entry::Created(container));
         self.filled = true;
     }
 }
@@ -55,8 +55,8 @@ impl Drop for Reservation<'_> {
 }
 
 impl Containers {
-    /// Creates a container and says the pid of its init process, which waits for the start. On any error nothing
-    /// is left.
+    /// Creates a container and returns the pid of its init process, which waits for the start. On an error nothing is
+    /// left behind.
     pub(crate) async fn create(
         self: Arc<Self>,
         request: CreateContainerRequest,
@@ -85,29 +85,29 @@ impl Containers {
         let rootfs = PathBuf::from(&request.rootfs);
         check_rootfs(id, &rootfs).await?;
         let target = Target { id, rootfs: &rootfs, terminal: request.stdio.terminal };
-        let mut spec = spec::fit(&request.spec, target, &pod_view())?;
+        let mut spec = spec::adapt(&request.spec, target, &pod_view())?;
         let attached_disks = disks::attach(&self.disks, id, &request.disks, &mut spec).await?;
         devices::add(&mut spec, devices::of_guest);
-        netfilter_for(&spec).await;
+        load_netfilter(&spec).await;
         let attached = match self.attach(request, &spec).await {
-            Ok(attached) => Attached { disks: attached_disks, ..attached },
+            Ok(attached) => Attachments { disks: attached_disks, ..attached },
             Err(error) => {
                 disks::detach(&self.disks, &attached_disks).await;
                 return Err(error);
             }
         };
-        let shown = request.sockets.iter().try_for_each(|socket| self.sockets.show(id, socket));
+        let shown = request.sockets.iter().try_for_each(|socket| self.sockets.listen(id, socket));
         if let Err(error) = shown {
-            self.remove_remains(id, &Cgroup::of(id), &attached).await;
+            self.clean_up(id, &Cgroup::of(id), &attached).await;
             return Err(error.into());
         }
-        let (spec, workdir) = settle(id, &rootfs, spec).await;
-        match self.make(request, &spec, attached.clone()).await {
+        let (spec, workdir) = resolve_targets(id, &rootfs, spec).await;
+        match self.launch_init(request, &spec, attached.clone()).await {
             Ok(made) => Ok(made),
             Err(error) => {
-                // Which source is missing can be seen only while the mounts are there.
-                let error = explain(id, &spec, error, workdir).await;
-                self.remove_remains(id, &Cgroup::of(id), &attached).await;
+                // Which source is missing can be seen only while the mounts exist.
+                let error = find_cause(id, &spec, error, workdir).await;
+                self.clean_up(id, &Cgroup::of(id), &attached).await;
                 Err(error)
             }
         }
@@ -117,7 +117,7 @@ impl Containers {
         &self,
         request: &CreateContainerRequest,
         spec: &Spec,
-    ) -> Result<Attached, ContainerError> {
+    ) -> Result<Attachments, ContainerError> {
         let wanted = request.mounts.clone();
         let sources: Vec<PathBuf> = spec::binds(spec).map(|(source, _)| source.to_owned()).collect();
         let volumes = Arc::clone(&self.volumes);
@@ -127,16 +127,16 @@ impl Containers {
             let mut mounts = guest::attach_all(&wanted)?;
             let made = memory.attach(&id, &in_memory).inspect_err(|_| guest::detach_all(&mounts))?;
             mounts.extend(made);
-            Ok(Attached { mounts, volumes: volumes.visit(&sources), disks: Vec::new() })
+            Ok(Attachments { mounts, volumes: volumes.acquire(&sources), disks: Vec::new() })
         })
         .await
     }
 
-    async fn make(
+    async fn launch_init(
         self: &Arc<Self>,
         request: &CreateContainerRequest,
         spec: &Spec,
-        attached: Attached,
+        attached: Attachments,
     ) -> Result<(Arc<Container>, u32), ContainerError> {
         let id = &request.container_id;
         let dir = bundle(id);
@@ -147,15 +147,15 @@ impl Containers {
             .await
             .map_err(|source| ContainerError::Create { id: id.clone(), source })?;
         let init = Process::new(id, "");
-        init.on(Event::Made { pid: made.pid })?;
-        let owner = Owner { hub: Arc::clone(&self.streams), container: id.clone(), exec: String::new() };
-        init.attach(prepared.start(&owner, &init.silent())?);
+        init.on(Event::Created { pid: made.pid })?;
+        let owner = Owner { registry: Arc::clone(&self.streams), container: id.clone(), exec: String::new() };
+        init.attach(prepared.start(&owner, &init.writers_gone())?);
         let container = Arc::new(Container {
             id: id.clone(),
             cgroup: Cgroup::of(id),
             init,
             execs: Mutex::new(HashMap::new()),
-            turn: tokio::sync::Mutex::new(()),
+            operation: tokio::sync::Mutex::new(()),
             attached,
             inherited: spec::Inherited::of(spec),
             gone: watch::Sender::new(false),
@@ -164,24 +164,24 @@ impl Containers {
         Ok((container, made.pid))
     }
 
-    /// When the init process ends, so does everything in the container.
+    /// Has everything in the container end with its init process.
     fn follow_init(&self, container: &Arc<Container>, made: Launched) {
         let exit = self.reaper.claim(made.pid, made.since_nanos);
         tokio::spawn(super::run::follow_init(Arc::clone(container), exit));
     }
 }
 
-/// Loads what iptables and ip6tables of the legacy kind run modprobe for, by themselves and so in vain: there is none in
-/// a container, or none that finds a module. Everything else in the network the kernel asks for.
-async fn netfilter_for(spec: &Spec) {
+/// Loads the modules for which legacy iptables and ip6tables run modprobe themselves: in a container there is no
+/// modprobe, or it finds no module. All other network modules are asked for by the kernel.
+async fn load_netfilter(spec: &Spec) {
     let capabilities = spec.process().as_ref().and_then(|process| process.capabilities().as_ref());
     let bounding = capabilities.and_then(|capabilities| capabilities.bounding().as_ref());
     if !bounding.is_some_and(|bounding| bounding.contains(&Capability::NetAdmin)) {
         return;
     }
-    let loading = tokio::task::spawn_blocking(|| ["ip_tables", "ip6_tables"].map(modules::demand));
+    let loading = tokio::task::spawn_blocking(|| ["ip_tables", "ip6_tables"].map(modules::ensure_loaded));
     for error in loading.await.into_iter().flatten().filter_map(Result::err) {
-        tracing::warn!(error = %chain(&error), "iptables of the legacy kind will not work");
+        tracing::warn!(error = %chain(&error), "legacy iptables will not work");
     }
 }
 
@@ -211,20 +211,20 @@ fn write_bundle(dir: &Path, spec: &Spec) -> Result<(), ContainerError> {
     write().map_err(|source| ContainerError::WriteFile { path: path.clone(), source })
 }
 
-/// The spec with its mounts' targets settled, and whether its working directory could be made. Where it could not, it may
-/// yet be there once the container has its mounts.
-async fn settle(id: &str, rootfs: &Path, mut spec: Spec) -> (Spec, Result<(), ContainerError>) {
+/// The spec with the targets of its mounts resolved, and whether its working directory could be made. If not, it may
+/// still exist once the container has its mounts.
+async fn resolve_targets(id: &str, rootfs: &Path, mut spec: Spec) -> (Spec, Result<(), ContainerError>) {
     let (id, rootfs) = (id.to_owned(), rootfs.to_owned());
     blocking(move || {
-        let tree = targets::settle(&rootfs, &mut spec);
+        let tree = targets::resolve_all(&rootfs, &mut spec);
         let workdir = workdir::make(&id, &tree, &spec);
         (spec, workdir)
     })
     .await
 }
 
-/// libcontainer does not say which mount's source it did not find, nor into which directory it could not change.
-async fn explain(
+/// Finds out what libcontainer does not say: which mount's source is missing, or which working directory.
+async fn find_cause(
     id: &str,
     spec: &Spec,
     error: ContainerError,

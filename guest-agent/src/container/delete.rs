@@ -1,4 +1,4 @@
-//! Delete: nothing of a container stays, neither here nor open on the host.
+//! Delete: nothing of a container is left behind, neither in the guest nor open on the host.
 
 use std::io;
 use std::path::Path;
@@ -11,20 +11,20 @@ use super::disks;
 use super::error::ContainerError;
 use super::mounts::{guest, memory, share};
 use super::state::State;
-use super::{Attached, Container, Containers, KILL, KILL_LIMIT, bundle};
+use super::{Attachments, Container, Containers, KILL, KILL_LIMIT, bundle};
 use crate::cgroup::Cgroup;
 use crate::kernel::blocking::blocking;
 use crate::process::helper::STATE_DIR;
 
-/// Mount namespaces of ended processes are torn down by the kernel a moment later (its `delayed_mntput`, one
-/// tick); what they held is not unmountable before.
+/// The kernel tears down the mount namespace of an ended process one tick later (`delayed_mntput`), and its mounts
+/// cannot be unmounted before.
 const A_TICK: Duration = Duration::from_millis(8);
 
 impl Containers {
-    /// Deletes an ended (or never started) exec or container.
+    /// Deletes an exec or container that has ended or was never started.
     pub(crate) async fn delete(self: Arc<Self>, id: String, exec: String) -> Result<(), ContainerError> {
         let container = self.find(&id)?;
-        let _turn = container.turn.lock().await;
+        let _operation = container.operation.lock().await;
         if exec.is_empty() {
             self.delete_container(&container).await
         } else {
@@ -47,7 +47,7 @@ impl Containers {
     }
 
     async fn delete_container(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
-        // Another delete was faster.
+        // Another delete may have been faster.
         self.find(&container.id)?;
         match container.init.state() {
             State::Running { .. } => {
@@ -57,35 +57,35 @@ impl Containers {
             State::Added | State::Ended(_) => {}
         }
         container.cgroup.kill()?;
-        container.cgroup.emptied(KILL_LIMIT).await?;
+        container.cgroup.wait_empty(KILL_LIMIT).await?;
         container.cgroup.remove()?;
         container.gone.send_replace(true);
         container.init.delete();
         container.execs().drain().for_each(|(_, exec)| exec.process.delete());
         self.streams.forget(&container.id, None);
-        self.remove_remains(&container.id, &container.cgroup, &container.attached).await;
+        self.clean_up(&container.id, &container.cgroup, &container.attached).await;
         self.lock().remove(&container.id);
         tracing::debug!(container = container.id, "deleted");
         Ok(())
     }
 
-    /// Removes what a container left, or what there is of one that failed to be created. Each step is tried, whatever
-    /// became of the others: a directory that stays is no reason to keep the host's mounts busy.
-    pub(super) async fn remove_remains(&self, id: &str, cgroup: &Cgroup, attached: &Attached) {
+    /// Removes what is left of a container, or of one whose creation failed. Every step is tried even if another one
+    /// fails: a directory that cannot be removed must not keep the host's mounts busy.
+    pub(super) async fn clean_up(&self, id: &str, cgroup: &Cgroup, attached: &Attachments) {
         let log = |step: &str, error: &ContainerError| {
-            tracing::warn!(container = id, step, error = %chain(error), "something is left");
+            tracing::warn!(container = id, step, error = %chain(error), "something is left behind");
         };
         if cgroup.exists() {
             let gone = async {
                 cgroup.kill()?;
-                cgroup.emptied(KILL_LIMIT).await?;
+                cgroup.wait_empty(KILL_LIMIT).await?;
                 cgroup.remove()
             };
             if let Err(error) = gone.await {
                 log("cgroup", &error.into());
             }
         }
-        self.sockets.hide(id);
+        self.sockets.close(id);
         for dir in [bundle(id), Path::new(STATE_DIR).join(id)] {
             if let Err(error) = remove_dir(&dir) {
                 log("directory", &error);
@@ -96,14 +96,14 @@ impl Containers {
         let (id_of, attached, volumes) = (id.to_owned(), attached.clone(), Arc::clone(&self.volumes));
         blocking(move || {
             guest::detach_all(&attached.mounts);
-            memory::forget(&id_of);
-            share::leave_share(&id_of, &volumes, &attached.volumes);
+            memory::remove_mount_points(&id_of);
+            share::release_share(&id_of, &volumes, &attached.volumes);
         })
         .await;
     }
 
     async fn end_unstarted(&self, container: &Container, pid: u32) -> Result<(), ContainerError> {
-        // An end between our look and the signal is as good.
+        // If it has ended meanwhile, that is just as well.
         let killed = self.reaper.signal(pid, KILL);
         tracing::debug!(container = container.id, ?killed, "deleted before its start");
         let limit = KILL_LIMIT;

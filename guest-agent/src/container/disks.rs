@@ -13,7 +13,8 @@ use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
 use super::error::ContainerError;
 use crate::hotplug::{Disks, Number};
 
-/// Where nodes lie that a container has outside of its `/dev`. The root allows device nodes, `/run` does not.
+/// Directory of nodes that a container has outside of its `/dev`. The root file system allows device nodes, `/run` does
+/// not.
 const NODES: &str = "/disks";
 /// Permissions of a node where the host names none, as libcontainer has it.
 const MODE: u32 = 0o666;
@@ -70,7 +71,7 @@ async fn attach_one(
     }
 }
 
-/// Detaches disks. What goes wrong is logged and does not keep the next from going.
+/// Detaches disks. Failures are logged, and the next disk is detached all the same.
 pub(super) async fn detach(disks: &Disks, attached: &[AttachedDisk]) {
     for disk in attached {
         if let Some(node) = &disk.node
@@ -150,7 +151,7 @@ fn make_node(node: &Path, disk: &Disk, number: Number) -> io::Result<()> {
     std::fs::create_dir_all(NODES)?;
     let (mode, device) = (Mode::from_raw_mode(mode(disk)), rustix::fs::makedev(number.major, number.minor));
     rustix::fs::mknodat(CWD, node, FileType::BlockDevice, mode, device)?;
-    // Not what the umask left of it.
+    // The umask has taken bits away.
     rustix::fs::chmod(node, mode)?;
     rustix::fs::chown(node, Some(Uid::from_raw(disk.uid)), Some(Gid::from_raw(disk.gid)))?;
     Ok(())

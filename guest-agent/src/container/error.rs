@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cgroup::CgroupError;
-use crate::forward::host_sockets::ShowError;
+use crate::forward::host_sockets::HostSocketError;
 use crate::hotplug::DiskError;
 use crate::process::helper::LaunchError;
 use crate::process::reaper::SignalError;
@@ -77,13 +77,13 @@ pub(crate) enum ContainerError {
     #[error(transparent)]
     Streams(#[from] StdioError),
     #[error(transparent)]
-    Socket(#[from] ShowError),
+    Socket(#[from] HostSocketError),
     #[error(transparent)]
     Signal(#[from] SignalError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error("resize the terminal of process {process}")]
     Resize { process: String, source: crate::stdio::terminal::PtyError },
-    #[error("the life of process {process}")]
-    Life { process: String, source: super::state::Refused },
+    #[error("change the state of process {process}")]
+    Transition { process: String, source: super::state::InvalidTransition },
 }

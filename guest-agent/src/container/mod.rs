@@ -1,8 +1,8 @@
-//! Containers: created, run and deleted as the host says.
+//! Containers: created, run and deleted as the host asks.
 //!
 //! A container's files are below `/run/bulkhead/containers/<id>` (bundle) and `/run/bulkhead/state/<id>`
-//! (libcontainer), its processes in the cgroup `/bulkhead/<id>`. Creating, starting and deleting one container
-//! happen one after another; different containers do not wait for each other.
+//! (libcontainer), its processes in the cgroup `/bulkhead/<id>`. Operations on one container run one after another;
+//! different containers do not wait for each other.
 
 mod create;
 mod delete;
@@ -45,9 +45,9 @@ const LONGEST_ID: usize = 128;
 const KILL: u32 = 9;
 /// SIGTERM, signal(7).
 const TERMINATE: u32 = 15;
-/// What is killed is gone by then, unless it hangs in the kernel.
+/// How long a killed process may take to end: longer only if it hangs in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// Freezing waits for every process to leave the kernel.
+/// How long freezing may take: it waits for every process to leave the kernel.
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The containers of the guest.
@@ -57,7 +57,7 @@ pub(crate) struct Containers {
     reaper: Arc<Reaper>,
     streams: Arc<Streams>,
     volumes: Arc<share::Volumes>,
-    memory: Arc<memory::Memory>,
+    memory: Arc<memory::MemoryVolumes>,
     disks: Disks,
     sockets: Arc<HostSockets>,
 }
@@ -65,8 +65,8 @@ pub(crate) struct Containers {
 #[derive(Debug)]
 enum Entry {
     /// Being created.
-    Coming,
-    Here(Arc<Container>),
+    Creating,
+    Created(Arc<Container>),
 }
 
 /// One container.
@@ -76,22 +76,23 @@ struct Container {
     cgroup: Cgroup,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
-    /// Whoever starts, adds to or deletes the container holds it.
-    turn: tokio::sync::Mutex<()>,
-    attached: Attached,
-    /// What its execs have from it.
+    /// Held while the container is started or deleted, or an exec is added.
+    operation: tokio::sync::Mutex<()>,
+    attached: Attachments,
+    /// What its execs inherit.
     inherited: spec::Inherited,
     /// Becomes true when it is deleted.
     gone: watch::Sender<bool>,
 }
 
-/// What a container has of the share and of the guest's mounts.
+/// What was attached for a container, to be detached with it.
 #[derive(Debug, Clone, Default)]
-struct Attached {
+struct Attachments {
     /// Targets of the mounts made for it.
     mounts: Vec<PathBuf>,
-    /// Volumes that it has visited.
+    /// Volumes of the share that it has acquired.
     volumes: Vec<PathBuf>,
+    /// Disks that it has.
     disks: Vec<AttachedDisk>,
 }
 
@@ -104,7 +105,7 @@ struct Exec {
 }
 
 impl Containers {
-    /// None yet.
+    /// Without any container yet.
     pub(crate) fn new(reaper: Arc<Reaper>, streams: Arc<Streams>, sockets: Arc<HostSockets>) -> Arc<Self> {
         Arc::new(Self {
             map: Mutex::new(HashMap::new()),
@@ -147,11 +148,11 @@ impl Containers {
         Ok(self.find(id)?.cgroup.pids()?)
     }
 
-    /// What a container uses, or has used until its end: the host asks until it is deleted.
+    /// Statistics of a container. It has them until it is deleted, also after its end.
     pub(crate) fn stats(&self, id: &str) -> Result<StatsResponse, ContainerError> {
         let container = self.find(id)?;
         match cgroup::stats(&container.cgroup) {
-            // Its delete is under way.
+            // It is being deleted.
             Err(_) if !container.cgroup.exists() => Ok(StatsResponse::default()),
             read => Ok(read?),
         }
@@ -170,7 +171,7 @@ impl Containers {
         self.process(id, exec)?.resize(width, height)
     }
 
-    /// Waits until more than `seen` processes of a container were killed for want of memory, and says how many.
+    /// Waits until more than `seen` processes of a container were killed by the OOM killer, and returns how many.
     pub(crate) async fn wait_oom(&self, id: &str, seen: u64) -> Result<u64, ContainerError> {
         let container = self.find(id)?;
         let watch = OomWatch::new(&container.cgroup)?;
@@ -182,51 +183,51 @@ impl Containers {
         }
     }
 
-    /// Stops every process of a container where it is.
+    /// Freezes every process of a container.
     pub(crate) async fn pause(self: Arc<Self>, id: String) -> Result<(), ContainerError> {
         Ok(self.find(&id)?.cgroup.freeze(true, FREEZE_LIMIT).await?)
     }
 
-    /// Lets the processes of a container go on.
+    /// Thaws every process of a container.
     pub(crate) async fn resume(self: Arc<Self>, id: String) -> Result<(), ContainerError> {
         Ok(self.find(&id)?.cgroup.freeze(false, FREEZE_LIMIT).await?)
     }
 
-    /// Ends every container: politely first, if there is time.
+    /// Ends every container: with SIGTERM first, if there is a grace period, then with SIGKILL.
     pub(crate) async fn end_all(&self, grace: Duration) {
         let all = Cgroup::all();
         if !all.exists() {
             return;
         }
         if !grace.is_zero() {
-            for container in self.everyone() {
+            for container in self.created() {
                 let asked = container.init.state().pid().map(|pid| self.reaper.signal(pid, TERMINATE));
                 tracing::debug!(container = container.id, ?asked, "asked to end");
             }
-            if let Err(error) = all.emptied(grace).await {
+            if let Err(error) = all.wait_empty(grace).await {
                 tracing::info!(%error, "killing what is left");
             }
         }
         if let Err(error) = all.kill() {
-            tracing::warn!(error = %chain(&error), "containers are not killed");
+            tracing::warn!(error = %chain(&error), "the containers were not killed");
         }
-        if let Err(error) = all.emptied(KILL_LIMIT).await {
-            tracing::warn!(%error, "containers outlive their death");
+        if let Err(error) = all.wait_empty(KILL_LIMIT).await {
+            tracing::warn!(%error, "processes are left after the kill");
         }
     }
 
-    fn everyone(&self) -> Vec<Arc<Container>> {
+    fn created(&self) -> Vec<Arc<Container>> {
         let here = |entry: &Entry| match entry {
-            Entry::Here(container) => Some(Arc::clone(container)),
-            Entry::Coming => None,
+            Entry::Created(container) => Some(Arc::clone(container)),
+            Entry::Creating => None,
         };
         self.lock().values().filter_map(here).collect()
     }
 
     fn find(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
         match self.lock().get(id) {
-            Some(Entry::Here(container)) => Ok(Arc::clone(container)),
-            Some(Entry::Coming) | None => Err(ContainerError::NoContainer { id: id.to_owned() }),
+            Some(Entry::Created(container)) => Ok(Arc::clone(container)),
+            Some(Entry::Creating) | None => Err(ContainerError::NoContainer { id: id.to_owned() }),
         }
     }
 
@@ -273,7 +274,7 @@ fn bundle(id: &str) -> PathBuf {
     Path::new(DIR).join(id)
 }
 
-/// An id becomes names of directories and cgroups.
+/// Checks an id: directories and cgroups get it as name.
 fn check_id(id: &str) -> Result<(), ContainerError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-+".contains(&byte);
     let fits = !id.is_empty() && id.len() <= LONGEST_ID && id.bytes().all(plain) && !id.starts_with('.');
@@ -285,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_one_plain_name() {
+    fn an_id_is_one_plain_path_component() {
         for good in ["c1", "a.b_c-d+e", &"f".repeat(LONGEST_ID)] {
             assert!(check_id(good).is_ok(), "{good}");
         }
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_is_not_found() {
+    async fn calls_for_an_unknown_container_are_not_found() {
         let containers = Containers::new(Arc::default(), Arc::default(), Arc::default());
         assert!(matches!(containers.wait("c", "").await, Err(ContainerError::NoContainer { .. })));
         assert!(matches!(containers.signal("c", "", 9, true), Err(ContainerError::NoContainer { .. })));

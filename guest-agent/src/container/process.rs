@@ -6,29 +6,29 @@ use tokio::sync::watch;
 
 use super::error::ContainerError;
 use super::state::{Ended, Event, State};
-use crate::stdio::Moving;
+use crate::stdio::RunningStdio;
 use crate::stdio::terminal;
 
-/// What a waiter hears.
+/// What a waiter gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// Nothing yet.
-    Open,
+enum Outcome {
+    /// Not ended yet.
+    Pending,
     /// It has ended.
     Ended(Ended),
     /// It was deleted without ever having run.
     Deleted,
 }
 
-/// A process: where it is in its life, and its streams.
+/// A process: its state and its streams.
 #[derive(Debug)]
 pub(crate) struct Process {
-    /// As messages name it: `container` or `container/exec`.
+    /// Its name in messages: `container` or `container/exec`.
     name: String,
     state: Mutex<State>,
-    fate: watch::Sender<Fate>,
-    silent: watch::Sender<bool>,
-    streams: Mutex<Option<Moving>>,
+    outcome: watch::Sender<Outcome>,
+    writers_gone: watch::Sender<bool>,
+    streams: Mutex<Option<RunningStdio>>,
 }
 
 impl Process {
@@ -38,67 +38,68 @@ impl Process {
         Arc::new(Self {
             name: format!("{container}{separator}{exec}"),
             state: Mutex::new(State::Added),
-            fate: watch::Sender::new(Fate::Open),
-            silent: watch::Sender::new(false),
+            outcome: watch::Sender::new(Outcome::Pending),
+            writers_gone: watch::Sender::new(false),
             streams: Mutex::new(None),
         })
     }
 
-    /// As messages name it.
+    /// Its name in messages.
     pub(crate) fn name(&self) -> String {
         self.name.clone()
     }
 
-    /// Where it is in its life.
+    /// Its state.
     pub(crate) fn state(&self) -> State {
         *self.lock()
     }
 
-    /// Takes an event; an end is heard by whoever waits.
+    /// Applies an event; an exit is passed to everyone who waits.
     pub(crate) fn on(&self, event: Event) -> Result<(), ContainerError> {
         let mut state = self.lock();
-        let next = state.on(event).map_err(|source| ContainerError::Life { process: self.name(), source })?;
+        let next =
+            state.on(event).map_err(|source| ContainerError::Transition { process: self.name(), source })?;
         *state = next;
         drop(state);
         if let State::Ended(ended) = next {
-            self.fate.send_replace(Fate::Ended(ended));
+            self.outcome.send_replace(Outcome::Ended(ended));
         }
         Ok(())
     }
 
-    /// Becomes true when nobody writes to the streams any more.
-    pub(crate) fn silent(&self) -> watch::Receiver<bool> {
-        self.silent.subscribe()
+    /// Becomes true when no process writes to the streams any more.
+    pub(crate) fn writers_gone(&self) -> watch::Receiver<bool> {
+        self.writers_gone.subscribe()
     }
 
-    /// Nobody writes to the streams any more: what is in them is all there will be.
-    pub(crate) fn fall_silent(&self) {
-        self.silent.send_replace(true);
+    /// Ends the output streams with what is in them now: no process writes any more that counts.
+    pub(crate) fn end_output(&self) {
+        self.writers_gone.send_replace(true);
     }
 
-    /// Keeps the streams for as long as the process is known.
-    pub(crate) fn attach(&self, streams: Moving) {
+    /// Keeps the streams until the process is deleted.
+    pub(crate) fn attach(&self, streams: RunningStdio) {
         *self.streams.lock().unwrap_or_else(PoisonError::into_inner) = Some(streams);
     }
 
-    /// Stops moving bytes; a process that never ran will never end.
+    /// Ends the streams, and the wait for a process that never ran.
     pub(crate) fn delete(&self) {
         drop(self.streams.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.fate.send_if_modified(|fate| {
-            let open = *fate == Fate::Open;
-            if open {
-                *fate = Fate::Deleted;
+        self.outcome.send_if_modified(|outcome| {
+            let pending = *outcome == Outcome::Pending;
+            if pending {
+                *outcome = Outcome::Deleted;
             }
-            open
+            pending
         });
     }
 
-    /// Waits for the end, at once when it has come.
+    /// Waits for the exit; returns at once if the process has exited.
     pub(crate) async fn wait(&self) -> Result<Ended, ContainerError> {
-        let mut fate = self.fate.subscribe();
-        match fate.wait_for(|fate| *fate != Fate::Open).await.as_deref() {
-            Ok(Fate::Ended(ended)) => Ok(*ended),
-            Ok(Fate::Open | Fate::Deleted) | Err(_) => {
+        let mut outcome = self.outcome.subscribe();
+        match outcome.wait_for(|outcome| *outcome != Outcome::Pending).await.as_deref() {
+            Ok(Outcome::Ended(ended)) => Ok(*ended),
+            Ok(Outcome::Pending | Outcome::Deleted) | Err(_) => {
                 Err(ContainerError::WasDeleted { process: self.name() })
             }
         }
@@ -125,7 +126,7 @@ mod tests {
     const END: Ended = Ended { status: 1, at_nanos: 2, oom_killed: true };
 
     #[tokio::test]
-    async fn early_and_late_waiters_hear_the_same() {
+    async fn early_and_late_waiters_get_the_same_exit() {
         let process = Process::new("c", "e");
         assert_eq!(process.name(), "c/e");
         let early = tokio::spawn({
@@ -141,14 +142,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_waiter_of_a_process_that_never_ran_is_told() {
+    async fn waiting_for_a_process_that_was_deleted_unstarted_fails() {
         let process = Process::new("c", "");
         process.delete();
         assert!(matches!(process.wait().await, Err(ContainerError::WasDeleted { .. })));
     }
 
     #[test]
-    fn a_process_without_terminal_has_no_size() {
+    fn resizing_a_process_without_a_terminal_fails() {
         assert!(matches!(Process::new("c", "").resize(1, 1), Err(ContainerError::NoTerminal { .. })));
     }
 }

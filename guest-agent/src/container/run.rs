@@ -1,4 +1,4 @@
-//! Start, execs, and what happens at the end of a process.
+//! Start, execs, and the exit of a process.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::process::helper::{Job, PROCESS_FILE, STATE_DIR, launch};
 use crate::process::reaper::Exit;
 use crate::stdio::{self, Owner};
 
-/// What libcontainer leaves in a container's state directory after each exec.
+/// How the names of sockets begin that libcontainer leaves in a container's state directory after each exec.
 const LEFTOVERS: &str = "tenant-";
 
 impl Containers {
@@ -25,9 +25,9 @@ impl Containers {
         let (id, exec) = (request.container_id, request.exec_id);
         check_id(&exec)?;
         let container = self.find(&id)?;
-        let _turn = container.turn.lock().await;
-        container.must_run()?;
-        let spec = spec::fit_exec(&request.process, request.stdio.terminal, &container.inherited)
+        let _operation = container.operation.lock().await;
+        container.check_running()?;
+        let spec = spec::adapt_exec(&request.process, request.stdio.terminal, &container.inherited)
             .map_err(|source| ContainerError::ParseProcess { id: id.clone(), exec: exec.clone(), source })?;
         spec::check_environment(&spec)
             .map_err(|entry| ContainerError::BadVariable { process: format!("{id}/{exec}"), entry })?;
@@ -41,10 +41,10 @@ impl Containers {
         Ok(())
     }
 
-    /// Lets a process run and says its pid. Once it runs, starting it again says the same.
+    /// Starts a process and returns its pid. Idempotent while it runs.
     pub(crate) async fn start(self: Arc<Self>, id: String, exec: String) -> Result<u32, ContainerError> {
         let container = self.find(&id)?;
-        let _turn = container.turn.lock().await;
+        let _operation = container.operation.lock().await;
         let process = container.process(&exec)?;
         match process.state() {
             State::Running { pid } => Ok(pid),
@@ -55,7 +55,7 @@ impl Containers {
     }
 
     async fn start_exec(&self, container: &Arc<Container>, name: &str) -> Result<u32, ContainerError> {
-        container.must_run()?;
+        container.check_running()?;
         let exec = container.exec(name)?;
         let (id, process) = (&container.id, &exec.process);
         let kills = container.cgroup.oom_kills();
@@ -64,7 +64,7 @@ impl Containers {
         write_process(&dir.join(PROCESS_FILE), &exec.spec)?;
         let job = Job::Exec { id: id.clone(), bundle: dir, console: prepared.console() };
         let launched = launch(&self.reaper, &job, stdio).await;
-        remove_leftovers(id);
+        remove_exec_sockets(id);
         let made = launched.map_err(|source| {
             let (id, exec) = (id.clone(), name.to_owned());
             ContainerError::StartExec { id, exec, source }
@@ -72,15 +72,16 @@ impl Containers {
         process.on(Event::Started { pid: made.pid })?;
         let exit = self.reaper.claim(made.pid, made.since_nanos);
         tokio::spawn(follow_exec(Arc::clone(container), Arc::clone(process), exit, kills));
-        let owner = Owner { hub: Arc::clone(&self.streams), container: id.clone(), exec: name.to_owned() };
-        process.attach(prepared.start(&owner, &process.silent())?);
+        let owner =
+            Owner { registry: Arc::clone(&self.streams), container: id.clone(), exec: name.to_owned() };
+        process.attach(prepared.start(&owner, &process.writers_gone())?);
         tracing::debug!(process = process.name(), pid = made.pid, "started");
         Ok(made.pid)
     }
 }
 
 impl Container {
-    fn must_run(&self) -> Result<(), ContainerError> {
+    fn check_running(&self) -> Result<(), ContainerError> {
         match self.init.state() {
             State::Running { .. } => Ok(()),
             State::Added | State::Created { .. } => {
@@ -90,13 +91,13 @@ impl Container {
         }
     }
 
-    /// Tells the waiting init process to go on. The one use of libcontainer outside a helper: a line to a socket
-    /// and a new state file. It changes directory for that, and we have none that matters.
+    /// Starts the waiting init process. The only use of libcontainer outside a helper: it writes a line to a socket and
+    /// a new state file. It changes the working directory for that, which is changed back.
     fn start(&self, pid: u32) -> Result<u32, ContainerError> {
         let started = libcontainer::container::Container::load(Path::new(STATE_DIR).join(&self.id))
             .and_then(|mut container| container.start());
         if let Err(error) = std::env::set_current_dir("/") {
-            tracing::warn!(%error, "the agent left its directory");
+            tracing::warn!(%error, "cannot change back to the root directory");
         }
         started.map_err(|source| ContainerError::Start { id: self.id.clone(), source })?;
         self.init.on(Event::Started { pid })?;
@@ -105,20 +106,20 @@ impl Container {
     }
 }
 
-/// Waits for the end of an init process; what is left of its container is killed before its streams end.
+/// Waits for the exit of an init process, then kills the rest of its container before its streams end.
 pub(super) async fn follow_init(container: Arc<Container>, exit: oneshot::Receiver<Exit>) {
     let Ok(exit) = exit.await else { return };
     if let Err(error) = container.cgroup.kill() {
         tracing::warn!(container = container.id, error = %chain(&error), "processes may be left");
     }
     finish(&container, &container.init, exit, 0);
-    if let Err(error) = container.cgroup.emptied(KILL_LIMIT).await {
+    if let Err(error) = container.cgroup.wait_empty(KILL_LIMIT).await {
         tracing::warn!(container = container.id, error = %chain(&error), "processes are left");
     }
-    container.init.fall_silent();
+    container.init.end_output();
 }
 
-/// Waits for the end of an exec. Its output ends with it, even if a child of it still holds the pipe.
+/// Waits for the exit of an exec. Its output ends then, even if a child of it still has the pipe open.
 async fn follow_exec(
     container: Arc<Container>,
     process: Arc<Process>,
@@ -127,7 +128,7 @@ async fn follow_exec(
 ) {
     let Ok(exit) = exit.await else { return };
     finish(&container, &process, exit, kills_before);
-    process.fall_silent();
+    process.end_output();
 }
 
 fn finish(container: &Container, process: &Process, exit: Exit, kills_before: u64) {
@@ -138,7 +139,7 @@ fn finish(container: &Container, process: &Process, exit: Exit, kills_before: u6
     };
     tracing::debug!(process = process.name(), status = ended.status, oom = ended.oom_killed, "ended");
     if let Err(error) = process.on(Event::Exited(ended)) {
-        tracing::error!(error = %chain(&error), "an end out of turn");
+        tracing::error!(error = %chain(&error), "an exit in the wrong state");
     }
 }
 
@@ -147,8 +148,8 @@ fn write_process(file: &Path, process: &oci_spec::runtime::Process) -> Result<()
     write().map_err(|source| ContainerError::WriteFile { path: file.to_owned(), source })
 }
 
-/// Sockets of an exec that has been made serve nobody; a thousand probes must not leave a thousand of them.
-fn remove_leftovers(id: &str) {
+/// Removes the sockets of execs that were started: a thousand probes must not leave a thousand of them.
+fn remove_exec_sockets(id: &str) {
     let entries = std::fs::read_dir(Path::new(STATE_DIR).join(id)).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(LEFTOVERS)) {
         if let Err(error) = std::fs::remove_file(entry.path()) {

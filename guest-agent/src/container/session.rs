@@ -1,15 +1,16 @@
-//! Ends an exec with what it has started, as a probe that takes too long must (fact 3.11): libcontainer makes each
-//! exec the leader of a session, and its children stay in that unless they leave it on purpose.
+//! Kills an exec with the processes that it has started, as containerd needs for a probe that takes too long.
+//! libcontainer makes each exec the leader of a session, and its children stay in the session unless they leave it on
+//! purpose.
 
 use nix::unistd::{Pid as RawPid, getsid};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cgroup::{Cgroup, CgroupError};
 
-/// How often it is looked for processes that were forked meanwhile.
+/// How often processes are listed again, to find those that were forked meanwhile.
 const ROUNDS: usize = 16;
 
-/// Kills the processes of the cgroup that are in the session of `leader`, which is dead or about to be.
+/// Kills the processes of the cgroup that are in the session of `leader`, which is killed by the caller.
 pub(super) fn kill(cgroup: &Cgroup, leader: u32) -> Result<(), CgroupError> {
     for _ in 0..ROUNDS {
         let killed = cgroup.pids()?.into_iter().filter(|pid| *pid != leader && kill_member(*pid, leader));
@@ -20,8 +21,8 @@ pub(super) fn kill(cgroup: &Cgroup, leader: u32) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Whether there was such a process. One that ends meanwhile is none, and its number may be another's: so it is held
-/// by a descriptor before it is looked at.
+/// Kills a process if it is in the session; returns whether it was. The process is held by a pidfd before its session
+/// is read, so that a reused pid is not taken for it.
 fn kill_member(pid: u32, leader: u32) -> bool {
     let number = |pid: u32| i32::try_from(pid).ok().and_then(Pid::from_raw);
     let (Some(pid), Some(leader)) = (number(pid), number(leader)) else { return false };
@@ -29,9 +30,8 @@ fn kill_member(pid: u32, leader: u32) -> bool {
     session(pid) == Some(leader) && pidfd_send_signal(&held, Signal::KILL).is_ok()
 }
 
-/// The leader of the process's session, if it is one of this pid namespace. A process that has not made a session yet
-/// can be in one from outside (the kernel's, for children of PID 1): the kernel answers 0 then, which rustix takes for
-/// impossible.
+/// The leader of a process's session, if it is in this pid namespace. A process that has not made a session yet may be
+/// in one from outside (the kernel's, for children of PID 1); getsid(2) returns 0 then, which rustix does not expect.
 fn session(pid: Pid) -> Option<Pid> {
     let leader = getsid(Some(RawPid::from_raw(pid.as_raw_pid()))).ok()?;
     Pid::from_raw(leader.as_raw())
@@ -44,7 +44,7 @@ mod tests {
 
     use super::*;
 
-    /// A process that a failing test does not leave behind.
+    /// A child that is killed when dropped, so that a failing test does not leave it behind.
     struct Sleeper(Child);
 
     impl Sleeper {
@@ -76,9 +76,9 @@ mod tests {
         assert!(!kill_member(0, 0));
     }
 
-    /// PID 1's own processes have a session of the kernel's, whose leader has no number in their namespace.
+    /// Processes of PID 1 are in a session of the kernel, whose leader has no pid in their namespace.
     #[test]
-    fn a_session_from_outside_of_the_pid_namespace_is_nobodys() {
+    fn a_session_from_outside_of_the_pid_namespace_has_no_leader() {
         let this = std::env::current_exe().unwrap();
         let mut command = Command::new("unshare");
         command.args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]).arg(this);

@@ -1,6 +1,6 @@
-//! The life of one process, an init or an exec: pure and total.
+//! The life cycle of one process, init or exec: a pure, total function of state and event.
 //!
-//! | state | Made | Started | Exited |
+//! | state | Created | Started | Exited |
 //! |---|---|---|---|
 //! | Added | Created | Running | refused |
 //! | Created | refused | Running | Ended |
@@ -18,34 +18,34 @@ pub(crate) struct Ended {
     pub(crate) oom_killed: bool,
 }
 
-/// Where a process is in its life.
+/// State of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// An exec that nobody has started.
+    /// An exec that was added and not started.
     Added,
     /// An init process that waits for its start.
     Created {
         /// Its pid.
         pid: u32,
     },
-    /// It runs what it was made for.
+    /// It has been started.
     Running {
         /// Its pid.
         pid: u32,
     },
-    /// It is gone.
+    /// It has ended.
     Ended(Ended),
 }
 
 /// What happens to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// libcontainer made an init process.
-    Made {
+    /// libcontainer has created an init process.
+    Created {
         /// Its pid.
         pid: u32,
     },
-    /// The process was let run.
+    /// The process was started.
     Started {
         /// Its pid.
         pid: u32,
@@ -54,28 +54,28 @@ pub(crate) enum Event {
     Exited(Ended),
 }
 
-/// An event that a state does not admit.
+/// An event that is not possible in a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{event:?} is not possible in {state:?}")]
-pub(crate) struct Refused {
+pub(crate) struct InvalidTransition {
     state: State,
     event: Event,
 }
 
 impl State {
     /// The state after an event.
-    pub(crate) fn on(self, event: Event) -> Result<State, Refused> {
+    pub(crate) fn on(self, event: Event) -> Result<State, InvalidTransition> {
         match (self, event) {
-            (State::Added, Event::Made { pid }) => Ok(State::Created { pid }),
+            (State::Added, Event::Created { pid }) => Ok(State::Created { pid }),
             (State::Added, Event::Started { pid }) => Ok(State::Running { pid }),
             (State::Created { pid }, Event::Started { pid: started }) if pid == started => {
                 Ok(State::Running { pid })
             }
             (State::Created { .. } | State::Running { .. }, Event::Exited(ended)) => Ok(State::Ended(ended)),
             (State::Added, Event::Exited(_))
-            | (State::Created { .. } | State::Running { .. } | State::Ended(_), Event::Made { .. })
+            | (State::Created { .. } | State::Running { .. } | State::Ended(_), Event::Created { .. })
             | (State::Created { .. } | State::Running { .. } | State::Ended(_), Event::Started { .. })
-            | (State::Ended(_), Event::Exited(_)) => Err(Refused { state: self, event }),
+            | (State::Ended(_), Event::Exited(_)) => Err(InvalidTransition { state: self, event }),
         }
     }
 
@@ -95,10 +95,10 @@ mod tests {
     const END: Ended = Ended { status: 3, at_nanos: 1, oom_killed: false };
     const STATES: [State; 4] =
         [State::Added, State::Created { pid: 7 }, State::Running { pid: 7 }, State::Ended(END)];
-    const EVENTS: [Event; 3] = [Event::Made { pid: 7 }, Event::Started { pid: 7 }, Event::Exited(END)];
+    const EVENTS: [Event; 3] = [Event::Created { pid: 7 }, Event::Started { pid: 7 }, Event::Exited(END)];
 
     #[test]
-    fn every_pair_is_as_the_table_says() {
+    fn every_pair_of_state_and_event_follows_the_table() {
         let expected = [
             [Some(State::Created { pid: 7 }), Some(State::Running { pid: 7 }), None],
             [None, Some(State::Running { pid: 7 }), Some(State::Ended(END))],
@@ -113,12 +113,12 @@ mod tests {
     }
 
     #[test]
-    fn another_process_is_not_started_in_its_place() {
+    fn a_start_with_another_pid_is_refused() {
         assert!(State::Created { pid: 7 }.on(Event::Started { pid: 8 }).is_err());
     }
 
     #[test]
-    fn only_what_lives_has_a_pid() {
+    fn only_a_live_process_has_a_pid() {
         assert_eq!(STATES.map(State::pid), [None, Some(7), Some(7), None]);
     }
 }

@@ -1,8 +1,8 @@
-//! Unix sockets of the host that a container mounts: here stands a listener for each, and every client is led to the
-//! host on a stream that the host keeps waiting for it.
+//! Unix sockets of the host that a container mounts. The agent has a listener for each, and forwards every client to
+//! the host on a stream that the host has opened in advance.
 //!
-//! The guest never dials: it cannot ask for a socket that the host does not offer. Clients for whom no stream waits
-//! yet stay in the listener's queue.
+//! The guest never connects to the host: it cannot reach a socket that the host does not offer. Clients without a
+//! stream wait in the listener's backlog.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,32 +21,33 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_vsock::VsockStream;
 
-/// Streams kept waiting for one socket. The host offers one at a time; of those that it has given up, the end is seen.
+/// How many streams may wait for clients of one socket. The host opens one at a time; more only when it has closed
+/// earlier ones.
 const KEPT: usize = 4;
 /// How long the host may take to dial its socket.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Pause after an accept that failed, for want of descriptors as a rule.
+/// Pause after an accept that failed, mostly because descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Permission bits of stat(2)'s mode.
 const PERMISSIONS: u32 = 0o7777;
 
-/// A socket could not be shown to a container.
+/// A socket could not be set up for a container.
 #[derive(Debug, thiserror::Error)]
 #[error("listen on {}", path.display())]
-pub(crate) struct ShowError {
+pub(crate) struct HostSocketError {
     path: PathBuf,
     source: io::Error,
 }
 
-/// Why a client was not, or no longer, carried to the host.
+/// Why a client was not forwarded to the host, or no longer is.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("tell who has connected")]
+    #[error("read the credentials of the client")]
     Client(#[source] io::Error),
-    #[error("speak to the host")]
+    #[error("talk to the host")]
     Host(#[source] io::Error),
     #[error("the host did not answer")]
-    Silent,
+    NoAnswer,
     #[error("the host's socket takes no connection: {0}")]
     Refused(String),
     #[error(transparent)]
@@ -57,17 +58,17 @@ enum Refusal {
 #[derive(Debug)]
 pub(crate) struct HostSockets<S = VsockStream> {
     dir: PathBuf,
-    shown: Mutex<HashMap<(String, u32), Shown<S>>>,
+    listening: Mutex<HashMap<(String, u32), Listening<S>>>,
 }
 
 /// Ends its listener and every connection when dropped.
 #[derive(Debug)]
-struct Shown<S> {
+struct Listening<S> {
     waiting: mpsc::Sender<S>,
     task: AbortHandle,
 }
 
-impl<S> Drop for Shown<S> {
+impl<S> Drop for Listening<S> {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -75,22 +76,22 @@ impl<S> Drop for Shown<S> {
 
 impl<S> Default for HostSockets<S> {
     fn default() -> Self {
-        Self { dir: SOCKET_DIR.into(), shown: Mutex::default() }
+        Self { dir: SOCKET_DIR.into(), listening: Mutex::default() }
     }
 }
 
 impl<S> HostSockets<S> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<(String, u32), Shown<S>>> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, u32), Listening<S>>> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a container's sockets away. Their clients see the connections end.
-    pub(crate) fn hide(&self, container: &str) {
+    /// Removes a container's sockets and closes their connections.
+    pub(crate) fn close(&self, container: &str) {
         self.lock().retain(|(of, _), _| of != container);
         let dir = self.dir.join(container);
         match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(dir = %dir.display(), %error, "sockets are left");
+                tracing::warn!(dir = %dir.display(), %error, "sockets were not removed");
             }
             Ok(()) | Err(_) => {}
         }
@@ -101,34 +102,34 @@ impl<S> HostSockets<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    /// Listens where the container's spec expects the socket. On an error [`HostSockets::hide`] takes away what there
-    /// is.
-    pub(crate) fn show(&self, container: &str, socket: &HostSocket) -> Result<(), ShowError> {
+    /// Listens where the container's spec expects the socket. On an error the caller calls [`HostSockets::close`].
+    pub(crate) fn listen(&self, container: &str, socket: &HostSocket) -> Result<(), HostSocketError> {
         let path = self.dir.join(container).join(socket.number.to_string());
-        let listener = listen(&path, socket).map_err(|source| ShowError { path, source })?;
+        let listener = bind(&path, socket).map_err(|source| HostSocketError { path, source })?;
         let (waiting, streams) = mpsc::channel(KEPT);
         let task = tokio::spawn(serve(listener, streams)).abort_handle();
-        self.lock().insert((container.to_owned(), socket.number), Shown { waiting, task });
+        self.lock().insert((container.to_owned(), socket.number), Listening { waiting, task });
         Ok(())
     }
 
-    /// A stream of the host waits for a client from now on. One for a socket that is not there is closed.
-    pub(crate) fn offer(&self, container: String, number: u32, stream: S) {
-        let shown = self.lock();
+    /// Adds a stream of the host, which waits for a client. It is closed when there is no such socket.
+    pub(crate) fn add_stream(&self, container: String, number: u32, stream: S) {
+        let listening = self.lock();
         let key = (container, number);
-        let taken = shown.get(&key).is_some_and(|socket| socket.waiting.try_send(stream).is_ok());
+        let taken = listening.get(&key).is_some_and(|socket| socket.waiting.try_send(stream).is_ok());
         if !taken {
             tracing::debug!(
                 container = key.0,
                 number,
-                "a stream for a socket that is not there, or one too many"
+                "a stream for a socket that does not exist, or one too many"
             );
         }
     }
 }
 
-/// Whoever may reach the host's socket may reach this one: the mode is set before anybody can see it.
-fn listen(path: &Path, socket: &HostSocket) -> io::Result<UnixListener> {
+/// Binds the socket with the owner and mode of the host's. The container does not have it yet, so nobody can connect
+/// before they are set.
+fn bind(path: &Path, socket: &HostSocket) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
@@ -146,9 +147,9 @@ where
     while let Some(mut stream) = streams.recv().await {
         tokio::select! {
             biased;
-            // Nothing is said before a client comes: the host has closed it.
+            // The host sends nothing before a client connects, so it has closed the stream.
             _closed = stream.read_u8() => {}
-            client = accept(&listener) => drop(connections.spawn(carry(client, stream))),
+            client = accept(&listener) => drop(connections.spawn(forward(client, stream))),
         }
         while connections.try_join_next().is_some() {}
     }
@@ -166,17 +167,17 @@ async fn accept(listener: &UnixListener) -> UnixStream {
     }
 }
 
-/// Nothing is read of the client before the host has answered: what it has said already makes the kernel tell it of a
-/// reset when it is refused, instead of an end.
-async fn carry<S>(client: UnixStream, mut stream: S)
+/// Nothing is read from the client before the host has answered: so the kernel tells a client that has sent something
+/// of a reset, not of an end, when it is refused.
+async fn forward<S>(client: UnixStream, mut stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let carried = async {
+    let forwarded = async {
         knock(&client, &mut stream).await?;
         Ok::<(), Refusal>(relay(client, stream).await?)
     };
-    if let Err(error) = carried.await {
+    if let Err(error) = forwarded.await {
         tracing::debug!(error = %chain(&error), "a connection to a host's socket ended");
     }
 }
@@ -189,7 +190,7 @@ where
     let knock = Knock { uid: who.uid(), gid: who.gid(), ..Knock::default() };
     frame::write_message(stream, &knock).await.map_err(Refusal::Host)?;
     let answer = tokio::time::timeout(ANSWER, frame::read_message::<_, ForwardAnswer>(stream)).await;
-    let answer = answer.map_err(|_elapsed| Refusal::Silent)?.map_err(Refusal::Host)?;
+    let answer = answer.map_err(|_elapsed| Refusal::NoAnswer)?.map_err(Refusal::Host)?;
     if answer.refused.is_empty() { Ok(()) } else { Err(Refusal::Refused(answer.refused)) }
 }
 

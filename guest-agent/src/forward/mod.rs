@@ -1,5 +1,5 @@
-//! Connections that are carried between host and guest: TCP connections from the host to the pod's loopback, and clients in
-//! the guest of unix sockets of the host.
+//! Connections that are forwarded between host and guest: TCP connections of the host to the pod's loopback, and
+//! connections of containers to unix sockets of the host.
 
 pub(crate) mod host_sockets;
 pub(crate) mod tcp;

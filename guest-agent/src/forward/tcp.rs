@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// How long a server with a full backlog may take to accept.
+/// How long a connect may take: a server with a full backlog does not accept.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// How long the host may take to close when everything has arrived.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ enum Reset {
     ServerGone,
 }
 
-/// Dials the port, says so, and moves bytes until both sides have ended.
+/// Connects to the port, answers whether that worked, and copies bytes until both sides have ended.
 pub(crate) async fn serve<S>(mut host: S, port: u32)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -45,21 +45,21 @@ where
     let Ok(mut server) = dialled else { return };
     if let Err(reset) = relay(host, &mut server).await {
         tracing::debug!(port, error = %chain(&reset), "a forwarded connection was reset");
-        // The server hears of it as it would from a client of its own machine.
+        // So that the server gets a reset, as from a local client.
         if let Err(error) = rustix::net::sockopt::set_socket_linger(&server, Some(Duration::ZERO)) {
             tracing::debug!(port, %error, "the server hears of an end instead of a reset");
         }
     }
 }
 
-/// As containerd dials in a pod without a VM: IPv4 first.
+/// IPv4 first, as containerd does for a pod without a VM.
 async fn dial(port: u32) -> io::Result<TcpStream> {
     let Some(port) = u16::try_from(port).ok().filter(|port| *port > 0) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no TCP port"));
     };
     match dial_one((Ipv4Addr::LOCALHOST, port).into()).await {
         Ok(stream) => Ok(stream),
-        // The first answer says more about the usual case.
+        // The first error is that of the usual case.
         Err(error) => dial_one((Ipv6Addr::LOCALHOST, port).into()).await.map_err(|_second| error),
     }
 }
@@ -78,13 +78,13 @@ where
     let (host_ended, host_end) = oneshot::channel();
     let receive = async {
         match from_stream(&mut from_host, &mut to_server).await {
-            // Gone only when the other direction is over.
+            // Fails only when the other direction has ended.
             Ok(()) => drop(host_ended.send(())),
             Err(CopyError::Stream(_)) => return,
-            // What the server has said already still matters; what the host says no more does.
+            // What the server has sent already is still forwarded; what the host sends is not.
             Err(CopyError::Tcp(_)) => drop(host_ended),
         }
-        // Nothing comes but the close; of what does, nothing is kept.
+        // Only the close is expected; anything else is discarded.
         drop(tokio::io::copy(&mut from_host, &mut tokio::io::sink()).await);
     };
     let send = async {
@@ -99,7 +99,7 @@ where
         () = &mut receive => Err(Reset::HostGone),
         sent = send => {
             sent?;
-            // A host that does not close has everything all the same.
+            // Everything has arrived, even if the host does not close.
             drop(timeout(FAREWELL, receive).await);
             Ok(())
         }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_direction_ends_by_itself() {
+    async fn each_direction_ends_independently() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (mut host, answer) = opened(listener.local_addr().unwrap().port()).await;
         assert_eq!(answer.refused, "");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_on_ipv6_alone_is_found() {
+    async fn a_server_that_listens_on_ipv6_only_is_reached() {
         let Ok(listener) = TcpListener::bind("[::1]:0").await else {
             println!("skipped: no IPv6 here");
             return;
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_host_that_goes_away_resets_the_server() {
+    async fn the_server_gets_a_reset_when_the_host_closes() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (host, _) = opened(listener.local_addr().unwrap().port()).await;
         let (mut server, _) = listener.accept().await.unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_resets_is_no_end() {
+    async fn a_reset_of_the_server_closes_the_stream_without_an_end() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (mut host, _) = opened(listener.local_addr().unwrap().port()).await;
         let (server, _) = listener.accept().await.unwrap();

@@ -1,6 +1,6 @@
-//! Block devices by their serial numbers, by way of sysfs, on whatever bus they are. Everything here may block.
+//! Finds block devices by their serial numbers in sysfs, whatever bus they are on. Everything here may block.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 /// Bytes before the serial number in vital product data page 80h of a SCSI device (SPC-4, 7.8.15).
 const PAGE_HEADER: usize = 4;
 
-/// Number of a device.
+/// Major and minor number of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Number {
     pub(crate) major: u32,
     pub(crate) minor: u32,
 }
 
-/// Where the kernel shows its devices.
+/// Where the kernel's file systems of devices are mounted.
 #[derive(Debug, Clone)]
 pub(super) struct Devices {
     /// sysfs.
@@ -38,8 +38,8 @@ impl Devices {
         number(&std::fs::read_to_string(self.block(&name).join("dev"))?)
     }
 
-    /// Writes what the kernel still holds of a block device, and has a SCSI bus forget it: other buses notice by themselves
-    /// that the host takes a device away. No-op where there is no such device.
+    /// Flushes a block device, and removes it if it is on a SCSI bus; other buses notice by themselves when the host
+    /// detaches a device. No-op if there is no such device.
     pub(super) fn remove(&self, serial: &str) -> io::Result<()> {
         let name = match self.name(serial) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -53,7 +53,8 @@ impl Devices {
         flushed
     }
 
-    /// Sectors written to a block device so far (the kernel's Documentation/block/stat.rst); none when it is not known.
+    /// Sectors written to a block device so far (the kernel's Documentation/block/stat.rst); none when that is not
+    /// known.
     pub(super) fn written(&self, serial: &str) -> Option<u64> {
         let statistics = std::fs::read_to_string(self.block(&self.name(serial).ok()?).join("stat")).ok()?;
         statistics.split_whitespace().nth(6)?.parse().ok()
@@ -75,12 +76,13 @@ impl Devices {
     }
 
     /// Directory of a block device.
-    fn block(&self, name: &OsString) -> PathBuf {
+    fn block(&self, name: &OsStr) -> PathBuf {
         self.sys.join("block").join(name)
     }
 }
 
-/// Of a virtio block device, the attribute `serial`; of a SCSI disk, what its device says.
+/// The serial number of a block device: the attribute `serial` of a virtio block device, or what the device of a SCSI
+/// disk says.
 fn serial_of_block(block: &Path) -> Option<String> {
     let serial = std::fs::read(block.join("serial")).ok().map(|serial| plain(&serial));
     serial.or_else(|| serial_of_scsi(&block.join("device")))
@@ -96,7 +98,7 @@ fn is_scsi(device: &Path) -> bool {
     device.join("vpd_pg80").exists()
 }
 
-/// Without the blanks and zero bytes with which devices fill their serial numbers up.
+/// A serial number without the blanks and zero bytes that pad it.
 fn plain(serial: &[u8]) -> String {
     String::from_utf8_lossy(serial).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned()
 }
@@ -155,7 +157,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_serial_number_ends_where_the_device_fills_it_up() {
+    fn a_serial_number_is_read_without_its_padding() {
         let (_dir, devices) = kernel();
         std::fs::write(devices.sys.join("block/vda/serial"), b"disk3\0\0\0\n").unwrap();
         assert_eq!(devices.usable("disk3").unwrap(), Number { major: 254, minor: 0 });

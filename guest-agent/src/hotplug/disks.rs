@@ -1,7 +1,7 @@
-//! Disks that the host attaches to the VM while it runs, each known by its serial number.
+//! Disks that the host attaches to the VM while it runs. A disk is known by its serial number.
 //!
-//! The host attaches a disk before it asks for the container, and takes it away after the container's delete. Containers
-//! can share a disk: the last one that has it makes the kernel write what it still holds and forget the disk.
+//! The host attaches a disk before it creates the container, and detaches it after the container's delete. Containers
+//! can share a disk: it is flushed and removed in the guest when the last one that has it is deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,12 +16,12 @@ use super::scsi::Scan;
 use crate::kernel::blocking::blocking;
 use crate::kernel::modules::ModuleError;
 
-/// The kernel asks a disk a dozen questions before it is usable: milliseconds, tenths of a second under emulation.
+/// How long a disk may take to become usable: milliseconds as a rule, tenths of a second under emulation.
 const APPEARS_WITHIN: Duration = Duration::from_secs(20);
-/// Pause between two looks for a disk: its controller and the disk itself appear by themselves.
+/// Pause between two looks for a disk.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// How long a disk that is to write what the guest still holds may write nothing. The host takes it away then. As long as
-/// it goes on, it is waited for: it may be slow, and the guest's memory large.
+/// How long a disk that is being flushed may write nothing before the flush is given up. As long as it writes, the
+/// flush goes on: the disk may be slow, and the guest's memory large.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// A disk cannot be used.
@@ -33,7 +33,7 @@ pub(crate) enum DiskError {
     Missing { serial: String, limit: Duration, source: io::Error },
 }
 
-/// How many containers have a disk. Whoever attaches or detaches the disk holds the lock.
+/// How many containers have a disk. The lock is held while the disk is attached or detached.
 type Users = Arc<tokio::sync::Mutex<u32>>;
 
 /// The disks of the guest.
@@ -58,11 +58,11 @@ impl Default for Disks {
 }
 
 impl Disks {
-    /// Makes a disk usable for one more container. `target` is where it is if it is on a SCSI bus; without it, all targets
-    /// are scanned.
+    /// Makes a disk usable for one more container. `target` is where the disk is if it is on a SCSI bus; without it,
+    /// all targets are scanned.
     ///
     /// # Errors
-    /// [`DiskError`]. The container does not have the disk then.
+    /// [`DiskError`]. The disk is not attached then.
     pub(crate) async fn attach(&self, serial: &str, target: Option<u32>) -> Result<Number, DiskError> {
         let users = self.users(serial);
         let mut count = users.lock().await;
@@ -75,7 +75,8 @@ impl Disks {
         found
     }
 
-    /// Takes a disk from one container; with the last one it is flushed and removed. What goes wrong is logged.
+    /// Detaches a disk from one container. When it was the last one, the disk is flushed and removed. Failures are
+    /// logged.
     pub(crate) async fn detach(&self, serial: &str) {
         let users = self.users(serial);
         let mut count = users.lock().await;
@@ -113,7 +114,7 @@ impl Disks {
         }
     }
 
-    /// Waits for the flush as long as the disk writes something.
+    /// Flushes and removes a disk. Waits as long as the disk writes something.
     async fn remove(&self, serial: &str) {
         let (devices, of) = (self.devices.clone(), serial.to_owned());
         let mut removal = tokio::task::spawn_blocking(move || devices.remove(&of));
@@ -129,7 +130,7 @@ impl Disks {
                 Err(_elapsed) => {
                     let before = std::mem::replace(&mut written, self.devices.written(serial));
                     if before == written {
-                        return tracing::warn!(serial, stalled = ?self.stalled_after, "a disk does not flush");
+                        return tracing::warn!(serial, stalled = ?self.stalled_after, "the flush of a disk has stalled, giving up");
                     }
                 }
             }
@@ -159,14 +160,14 @@ impl Disks {
 #[derive(Debug)]
 struct Search {
     devices: Devices,
-    /// Modaliases whose modules were asked for.
+    /// Modaliases whose modules were loaded, or are not in the image.
     asked: BTreeSet<String>,
     scan: Scan,
 }
 
 impl Search {
-    /// Looks for the disk; where it is not there, goes on with what makes it appear: the driver of its controller, a scan of
-    /// its bus, its own driver.
+    /// Looks for the disk. If it is not there, does what makes it appear: loads the driver of its controller, scans its
+    /// bus, and loads its own driver.
     fn step(&mut self) -> Result<io::Result<Number>, ModuleError> {
         let found = self.devices.usable(&self.scan.serial);
         if found.is_ok() {

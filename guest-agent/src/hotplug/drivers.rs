@@ -1,17 +1,17 @@
-//! Drivers of devices that a bus shows. There is no udev in the guest: the agent reads each device's modalias and loads
-//! the module that has it. Everything here may block.
+//! Loads the drivers of devices. There is no udev in the guest: the agent reads the modalias of each device on a bus
+//! and loads the module that has it. Everything here may block.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::kernel::modules::{self, ModuleError};
 
-/// Devices on a bus that are served by one kind of driver.
+/// A kind of device on a bus.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kind {
     /// Directory of the bus below `/sys/bus`.
     bus: &'static str,
-    /// How the modalias of each begins.
+    /// How the modaliases of such devices begin.
     modalias: &'static str,
 }
 
@@ -24,8 +24,8 @@ pub(super) const VIRTIO_MEMORY: Kind = Kind { bus: "virtio", modalias: "virtio:d
 /// SCSI disks (peripheral device type 0, SPC-4, 6.4.2).
 pub(super) const SCSI_DISK: Kind = Kind { bus: "scsi", modalias: "scsi:t-0x00" };
 
-/// Loads the driver of every device of a kind that has none. `asked` keeps what was asked for already: a driver that the
-/// image does not have is not looked for again.
+/// Loads the driver of every device of a kind that has none. `asked` keeps the modaliases that were looked up, so that
+/// a module that the image does not have is looked up once.
 ///
 /// # Errors
 /// [`ModuleError`] for the first that does not load.
@@ -38,7 +38,7 @@ pub(super) fn load(sys: &Path, kind: Kind, asked: &mut BTreeSet<String>) -> Resu
     Ok(())
 }
 
-/// Modaliases of the devices of a kind that no driver is bound to. None where the bus itself is unknown.
+/// The modaliases of devices of a kind that have no driver. None when the kernel does not have the bus.
 fn without_driver(sys: &Path, kind: Kind) -> Vec<String> {
     let devices = std::fs::read_dir(sys.join("bus").join(kind.bus).join("devices"));
     let paths = devices.into_iter().flatten().flatten().map(|device| device.path());

@@ -1,5 +1,5 @@
-//! What the host adds while the VM runs, and takes away again: disks, CPUs and memory. A device is found by what its bus
-//! says, so that it does not matter which VMM runs the guest.
+//! Hotplug: disks, CPUs and memory that the host adds while the VM runs, and disks that it takes away. Devices are
+//! found by what their buses say, so that it does not matter which VMM runs the guest.
 
 mod block;
 mod disks;

@@ -1,7 +1,8 @@
-//! CPUs and memory that are added while the VM runs.
+//! Takes CPUs and memory into use that the host adds while the VM runs.
 //!
-//! A CPU that is plugged in appears in sysfs and waits there for somebody to bring it online. Memory comes through
-//! `virtio_mem`, which is loaded when the host first asks what there is, and is put to use as it comes.
+//! An added CPU appears in sysfs, and the agent brings it online. Added memory is brought online by the kernel itself,
+//! once it is told to. Where a virtio memory device provides it, its driver is loaded when the host first asks what the
+//! guest has.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,17 +19,17 @@ use crate::kernel::modules::ModuleError;
 
 /// Where sysfs is mounted.
 const SYS: &str = "/sys";
-/// Where new memory's use is decided (Linux, `Documentation/admin-guide/mm/memory-hotplug.rst`).
+/// Whether added memory is brought online (Linux, `Documentation/admin-guide/mm/memory-hotplug.rst`).
 const MEMORY_POLICY: &str = "/sys/devices/system/memory/auto_online_blocks";
-/// Pause between two looks. The kernel tells of CPUs, but not of the memory that it counts.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// The longest that a call waits.
-const MOST: Duration = Duration::from_secs(60);
+/// Pause between two looks: the kernel has no notification of how much memory it counts.
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// The longest that a call waits, whatever the host asks for.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Why nothing can be added.
+/// Why added CPUs or memory cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum GrowthError {
-    #[error("have added memory put to use through {path}")]
+pub(crate) enum ResizeError {
+    #[error("have added memory brought online through {path}")]
     Policy { path: &'static str, source: io::Error },
     #[error("load the driver of added memory")]
     Driver(#[source] ModuleError),
@@ -36,12 +37,12 @@ pub(crate) enum GrowthError {
     ListCpus(#[from] ListCpus),
 }
 
-/// Waits until there is as much as is asked for, or the time is up, and says what there is.
-pub(crate) async fn take(request: GrowRequest) -> Result<GrowResponse, GrowthError> {
+/// Brings CPUs online and waits until the guest has what the request names, or the time is up. Returns what it has.
+pub(crate) async fn resize(request: GrowRequest) -> Result<GrowResponse, ResizeError> {
     if request.cpus == 0 && request.memory_bytes == 0 {
-        get_ready()?;
+        prepare_memory()?;
     }
-    let deadline = Instant::now() + Duration::from_millis(request.wait_millis.into()).min(MOST);
+    let deadline = Instant::now() + Duration::from_millis(request.wait_millis.into()).min(MAX_WAIT);
     loop {
         let refused = bring_online(Path::new(CPUS), request.cpus)?;
         let has = GrowResponse {
@@ -53,28 +54,28 @@ pub(crate) async fn take(request: GrowRequest) -> Result<GrowResponse, GrowthErr
         if (has.cpus >= request.cpus && has.memory_bytes >= request.memory_bytes)
             || Instant::now() >= deadline
         {
-            tracing::info!(cpus = has.cpus, memory_mib = has.memory_bytes >> 20, "what the guest has");
+            tracing::info!(cpus = has.cpus, memory_mib = has.memory_bytes >> 20, "capacity of the guest");
             return Ok(has);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 
-fn get_ready() -> Result<(), GrowthError> {
+fn prepare_memory() -> Result<(), ResizeError> {
     let policy = fs::write(MEMORY_POLICY, "online");
-    policy.map_err(|source| GrowthError::Policy { path: MEMORY_POLICY, source })?;
-    drivers::load(Path::new(SYS), VIRTIO_MEMORY, &mut BTreeSet::new()).map_err(GrowthError::Driver)
+    policy.map_err(|source| ResizeError::Policy { path: MEMORY_POLICY, source })?;
+    drivers::load(Path::new(SYS), VIRTIO_MEMORY, &mut BTreeSet::new()).map_err(ResizeError::Driver)
 }
 
-/// Brings CPUs online that are not, until there are `wanted`; what the first said that refused.
-fn bring_online(dir: &Path, wanted: u32) -> Result<Option<String>, GrowthError> {
+/// Brings CPUs online until `wanted` are. Returns why the first one that failed did.
+fn bring_online(dir: &Path, wanted: u32) -> Result<Option<String>, ResizeError> {
     let mut refused = None;
     for cpu in cpus(dir)? {
         if online_cpus(dir)? >= wanted {
             break;
         }
         let switch = dir.join(&cpu).join("online");
-        // The first CPU of a machine has none, and is always on.
+        // The first CPU has no such file and is always online.
         if fs::read_to_string(&switch).is_ok_and(|state| state.trim() == "0")
             && let Err(error) = fs::write(&switch, "1")
         {
@@ -84,7 +85,7 @@ fn bring_online(dir: &Path, wanted: u32) -> Result<Option<String>, GrowthError> 
     Ok(refused)
 }
 
-/// Names of the CPUs' directories, by number.
+/// Names of the CPUs' directories, in the order of their numbers.
 fn cpus(dir: &Path) -> Result<Vec<String>, ListCpus> {
     let failed = |source| ListCpus { path: dir.to_owned(), source };
     let mut numbers = Vec::new();

@@ -1,5 +1,5 @@
-//! Scans of SCSI hosts, by way of sysfs. The kernel scans none by itself (see `kernel/modules.rs`): a whole host has
-//! hundreds of targets, and the sandboxer knows at which one it has attached a disk. Everything here may block.
+//! Scans SCSI hosts by sysfs. The kernel does not scan by itself here (see `parameters` in `kernel/modules.rs`): a host
+//! has hundreds of targets, and the sandboxer knows at which one it has attached a disk. Everything here may block.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,13 +21,13 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// Has every host that was not scanned before look for the disk. It may be usable a moment later only.
+    /// Scans every host that was not scanned before. The disk may become usable only a moment later.
     pub(super) fn run(&mut self, sys: &Path) {
         for host in hosts(sys) {
             if !self.scanned.insert(host) {
                 continue;
             }
-            // No failure yet: a host need not have the target, and the disk can be on another one.
+            // Not an error of the search: a host need not have the target, and the disk can be on another one.
             if let Err(error) = self.host(sys, host) {
                 tracing::warn!(host, target = self.target, %error, "a SCSI host was not scanned");
             }
@@ -43,8 +43,8 @@ impl Scan {
         std::fs::write(scan, self.target.map_or("- - -".to_owned(), |target| format!("0 {target} 0")))
     }
 
-    /// Removes a disk that the host has taken away and the kernel still knows: the kernel does not look again where it
-    /// knows of a device.
+    /// Removes a disk that the host has detached and the kernel still knows: the kernel does not scan a target at which
+    /// it knows a device.
     fn remove_stale(&self, device: &Path) -> io::Result<()> {
         match serial_of_scsi(device) {
             Some(found) if found != self.serial && !self.in_use.contains(&found) => {

@@ -22,12 +22,12 @@ pub(crate) struct Capacity {
     pub(crate) memory_bytes: u64,
 }
 
-/// Of this machine. Its CPUs are [`u32::MAX`], no limit, where sysfs does not tell them.
+/// Capacity of this machine. Where sysfs does not tell the CPUs, they are [`u32::MAX`], which limits nothing.
 pub(crate) fn capacity() -> Capacity {
     Capacity { cpus: online_cpus(Path::new(CPUS)).unwrap_or(u32::MAX), memory_bytes: memory_bytes() }
 }
 
-/// How many CPUs are online, by the directory [`CPUS`].
+/// How many CPUs are online, according to the directory `dir` ([`CPUS`]).
 ///
 /// # Errors
 /// [`ListCpus`].

@@ -13,7 +13,7 @@ const STEP_FROM_NANOS: u64 = 128_000_000;
 
 const NANOS_PER_SECOND: i64 = 1_000_000_000;
 
-/// The host's time could not be taken over.
+/// The clock could not be set to the host's time.
 #[derive(Debug, thiserror::Error)]
 #[error("set the clock to {nanos} ns since the epoch")]
 pub(crate) struct SetClock {
@@ -21,9 +21,9 @@ pub(crate) struct SetClock {
     source: rustix::io::Errno,
 }
 
-/// The clock could not be turned.
+/// The clock could not be adjusted.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TurnClock {
+pub(crate) enum AdjustClock {
     #[error("slew the clock by {nanos} ns")]
     Slew { nanos: i64, source: nix::errno::Errno },
     #[error(transparent)]
@@ -40,7 +40,7 @@ pub(crate) fn now_nanos() -> i64 {
     nanos(clock_gettime(ClockId::Realtime))
 }
 
-/// Steps CLOCK_REALTIME to the host's, unless it is close already. Says whether it did.
+/// Sets CLOCK_REALTIME to the host's time unless it is within [`TOLERANCE_NANOS`]. Returns whether it was set.
 pub(crate) fn step_to(host_nanos: i64) -> Result<bool, SetClock> {
     if !is_off(now_nanos(), host_nanos) {
         return Ok(false);
@@ -49,18 +49,18 @@ pub(crate) fn step_to(host_nanos: i64) -> Result<bool, SetClock> {
     Ok(true)
 }
 
-/// Turns CLOCK_REALTIME by so many nanoseconds: small differences bit by bit, large ones at once.
-pub(crate) fn turn(by_nanos: i64) -> Result<(), TurnClock> {
+/// Adjusts CLOCK_REALTIME by a number of nanoseconds: slews it for small differences, steps it for large ones.
+pub(crate) fn adjust(by_nanos: i64) -> Result<(), AdjustClock> {
     match by_nanos.unsigned_abs() {
         0 => Ok(()),
         1..STEP_FROM_NANOS => {
             tracing::debug!(by_nanos, "the clock is slewed");
             syscalls::slew_clock(by_nanos / 1000)
-                .map_err(|source| TurnClock::Slew { nanos: by_nanos, source })
+                .map_err(|source| AdjustClock::Slew { nanos: by_nanos, source })
         }
         STEP_FROM_NANOS.. => {
             tracing::info!(by_nanos, "the clock is stepped");
-            set(now_nanos().saturating_add(by_nanos)).map_err(TurnClock::Step)
+            set(now_nanos().saturating_add(by_nanos)).map_err(AdjustClock::Step)
         }
     }
 }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_milliseconds_are_tolerated_in_both_directions() {
+    fn a_difference_of_ten_milliseconds_is_tolerated() {
         let host = 1_700_000_000_000_000_000;
         assert!(!is_off(host + 10_000_000, host));
         assert!(!is_off(host - 10_000_000, host));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn time_goes_on() {
+    fn both_clocks_can_be_read() {
         assert!(boot_nanos() > 0);
         assert!(now_nanos() > 1_600_000_000_000_000_000);
     }

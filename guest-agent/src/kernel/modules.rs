@@ -1,12 +1,13 @@
 //! Kernel modules, loaded in the stages in which they are needed.
 //!
-//! The image lists its modules in load order, one file name a line, in `/lib/modules/order`. Loading one costs
-//! milliseconds (tens under emulation), so only what carries the announcement is loaded before it, then what Setup
-//! and containers need, and after Setup everything else. Within a stage the list's order holds.
+//! The image lists its modules in load order, one file name a line, in `/lib/modules/order`. Loading one takes
+//! milliseconds (tens under emulation), so only what the announcement needs is loaded before it, then what Setup and
+//! containers need, and after Setup everything else. Within a stage the order of the list holds.
 //!
-//! Some hundred more wait for the kernel to ask for them: it runs `/sbin/modprobe`, which is this binary by another name.
-//! `/lib/modules/archive` holds them, each gzipped by itself, and `index` says where. A line of `demand` has the names by
-//! which the kernel may ask for one, a colon, and what to load in order.
+//! Some hundred more are loaded on demand: the kernel asks for one by running `/sbin/modprobe`, which is a link to this
+//! binary. `/lib/modules/archive` holds them, each gzipped by itself, and `index` says where each begins. A line of
+//! `demand` has the names of a module (its own, those by which the kernel asks, modaliases of devices), a colon, and
+//! the modules to load in order.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -23,27 +24,27 @@ use super::clock;
 /// Where the image keeps its modules.
 const DIR: &str = "/lib/modules";
 
-/// The name by which the kernel runs this binary when it wants a module, modprobe(8).
+/// The name under which the kernel runs this binary to get a module, modprobe(8).
 pub(crate) const MODPROBE: &str = "modprobe";
 
-/// What the announcement travels on.
+/// Modules that the announcement needs.
 const FOR_ANNOUNCE: [&str; 5] =
     ["virtio", "virtio_ring", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
-/// How virtio devices are found on a machine with PCI.
+/// Modules that find virtio devices on PCI.
 const FOR_PCI: [&str; 3] = ["virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"];
-/// How virtio devices are found on a machine without PCI.
+/// Modules that find virtio devices without PCI.
 const FOR_MMIO: [&str; 1] = ["virtio_mmio"];
-/// What Setup needs: the share and the network.
+/// Modules that Setup needs, for the share and the network.
 const FOR_SETUP: [&str; 5] = ["fuse", "virtiofs", "failover", "net_failover", "virtio_net"];
 
-/// How this machine shows its virtio devices.
+/// The buses on which this machine has virtio devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Buses {
     pub(crate) pci: bool,
     pub(crate) mmio: bool,
 }
 
-/// The listed modules by the time at which they are needed.
+/// The modules of the list by when they are needed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stages {
     pub(crate) announce: Vec<String>,
@@ -69,7 +70,7 @@ pub(crate) fn plan() -> Result<Stages, ModuleError> {
     Ok(read("order")?.map(|list| stages(&list, buses())).unwrap_or_default())
 }
 
-/// Loads modules in order. One that fails is reported and does not keep the next from loading.
+/// Loads modules in order. A failure is logged and does not keep the next one from loading.
 pub(crate) fn load_all(files: &[String]) {
     for file in files {
         let started = clock::boot_nanos();
@@ -83,34 +84,35 @@ pub(crate) fn load_all(files: &[String]) {
     }
 }
 
-/// Does what the kernel asks of modprobe: `modprobe -q -- NAME`. A process of its own, not the agent.
-pub(crate) fn on_demand(args: &[String]) -> ExitCode {
+/// Does what the kernel asks modprobe for: `modprobe -q -- NAME`. Runs in a process of its own, not in the agent.
+pub(crate) fn modprobe(args: &[String]) -> ExitCode {
     let loaded = args.last().is_some_and(|name| matches!(load_by_name(name), Ok(found) if found));
     if loaded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Loads a module that waits for its first use, and what it depends on. One that the image does not have is taken
-/// for built in.
+/// Loads a module and what it depends on, unless it is loaded. A module that the image does not have counts as built
+/// into the kernel.
 ///
 /// # Errors
 /// [`ModuleError`] for the first that does not load.
-pub(crate) fn demand(name: &str) -> Result<(), ModuleError> {
-    // The agent asks again with every container that needs it, and the lists are long.
+pub(crate) fn ensure_loaded(name: &str) -> Result<(), ModuleError> {
+    // This is called for every container that needs the module, and the lists are long.
     if is_live(name) {
         return Ok(());
     }
     load_by_name(name).map(|_found| ())
 }
 
-/// Loads what has a name: a module's own, an alias by which the kernel asks, or a device's modalias. Says whether the image
-/// has something of that name. Several modules may serve one name, as ciphers do: one is enough.
+/// Loads the modules with a name: a module's own name, an alias by which the kernel asks, or the modalias of a device.
+/// Returns whether the image has any. Several modules may have one name, as ciphers do: it is enough that one of them
+/// loads.
 ///
 /// # Errors
 /// [`ModuleError`] for the first that does not load, if none does.
 pub(crate) fn load_by_name(name: &str) -> Result<bool, ModuleError> {
     let (Some(table), Some(index)) = (read("demand")?, read("index")?) else { return Ok(false) };
     let mut result = Ok(false);
-    for modules in demanded(&table, name) {
+    for modules in modules_for(&table, name) {
         let loaded = modules.iter().try_for_each(|module| load_archived(module, &index));
         match (&result, loaded) {
             (Ok(_) | Err(_), Ok(())) => result = Ok(true),
@@ -121,7 +123,7 @@ pub(crate) fn load_by_name(name: &str) -> Result<bool, ModuleError> {
     result
 }
 
-/// One of the image's lists; none, where all is built in.
+/// Reads one of the image's lists. None: the image has no modules.
 fn read(file: &str) -> Result<Option<String>, ModuleError> {
     let path = Path::new(DIR).join(file);
     match std::fs::read_to_string(&path) {
@@ -131,9 +133,9 @@ fn read(file: &str) -> Result<Option<String>, ModuleError> {
     }
 }
 
-/// What to load for a name, for each module that has it. The kernel does not tell dashes from underscores; a name in the
-/// table that ends with a star stands for all that begin so (modaliases).
-fn demanded<'a>(table: &'a str, name: &str) -> Vec<Vec<&'a str>> {
+/// The modules to load for each module that has a name. Dashes and underscores are the same to the kernel. A name in
+/// the table that ends with a star matches every name with that beginning (modaliases).
+fn modules_for<'a>(table: &'a str, name: &str) -> Vec<Vec<&'a str>> {
     let plain = |name: &str| name.replace('-', "_");
     let wanted = plain(name);
     let has = |found: &str| match found.strip_suffix('*') {
@@ -148,29 +150,29 @@ fn demanded<'a>(table: &'a str, name: &str) -> Vec<Vec<&'a str>> {
 }
 
 fn load_archived(module: &str, index: &str) -> Result<(), ModuleError> {
-    // A dependency is loaded more often than not; unpacking it to hear so costs more than looking.
+    // A dependency is loaded already in most cases, and looking costs less than unpacking it.
     if is_live(module) {
         return Ok(());
     }
     let path = Path::new(DIR).join("archive");
-    let unpacked = place(index, module)
+    let unpacked = location(index, module)
         .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
         .and_then(|(at, length)| unpack(&path, at, length))
         .map_err(|source| ModuleError::Unpack { module: module.to_owned(), source })?;
     match rustix::system::init_module(&unpacked, parameters(module)) {
-        Err(error) if !is_fine(error) => Err(ModuleError::Load { path: module.into(), source: error }),
+        Err(error) if !is_harmless(error) => Err(ModuleError::Load { path: module.into(), source: error }),
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
-/// Whether a module is loaded and ready. One that is built in never says so.
+/// Whether a module is loaded and ready. A module that is built in has no such state.
 fn is_live(module: &str) -> bool {
     let state = std::fs::read_to_string(Path::new("/sys/module").join(module).join("initstate"));
     state.is_ok_and(|state| state.trim() == "live")
 }
 
 /// Where a module begins in the archive, and its length there, in bytes.
-fn place(index: &str, module: &str) -> Option<(u64, u64)> {
+fn location(index: &str, module: &str) -> Option<(u64, u64)> {
     let line = index.lines().find_map(|line| line.strip_prefix(module)?.strip_prefix(' '))?;
     let (at, length) = line.split_once(' ')?;
     Some((at.parse().ok()?, length.parse().ok()?))
@@ -187,9 +189,9 @@ fn unpack(archive: &Path, at: u64, length: u64) -> io::Result<Vec<u8>> {
 fn load(path: &Path) -> Result<(), ModuleError> {
     let file = File::open(path).map_err(|source| ModuleError::Open { path: path.to_owned(), source })?;
     match rustix::system::finit_module(&file, c"", 0) {
-        Err(source) if !is_fine(source) => Err(ModuleError::Load { path: path.to_owned(), source }),
+        Err(source) if !is_harmless(source) => Err(ModuleError::Load { path: path.to_owned(), source }),
         Ok(()) | Err(_) => {
-            // The kernel has its own copy now; the file's memory is better given back.
+            // The kernel has its own copy now, and the file takes memory.
             if let Err(error) = std::fs::remove_file(path) {
                 tracing::debug!(path = %path.display(), %error, "could not remove a loaded module's file");
             }
@@ -198,15 +200,15 @@ fn load(path: &Path) -> Result<(), ModuleError> {
     }
 }
 
-/// Whether the module is loaded already, or for a device or a hypervisor that this machine does not have.
-fn is_fine(error: Errno) -> bool {
+/// Whether the module is loaded already, or is for a device or hypervisor that this machine does not have.
+fn is_harmless(error: Errno) -> bool {
     matches!(error, Errno::EXIST | Errno::NODEV | Errno::OPNOTSUPP)
 }
 
-/// What a module is told.
+/// Parameters of a module.
 fn parameters(module: &str) -> &'static CStr {
     match module {
-        // Hosts are scanned where a disk was attached (`hotplug/scsi.rs`): a whole one has 256 targets to ask.
+        // Hosts are scanned only where a disk was attached (see `hotplug/scsi.rs`): a whole host has 256 targets.
         "scsi_mod" => c"scan=manual",
         _ => c"",
     }
@@ -227,9 +229,10 @@ fn buses() -> Buses {
 fn stages(list: &str, buses: Buses) -> Stages {
     let mut stages = Stages::default();
     for file in list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let stem = stem(file);
-        let names = |group: &[&str]| group.contains(&stem.as_str());
-        // A machine that shows neither bus (say, mmio devices from the kernel command line) gets both.
+        let name = module_name(file);
+        let names = |group: &[&str]| group.contains(&name.as_str());
+        // On a machine that shows neither bus (for example with mmio devices from the kernel command line) both are
+        // loaded.
         let neither = !buses.pci && !buses.mmio;
         let stage = match (names(&FOR_PCI), names(&FOR_MMIO)) {
             (true, _) if !buses.pci && !neither => continue,
@@ -245,7 +248,7 @@ fn stages(list: &str, buses: Buses) -> Stages {
 }
 
 /// Module name of a file, as the kernel spells it: dashes are underscores.
-fn stem(file: &str) -> String {
+fn module_name(file: &str) -> String {
     let name = file.rsplit('/').next().unwrap_or(file);
     name.strip_suffix(".ko").unwrap_or(name).replace('-', "_")
 }
@@ -263,7 +266,7 @@ mod tests {
         virtiofs.ko\nvirtio_net.ko\nvirtio-rng.ko\n";
 
     #[test]
-    fn only_what_carries_the_announcement_comes_first() {
+    fn the_first_stage_has_only_what_the_announcement_needs() {
         let pci = stages(LIST, Buses { pci: true, mmio: false });
         assert_eq!(
             pci.announce,
@@ -282,32 +285,32 @@ mod tests {
     }
 
     #[test]
-    fn a_bus_that_the_machine_does_not_have_gets_no_driver() {
+    fn modules_of_a_missing_bus_are_left_out() {
         let mmio = stages(LIST, Buses { pci: false, mmio: true });
         assert!(mmio.announce.contains(&"virtio_mmio.ko".to_owned()));
         assert!(![mmio.announce, mmio.setup, mmio.rest].concat().iter().any(|file| file.contains("pci")));
     }
 
     #[test]
-    fn without_a_bus_in_sight_both_are_tried() {
+    fn without_a_known_bus_both_are_loaded() {
         let both = stages(LIST, Buses { pci: false, mmio: false });
         assert!(both.announce.contains(&"virtio_mmio.ko".to_owned()));
         assert!(both.announce.contains(&"virtio_pci.ko".to_owned()));
     }
 
     #[test]
-    fn nothing_else_is_lost() {
+    fn every_other_module_is_in_a_stage() {
         for (pci, mmio, loaded) in
             [(true, true, 12), (true, false, 11), (false, true, 10), (false, false, 12)]
         {
             let planned = stages(LIST, Buses { pci, mmio });
             assert_eq!(planned.announce.len() + planned.setup.len() + planned.rest.len(), loaded);
         }
-        assert_eq!(stem("kernel/drivers/char/hw_random/virtio-rng.ko"), "virtio_rng");
+        assert_eq!(module_name("kernel/drivers/char/hw_random/virtio-rng.ko"), "virtio_rng");
     }
 
     #[test]
-    fn a_module_that_is_not_there_is_named() {
+    fn a_missing_module_file_is_named() {
         let error = load(Path::new("/nonexistent/x.ko")).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/x.ko"), "{error}");
     }
@@ -317,12 +320,12 @@ mod tests {
         let table = "bridge rtnl-link-bridge : llc stp bridge\nllc : llc\naes_ti crypto-aes : aes_ti\n\
             aesni-intel crypto-aes : crypto_simd aesni_intel\n";
         for name in ["bridge", "rtnl-link-bridge", "rtnl_link_bridge"] {
-            assert_eq!(demanded(table, name), [["llc", "stp", "bridge"]], "{name}");
+            assert_eq!(modules_for(table, name), [["llc", "stp", "bridge"]], "{name}");
         }
-        assert_eq!(demanded(table, "aesni_intel"), [["crypto_simd", "aesni_intel"]]);
-        assert_eq!(demanded(table, "crypto-aes"), [vec!["aes_ti"], vec!["crypto_simd", "aesni_intel"]]);
+        assert_eq!(modules_for(table, "aesni_intel"), [["crypto_simd", "aesni_intel"]]);
+        assert_eq!(modules_for(table, "crypto-aes"), [vec!["aes_ti"], vec!["crypto_simd", "aesni_intel"]]);
         for name in ["net-pf-16", ":", "stp", ""] {
-            assert!(demanded(table, name).is_empty(), "{name}");
+            assert!(modules_for(table, name).is_empty(), "{name}");
         }
     }
 
@@ -330,16 +333,16 @@ mod tests {
     fn a_module_is_found_by_the_modalias_of_a_device() {
         let table = "virtio_scsi virtio:d00000008v* : scsi_common scsi_mod virtio_scsi\n\
             virtio_blk virtio:d00000002v* : virtio_blk\n";
-        let scsi = demanded(table, "virtio:d00000008v00001AF4");
+        let scsi = modules_for(table, "virtio:d00000008v00001AF4");
         assert_eq!(scsi, [["scsi_common", "scsi_mod", "virtio_scsi"]]);
-        assert_eq!(demanded(table, "virtio:d00000002v00001AF4"), [["virtio_blk"]]);
+        assert_eq!(modules_for(table, "virtio:d00000002v00001AF4"), [["virtio_blk"]]);
         for name in ["virtio:d00000018v00001AF4", "virtio:", "virtio:d00000008"] {
-            assert!(demanded(table, name).is_empty(), "{name}");
+            assert!(modules_for(table, name).is_empty(), "{name}");
         }
     }
 
     #[test]
-    fn a_module_is_unpacked_from_its_place() {
+    fn a_module_is_unpacked_from_the_archive() {
         let packed = |text: &str| {
             let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::best());
             encoder.write_all(text.as_bytes()).unwrap();
@@ -351,10 +354,13 @@ mod tests {
         std::fs::write(&archive, [llc.as_slice(), &llc2].concat()).unwrap();
         let index = format!("llc 0 {}\nllc2 {} {}\nodd 1\n", llc.len(), llc.len(), llc2.len());
         for (module, text) in [("llc", "first"), ("llc2", "second")] {
-            let (at, length) = place(&index, module).unwrap();
+            let (at, length) = location(&index, module).unwrap();
             assert_eq!(unpack(&archive, at, length).unwrap(), text.as_bytes(), "{module}");
         }
-        assert_eq!((place(&index, "ll"), place(&index, "odd"), place("", "llc")), (None, None, None));
+        assert_eq!(
+            (location(&index, "ll"), location(&index, "odd"), location("", "llc")),
+            (None, None, None)
+        );
         assert!(unpack(&archive, 1, 9).is_err(), "that is no beginning");
     }
 }

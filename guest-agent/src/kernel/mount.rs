@@ -1,4 +1,4 @@
-//! What is mounted, mount(2).
+//! Questions about mounts, and detaching them.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ pub(crate) fn is_mounted(path: &str) -> bool {
     Path::new(path).parent().is_some_and(|parent| device(Path::new(path)) != device(parent))
 }
 
-/// Takes what is mounted at `path` out of the file tree at once; it is unmounted when its last user is gone. No-op where
+/// Unmounts `path` lazily: nothing can be opened there any more, and the last user's end completes it. No-op where
 /// nothing is mounted.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The one fence around `unsafe` of this crate: what has no safe wrapper in rustix, nix or tokio.
+//! The only `unsafe` code of this crate: system calls without a safe wrapper in rustix, nix or tokio.
 #![allow(unsafe_code, reason = "four calls without a safe wrapper, each with its note")]
 
 use std::io;
@@ -19,7 +19,7 @@ pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     Errno::result(answer).map(drop)
 }
 
-/// Watches a descriptor of any kind in the runtime, and makes it non-blocking.
+/// Registers a descriptor of any kind with the runtime, and makes it non-blocking.
 ///
 /// # Errors
 /// What fcntl(2) or epoll_ctl(2) says.
@@ -30,8 +30,8 @@ pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Owned
     watched.map_err(|error| error.into_parts().1)
 }
 
-/// Has the clock run faster or slower until it has gained so many microseconds; replaces what is left of the last such
-/// wish. ADJ_OFFSET_SINGLESHOT of adjtimex(2).
+/// Slews the clock: it runs faster or slower until it has gained `by_micros`. Replaces what is left of an earlier slew
+/// (ADJ_OFFSET_SINGLESHOT of adjtimex(2)).
 ///
 /// # Errors
 /// What the kernel says, adjtimex(2).
@@ -45,7 +45,8 @@ pub(crate) fn slew_clock(by_micros: i64) -> Result<(), Errno> {
     Errno::result(answer).map(drop)
 }
 
-/// Lets SIGPIPE end a process again. Rust programs ignore it, and what is ignored stays so across execve(2).
+/// Restores the default action of SIGPIPE, which ends the process. Rust programs ignore SIGPIPE, and ignored signals
+/// stay ignored across execve(2).
 ///
 /// # Errors
 /// What the kernel says, sigaction(2).

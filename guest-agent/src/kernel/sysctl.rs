@@ -12,7 +12,7 @@ pub(crate) enum SysctlError {
     Write { name: String, value: String, source: io::Error },
 }
 
-/// Sets one.
+/// Sets a sysctl.
 pub(crate) fn set(name: &str, value: &str) -> Result<(), SysctlError> {
     let path = path(name).ok_or_else(|| SysctlError::BadName { name: name.to_owned() })?;
     std::fs::write(path, value).map_err(|source| SysctlError::Write {
@@ -22,8 +22,8 @@ pub(crate) fn set(name: &str, value: &str) -> Result<(), SysctlError> {
     })
 }
 
-/// Dots separate, and a slash stands for a dot within a name, or the other way round when a slash comes first
-/// (interfaces such as eth0.100), as sysctl(8) has it.
+/// Dots separate the parts of a name and a slash stands for a dot within a part (interfaces such as eth0.100), or the
+/// other way round when a slash comes first: the rule of sysctl(8).
 fn path(name: &str) -> Option<PathBuf> {
     let slashes = match name.find(['.', '/']) {
         Some(at) => name.get(at..)?.starts_with('/'),
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dots_and_slashes_change_places() {
+    fn dots_and_slashes_are_exchanged() {
         let of = |name| path(name).map(|path| path.to_string_lossy().into_owned());
         assert_eq!(of("net.ipv4.ip_forward").as_deref(), Some("/proc/sys/net/ipv4/ip_forward"));
         assert_eq!(of("net/ipv4/conf/eth0.100/mtu").as_deref(), Some("/proc/sys/net/ipv4/conf/eth0.100/mtu"));
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_leads_out_of_the_tree() {
+    fn a_name_cannot_leave_proc_sys() {
         for name in ["", "..", "net/../../etc/passwd", "/etc/passwd", "net..x", "net.ipv4."] {
             assert!(path(name).is_none(), "{name}");
         }

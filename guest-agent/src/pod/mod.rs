@@ -20,14 +20,14 @@ use crate::process::reaper::Reaper;
 use network::NetworkError;
 use pid_namespace::PidNamespaceError;
 
-/// Files bound into containers that mount none of their own.
+/// Files that are bound into containers that do not mount their own.
 pub(crate) const ETC_DIR: &str = "/run/bulkhead/etc";
 /// The pod's shared memory, bound at `/dev/shm` of its containers.
 pub(crate) const SHM_DIR: &str = "/run/bulkhead/shm";
-/// Size of the shared memory when Setup names none, in bytes: what containers have everywhere else.
+/// Size of the shared memory when Setup names none, in bytes: the default of other runtimes.
 const DEFAULT_SHM_BYTES: u64 = 64 << 20;
 
-/// What keeps the guest from becoming a pod.
+/// Why Setup failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetupError {
     #[error("this guest is sandbox {is} already, set up with another content")]
@@ -57,12 +57,12 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// A guest that is no pod yet.
+    /// A guest without a pod yet.
     pub(crate) fn new(reaper: Arc<Reaper>) -> Self {
         Self { reaper, done: tokio::sync::Mutex::new(None), set_up: watch::Sender::new(false) }
     }
 
-    /// Does what Setup asks. The same content again is harmless, and completes what failed before.
+    /// Does what Setup asks for. Idempotent: the same request again completes what failed before.
     pub(crate) async fn set_up(self: Arc<Self>, request: SetupRequest) -> Result<(), SetupError> {
         let mut done = self.done.lock().await;
         if request.host_time_nanos != 0 {
@@ -70,7 +70,7 @@ impl Pod {
             tracing::debug!(stepped, "clock compared with the host's");
         }
         match done.as_ref() {
-            Some(earlier) if same(earlier, &request) => return Ok(()),
+            Some(earlier) if same_pod(earlier, &request) => return Ok(()),
             Some(earlier) => return Err(SetupError::Different { is: earlier.sandbox_id.clone() }),
             None => {}
         }
@@ -81,15 +81,15 @@ impl Pod {
         Ok(())
     }
 
-    /// Waits until the guest is a pod.
-    pub(crate) async fn is_set_up(&self) {
-        // Fails only without a sender, and that is ours.
+    /// Waits until Setup has succeeded.
+    pub(crate) async fn wait_set_up(&self) {
+        // This fails only when the sender is dropped, and `self` owns it.
         self.set_up.subscribe().wait_for(|set_up| *set_up).await.ok();
     }
 }
 
-/// Everything but the time, which differs in every repeat.
-fn same(earlier: &SetupRequest, request: &SetupRequest) -> bool {
+/// Compares everything but the time, which differs with every repeat.
+fn same_pod(earlier: &SetupRequest, request: &SetupRequest) -> bool {
     SetupRequest { host_time_nanos: 0, ..earlier.clone() }
         == SetupRequest { host_time_nanos: 0, ..request.clone() }
 }
@@ -101,11 +101,11 @@ async fn apply(reaper: &Reaper, request: &SetupRequest) -> Result<(), SetupError
     }
     write_files(request)?;
     if !request.share_tag.is_empty() {
-        // Root file systems come from there, and a set-user-ID program in one is to work.
-        attach((&request.share_tag, SHARE_DIR, "virtiofs"), MountFlags::empty(), "")?;
+        // No `nosuid`: root file systems come from there, and set-user-ID programs in them must work.
+        mount_once((&request.share_tag, SHARE_DIR, "virtiofs"), MountFlags::empty(), "")?;
     }
     let shm = format!("mode=1777,size={}", shm_bytes(request));
-    attach(("shm", SHM_DIR, "tmpfs"), MountFlags::NOSUID, &shm)?;
+    mount_once(("shm", SHM_DIR, "tmpfs"), MountFlags::NOSUID, &shm)?;
     network::apply(request).await.map_err(|error| SetupError::Network(Box::new(error)))?;
     for (name, value) in &request.sysctls {
         sysctl::set(name, value).map_err(SetupError::Sysctl)?;
@@ -122,7 +122,7 @@ fn shm_bytes(request: &SetupRequest) -> u64 {
     if request.shm_bytes == 0 { DEFAULT_SHM_BYTES } else { request.shm_bytes }
 }
 
-/// The injected files of a pod: name below [`ETC_DIR`] and content. An empty content injects none.
+/// The files of a pod: name below [`ETC_DIR`] and content. One with empty content is not written.
 fn files(request: &SetupRequest) -> [(&'static str, String); 3] {
     let hostname =
         if request.hostname.is_empty() { String::new() } else { format!("{}\n", request.hostname) };
@@ -146,7 +146,7 @@ fn write_files(request: &SetupRequest) -> Result<(), SetupError> {
 }
 
 /// Mounts `(what, target, file system)` unless something is mounted there.
-fn attach(
+fn mount_once(
     (what, target, fs): (&str, &'static str, &str),
     flags: MountFlags,
     data: &str,
@@ -160,7 +160,7 @@ fn attach(
     mount(what, target, fs, flags, Some(data.as_c_str())).map_err(|errno| fail(errno.into()))
 }
 
-/// The pod's shared memory is there.
+/// Whether the pod's shared memory is mounted.
 pub(crate) fn has_shm() -> bool {
     is_mounted(SHM_DIR)
 }
@@ -179,11 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn the_time_alone_makes_no_other_pod() {
+    fn setup_with_another_time_is_the_same_setup() {
         let later = SetupRequest { host_time_nanos: 7, ..request() };
-        assert!(same(&request(), &later));
+        assert!(same_pod(&request(), &later));
         let other = SetupRequest { hostname: "web-1".into(), ..request() };
-        assert!(!same(&request(), &other));
+        assert!(!same_pod(&request(), &other));
     }
 
     #[test]

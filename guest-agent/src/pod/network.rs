@@ -1,4 +1,4 @@
-//! The pod's network: what CNI made on the host, made again in the guest by rtnetlink(7).
+//! The pod's network in the guest, by rtnetlink(7): the same as CNI made on the host.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ use crate::kernel::sysctl;
 /// The loopback device is the first of every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// What keeps the network from coming up.
+/// Why the network could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetworkError {
     #[error("{value:?} is no MAC address")]
@@ -50,8 +50,8 @@ pub(crate) enum NetworkError {
 }
 
 impl NetworkError {
-    /// The request cannot be right, on any guest.
-    pub(crate) fn is_callers_fault(&self) -> bool {
+    /// Whether the request is wrong for any guest.
+    pub(crate) fn is_invalid_request(&self) -> bool {
         match self {
             NetworkError::BadMac { .. }
             | NetworkError::BadAddress { .. }
@@ -78,7 +78,7 @@ struct Device {
     mac: Vec<u8>,
 }
 
-/// Loopback up, then devices, sysctls, addresses, routes, neighbours and rules as Setup says.
+/// Sets up loopback, then devices, sysctls, addresses, routes, neighbours and rules as Setup says.
 pub(crate) async fn apply(request: &SetupRequest) -> Result<(), NetworkError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::OpenNetlink)?;
     let connection = tokio::spawn(connection);
@@ -95,14 +95,14 @@ async fn apply_with(handle: &Handle, request: &SetupRequest) -> Result<(), Netwo
     for interface in &request.interfaces {
         named.push(find_by_mac(&found, interface)?);
     }
-    for (device, name) in out_of_the_way(&found, &named) {
+    for (device, name) in conflicting(&found, &named) {
         let message = LinkUnspec::new_with_index(device.index).down().name(name).build();
         set_link(handle, &device.name, message).await?;
     }
     for (device, interface) in named.iter().zip(&request.interfaces) {
-        name(handle, device, interface).await?;
+        configure(handle, device, interface).await?;
     }
-    set_all(&request.network_sysctls);
+    apply_sysctls(&request.network_sysctls);
     for (device, interface) in named.iter().zip(&request.interfaces) {
         bring_up(handle, device, interface).await?;
     }
@@ -111,7 +111,7 @@ async fn apply_with(handle: &Handle, request: &SetupRequest) -> Result<(), Netwo
         add_address(handle, &loopback, address).await?;
     }
     named.push(loopback);
-    for route in in_order(&request.routes) {
+    for route in gateways_last(&request.routes) {
         add_route(handle, &named, route).await?;
     }
     for neighbour in &request.neighbours {
@@ -152,9 +152,9 @@ fn find_by_mac(found: &[Device], interface: &Interface) -> Result<Device, Networ
     Ok(Device { name: interface.name.clone(), ..device.clone() })
 }
 
-/// Devices that have another one's name-to-be now, each with a name that nobody wants: after them every device can be
-/// renamed, in any order.
-fn out_of_the_way<'a>(found: &'a [Device], named: &[Device]) -> Vec<(&'a Device, String)> {
+/// Devices whose name another device is to get, each with a free name. Once they are renamed, all devices can get their
+/// names in any order.
+fn conflicting<'a>(found: &'a [Device], named: &[Device]) -> Vec<(&'a Device, String)> {
     let blocks =
         |device: &&Device| named.iter().any(|other| other.name == device.name && other.index != device.index);
     let blocking = found.iter().filter(blocks);
@@ -173,8 +173,8 @@ async fn set_link(handle: &Handle, device: &str, message: LinkMessage) -> Result
     handle.link().set(message).execute().await.map_err(fail)
 }
 
-/// Name, MTU and address: what a device gets while it is down.
-async fn name(handle: &Handle, device: &Device, interface: &Interface) -> Result<(), NetworkError> {
+/// Sets name, MTU and MAC address, which the kernel changes only while a device is down.
+async fn configure(handle: &Handle, device: &Device, interface: &Interface) -> Result<(), NetworkError> {
     let mut message: LinkMessageBuilder<LinkUnspec> =
         LinkUnspec::new_with_index(device.index).name(interface.name.clone());
     if interface.mtu != 0 {
@@ -186,10 +186,11 @@ async fn name(handle: &Handle, device: &Device, interface: &Interface) -> Result
     set_link(handle, &interface.name, message.build()).await
 }
 
-/// As the node's kernel has it, which may be another one: what the guest's does not know is said and left out.
-fn set_all(sysctls: &[Sysctl]) {
+/// Sets the sysctls of the pod's network namespace on the host. The guest's kernel may be of another version: a sysctl
+/// that it does not have is logged and left out.
+fn apply_sysctls(sysctls: &[Sysctl]) {
     if sysctls.iter().any(|sysctl| sysctl.name.starts_with("net/netfilter/"))
-        && let Err(error) = modules::demand("nf_conntrack")
+        && let Err(error) = modules::ensure_loaded("nf_conntrack")
     {
         tracing::warn!(error = %chain(&error), "no connection tracking");
     }
@@ -213,7 +214,7 @@ async fn add_address(handle: &Handle, device: &Device, address: &str) -> Result<
     let (ip, prefix) = cidr(address)?;
     let mut request = handle.address().add(device.index, ip, prefix).replace();
     if ip.is_ipv6() {
-        // CNI has checked it on the host: the guest must not spend a second on finding out again.
+        // CNI has done duplicate address detection on the host; doing it again would take a second.
         request.message_mut().header.flags.insert(AddressHeaderFlags::Nodad);
     }
     let fail = |source| NetworkError::AddAddress {
@@ -225,7 +226,7 @@ async fn add_address(handle: &Handle, device: &Device, address: &str) -> Result<
 }
 
 /// Routes without a gateway first: the gateways of the others are reached through them.
-fn in_order(routes: &[Route]) -> Vec<&Route> {
+fn gateways_last(routes: &[Route]) -> Vec<&Route> {
     let mut ordered: Vec<&Route> = routes.iter().collect();
     ordered.sort_by_key(|route| !route.gateway.is_empty());
     ordered
@@ -305,7 +306,7 @@ async fn add_rule(handle: &Handle, rule: &[u8]) -> Result<(), NetworkError> {
 }
 
 fn rule_message(rule: &[u8]) -> Result<RuleMessage, NetworkError> {
-    // struct fib_rule_hdr has 12 bytes; the parser takes them for granted.
+    // struct fib_rule_hdr has 12 bytes, and the parser does not check for them.
     let parsed = rule.get(..12).and_then(|_| RuleMessage::parse(rule).ok());
     parsed.ok_or_else(|| NetworkError::BadRule { value: rule.to_owned() })
 }
@@ -340,7 +341,7 @@ fn cidr(value: &str) -> Result<(IpAddr, u8), NetworkError> {
 
 fn mac(value: &str) -> Result<Vec<u8>, NetworkError> {
     let byte = |part: &str| {
-        // A sign would be taken for part of a number.
+        // from_str_radix would accept a sign.
         let digits = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
         if digits { u8::from_str_radix(part, 16).ok() } else { None }
     };
@@ -353,11 +354,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_checked_before_the_kernel_sees_them() {
+    fn malformed_addresses_are_invalid_requests() {
         assert_eq!(cidr("10.88.0.4/16").unwrap(), ("10.88.0.4".parse().unwrap(), 16));
         assert_eq!(cidr("fd00::4/64").unwrap(), ("fd00::4".parse().unwrap(), 64));
         for bad in ["10.88.0.4", "10.88.0.4/33", "fd00::4/129", "/8", "x/8", "10.0.0.0/-1"] {
-            assert!(cidr(bad).unwrap_err().is_callers_fault(), "{bad}");
+            assert!(cidr(bad).unwrap_err().is_invalid_request(), "{bad}");
         }
         assert_eq!(mac("aa:bb:cc:dd:ee:0f").unwrap(), [0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0x0f]);
         for bad in [
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn default_routes_are_of_a_family() {
+    fn a_default_route_needs_an_address_family() {
         let route = |family| Route { family, ..Default::default() };
         assert_eq!(destination(&route(4)).unwrap(), ("0.0.0.0".parse().unwrap(), 0));
         assert_eq!(destination(&route(6)).unwrap(), ("::".parse().unwrap(), 0));
@@ -381,34 +382,34 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_used_only_once_it_can_be_reached() {
+    fn routes_without_a_gateway_are_added_first() {
         let by = |gateway: &str, metric| Route { gateway: gateway.into(), metric, ..Default::default() };
         let routes = [by("10.0.0.1", 1), by("", 2), by("10.0.0.2", 3), by("", 4)];
-        let order: Vec<u32> = in_order(&routes).iter().map(|route| route.metric).collect();
+        let order: Vec<u32> = gateways_last(&routes).iter().map(|route| route.metric).collect();
         assert_eq!(order, [2, 4, 1, 3]);
     }
 
     #[test]
     fn a_gateway_of_another_family_is_refused() {
         let route = Route { family: 6, gateway: "10.0.0.1".into(), ..Default::default() };
-        assert!(route_message(Some(2), &route).unwrap_err().is_callers_fault());
+        assert!(route_message(Some(2), &route).unwrap_err().is_invalid_request());
     }
 
     #[test]
-    fn a_rule_is_at_least_a_header() {
+    fn a_rule_shorter_than_its_header_is_refused() {
         let rule = [2, 0, 32, 0, 100, 0, 0, 1, 2, 0, 0, 0];
         assert_eq!(rule_message(&rule).unwrap().header.table, 100);
         for bad in [&rule[..11], &[], &[rule.as_slice(), &[9, 0, 1]].concat()] {
-            assert!(rule_message(bad).unwrap_err().is_callers_fault(), "{bad:?}");
+            assert!(rule_message(bad).unwrap_err().is_invalid_request(), "{bad:?}");
         }
     }
 
     #[test]
-    fn no_order_of_names_and_devices_keeps_one_from_its_name() {
+    fn devices_with_a_name_that_another_gets_are_renamed_first() {
         let device = |index, name: &str| Device { index, name: name.into(), mac: vec![0; 6] };
         let found = [device(1, "lo"), device(2, "eth0"), device(3, "eth1"), device(4, "eth2")];
         let moved = |named: &[Device]| -> Vec<(u32, String)> {
-            out_of_the_way(&found, named).into_iter().map(|(device, name)| (device.index, name)).collect()
+            conflicting(&found, named).into_iter().map(|(device, name)| (device.index, name)).collect()
         };
         assert_eq!(moved(&[device(2, "eth0"), device(3, "eth1")]), []);
         let swapped = moved(&[device(2, "eth1"), device(3, "eth0")]);
@@ -417,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_device_is_named_with_those_there_are() {
+    fn a_missing_device_is_named_with_the_existing_ones() {
         let found = [Device { index: 1, name: "lo".into(), mac: vec![0; 6] }];
         let wanted = Interface { mac: "aa:bb:cc:dd:ee:ff".into(), name: "eth0".into(), ..Default::default() };
         let error = find_by_mac(&found, &wanted).unwrap_err().to_string();

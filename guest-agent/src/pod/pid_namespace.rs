@@ -21,7 +21,7 @@ pub(crate) enum PidNamespaceError {
     Bind { pid: u32, path: PathBuf, source: io::Error },
 }
 
-/// Makes a pid namespace with an init process of its own and binds it at `path`. Repeating it is harmless.
+/// Makes a pid namespace with an init process of its own and binds it at `path`. Idempotent.
 pub(crate) async fn make(reaper: &Reaper, path: &Path) -> Result<(), PidNamespaceError> {
     if path.exists() {
         return Ok(());
@@ -29,13 +29,14 @@ pub(crate) async fn make(reaper: &Reaper, path: &Path) -> Result<(), PidNamespac
     let stdio = Stdio::null().map_err(PidNamespaceError::OpenNull)?;
     let init = launch(reaper, &Job::PidNamespace, stdio).await.map_err(PidNamespaceError::Launch)?;
     let ended = reaper.claim(init.pid, init.since_nanos);
-    // A container that reboots ends it (reboot(2)), and with it every process in the namespace. No process can ever be
-    // made in there again (pid_namespaces(7)), so this is the end of the pod: better one that is seen.
+    // A container that calls reboot(2) ends this init process, and with it every process in the namespace. No process
+    // can be made in the namespace any more (pid_namespaces(7)), so the pod cannot go on: its VM ends, which the host
+    // sees.
     tokio::spawn(async move {
         if let Ok(exit) = ended.await {
             tracing::error!(
                 status = exit.status,
-                "the init process of the pod's pid namespace ended, so does the pod"
+                "the init process of the pod's pid namespace has ended, the VM is switched off"
             );
             drop(tokio::task::spawn_blocking(crate::kernel::power::power_off));
         }

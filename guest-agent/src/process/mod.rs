@@ -1,4 +1,4 @@
-//! Processes of the guest: PID 1's reaper, and the helpers in which libcontainer makes containers and execs.
+//! Processes of the guest: the reaper of PID 1, and the helpers in which libcontainer creates containers and execs.
 
 pub(crate) mod helper;
 pub(crate) mod reaper;

@@ -1,9 +1,9 @@
-//! The reaper of PID 1: every process that nobody else waits for ends here.
+//! The reaper of PID 1: it waits for every process that has no other parent.
 //!
-//! A container's init process may be gone before the helper that made it has said its pid, so statuses of pids that
-//! nobody asked for are kept for a while. Pids are used again: a status counts for a claim only when it is younger
-//! than the helper. Signals go through the reaper as well, under the same lock as waitpid(2), so that they cannot
-//! hit a process that merely got the pid.
+//! A container's init process may end before the helper that made it has reported its pid. So exit statuses that nobody
+//! has claimed are kept for a while. Pids are reused: a claim gets a status only when it is younger than the helper.
+//! Signals go through the reaper as well, under the same lock as waitpid(2), so that they cannot hit another process
+//! with a reused pid.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 
 use crate::kernel::{clock, syscalls};
 
-/// Statuses kept for processes that nobody has asked for yet. Orphans of containers without a pid namespace of their
-/// own end up here too, so the number is bounded.
+/// How many unclaimed statuses are kept. Orphans of containers without a pid namespace of their own are among them, so
+/// the number is bounded.
 const KEPT: usize = 256;
 
 /// How a process ended.
@@ -39,7 +39,7 @@ pub(crate) enum SignalError {
     Send { signal: u32, pid: u32, source: nix::errno::Errno },
 }
 
-/// The statuses of processes, as they are reaped and asked for.
+/// Exit statuses of processes: those that were reaped, and those that are claimed.
 #[derive(Debug, Default)]
 pub(crate) struct Reaper {
     table: Mutex<Table>,
@@ -47,9 +47,9 @@ pub(crate) struct Reaper {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// Alive as far as anybody knows, and somebody waits.
+    /// Processes that have not ended as far as is known, and are waited for.
     claimed: HashMap<u32, oneshot::Sender<Exit>>,
-    /// Ended before anybody asked, with the time since boot.
+    /// Processes that have ended before they were claimed, with the time since boot.
     unclaimed: HashMap<u32, (Exit, u64)>,
 }
 
@@ -103,7 +103,8 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// The end of process `pid`, which did not exist before `since_nanos` (CLOCK_BOOTTIME). At once if it has ended.
+    /// Receives the exit of process `pid`, which did not exist before `since_nanos` (CLOCK_BOOTTIME); at once if it has
+    /// ended.
     pub(crate) fn claim(&self, pid: u32, since_nanos: u64) -> oneshot::Receiver<Exit> {
         self.lock().claim(pid, since_nanos)
     }
@@ -138,7 +139,7 @@ impl Reaper {
     }
 }
 
-/// kill(2) by plain number: real-time signals have no name in any of our libraries.
+/// kill(2) by signal number: real-time signals have no name in rustix or nix.
 pub(crate) fn send(pid: u32, signal: u32) -> Result<(), SignalError> {
     // The kernel's signals are 1 to 64, signal(7).
     let number = i32::try_from(signal).ok().filter(|n| (1..=64).contains(n));
@@ -159,7 +160,7 @@ fn shell_status(status: WaitStatus) -> u32 {
     let number = match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => code,
         (None, Some(signal)) => 128 + signal,
-        // Neither: not an end at all, and waitpid was asked for ends only.
+        // Neither: the process was stopped or continued, for which waitpid(2) was not asked.
         (None, None) => 255,
     };
     u32::try_from(number).unwrap_or(255)
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_before_the_end_hears_of_it() {
+    fn a_claim_before_the_exit_receives_it() {
         let mut table = Table::default();
         let mut claim = table.claim(7, 0);
         assert!(claim.try_recv().is_err());
@@ -184,14 +185,14 @@ mod tests {
     }
 
     #[test]
-    fn an_end_before_the_claim_is_kept() {
+    fn an_exit_before_its_claim_is_kept() {
         let mut table = Table::default();
         table.ended(7, exit(3), 10);
         assert_eq!(table.claim(7, 10).try_recv(), Ok(exit(3)));
     }
 
     #[test]
-    fn an_older_process_with_the_same_pid_is_another_one() {
+    fn a_claim_ignores_an_older_process_with_the_same_pid() {
         let mut table = Table::default();
         table.ended(7, exit(3), 10);
         let mut claim = table.claim(7, 11);
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn orphans_do_not_pile_up_and_the_oldest_go_first() {
+    fn unclaimed_exits_are_bounded_and_the_oldest_are_dropped() {
         let mut table = Table::default();
         for pid in 0..1000 {
             table.ended(pid, exit(0), u64::from(pid));

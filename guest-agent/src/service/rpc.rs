@@ -1,7 +1,7 @@
-//! The ttrpc service: translate, do, translate.
+//! The ttrpc service: translates calls and answers, and calls the other modules.
 //!
-//! ttrpc drops a handler's future when its connection or the caller's deadline ends. What changes something
-//! therefore runs as a task of its own to its end, and a call only waits for it.
+//! ttrpc drops a handler's future when its connection or the caller's deadline ends. So every call that changes
+//! something runs as a task of its own to its end, and the handler only waits for it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::kernel::clock;
 use crate::kernel::power;
 use crate::vsock::announce;
 
-/// Serves both callers.
+/// The service, for both callers.
 pub(crate) struct AgentService {
     pod: Arc<Pod>,
     containers: Arc<Containers>,
@@ -47,7 +47,7 @@ impl AgentService {
         Self { pod, containers, readiness }
     }
 
-    /// Waits until the guest is far enough.
+    /// Waits until the boot has come as far as `wanted`.
     async fn ready(&self, wanted: Readiness) {
         let mut readiness = self.readiness.clone();
         if readiness.wait_for(|now| *now >= wanted).await.is_err() {
@@ -60,12 +60,14 @@ impl AgentService {
     }
 }
 
-fn answer<T>(result: Result<T, ContainerError>) -> ttrpc::Result<T> {
+fn to_status<T>(result: Result<T, ContainerError>) -> ttrpc::Result<T> {
     result.map_err(|error| CallError::from(error).into())
 }
 
-/// Runs a change to its end, whether or not the caller stays; a panic in it is the caller's INTERNAL.
-async fn detached<T, E>(change: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, CallError>
+/// Runs a change to its end even if the caller goes away. A panic in it is answered with INTERNAL.
+async fn run_detached<T, E>(
+    change: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, CallError>
 where
     T: Send + 'static,
     E: Into<CallError> + Send + 'static,
@@ -93,19 +95,19 @@ impl Agent for AgentService {
 
     async fn setup(&self, _: &TtrpcContext, request: SetupRequest) -> ttrpc::Result<SetupResponse> {
         self.ready(Readiness::Setup).await;
-        detached(Arc::clone(&self.pod).set_up(request)).await?;
+        run_detached(Arc::clone(&self.pod).set_up(request)).await?;
         Ok(SetupResponse::default())
     }
 
     async fn ping(&self, _: &TtrpcContext, request: PingRequest) -> ttrpc::Result<PingResponse> {
-        if let Err(error) = clock::turn(request.turn_clock_nanos) {
+        if let Err(error) = clock::adjust(request.adjust_clock_nanos) {
             tracing::warn!(error = %chain(&error), "the clock stays wrong");
         }
         Ok(PingResponse { guest_time_nanos: clock::now_nanos(), ..Default::default() })
     }
 
     async fn grow(&self, _: &TtrpcContext, request: GrowRequest) -> ttrpc::Result<GrowResponse> {
-        Ok(detached(resize::take(request)).await?)
+        Ok(run_detached(resize::resize(request)).await?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
@@ -124,22 +126,22 @@ impl Agent for AgentService {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
         self.ready(Readiness::Setup).await;
-        let pid = detached(self.containers().create(request)).await?;
+        let pid = run_detached(self.containers().create(request)).await?;
         Ok(CreateContainerResponse { pid, ..Default::default() })
     }
 
     async fn create_exec(&self, _: &TtrpcContext, request: CreateExecRequest) -> ttrpc::Result<Empty> {
-        detached(self.containers().add_exec(request)).await?;
+        run_detached(self.containers().add_exec(request)).await?;
         Ok(Empty::default())
     }
 
     async fn start(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<StartResponse> {
-        let pid = detached(self.containers().start(request.container_id, request.exec_id)).await?;
+        let pid = run_detached(self.containers().start(request.container_id, request.exec_id)).await?;
         Ok(StartResponse { pid, ..Default::default() })
     }
 
     async fn wait(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<WaitResponse> {
-        let ended = answer(self.containers.wait(&request.container_id, &request.exec_id).await)?;
+        let ended = to_status(self.containers.wait(&request.container_id, &request.exec_id).await)?;
         Ok(WaitResponse {
             exit_status: ended.status,
             exited_at_nanos: ended.at_nanos,
@@ -150,47 +152,47 @@ impl Agent for AgentService {
 
     async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
         let SignalRequest { container_id, exec_id, signal, all, .. } = request;
-        answer(self.containers.signal(&container_id, &exec_id, signal, all))?;
+        to_status(self.containers.signal(&container_id, &exec_id, signal, all))?;
         Ok(Empty::default())
     }
 
     async fn delete(&self, _: &TtrpcContext, request: ProcessRef) -> ttrpc::Result<Empty> {
-        detached(self.containers().delete(request.container_id, request.exec_id)).await?;
+        run_detached(self.containers().delete(request.container_id, request.exec_id)).await?;
         Ok(Empty::default())
     }
 
     async fn pids(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<PidsResponse> {
-        let pids = answer(self.containers.pids(&request.container_id))?;
+        let pids = to_status(self.containers.pids(&request.container_id))?;
         Ok(PidsResponse { pids, ..Default::default() })
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
-        answer(self.containers.update(&request.container_id, &request.resources))?;
+        to_status(self.containers.update(&request.container_id, &request.resources))?;
         Ok(Empty::default())
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let ResizePtyRequest { container_id, exec_id, width, height, .. } = request;
-        answer(self.containers.resize(&container_id, &exec_id, width, height))?;
+        to_status(self.containers.resize(&container_id, &exec_id, width, height))?;
         Ok(Empty::default())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<StatsResponse> {
-        answer(self.containers.stats(&request.container_id))
+        to_status(self.containers.stats(&request.container_id))
     }
 
     async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> ttrpc::Result<WaitOomResponse> {
-        let count = answer(self.containers.wait_oom(&request.container_id, request.seen).await)?;
+        let count = to_status(self.containers.wait_oom(&request.container_id, request.seen).await)?;
         Ok(WaitOomResponse { count, ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
-        detached(self.containers().pause(request.container_id)).await?;
+        run_detached(self.containers().pause(request.container_id)).await?;
         Ok(Empty::default())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<Empty> {
-        detached(self.containers().resume(request.container_id)).await?;
+        run_detached(self.containers().resume(request.container_id)).await?;
         Ok(Empty::default())
     }
 }

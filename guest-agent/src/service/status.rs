@@ -8,12 +8,12 @@ use ttrpc::Code;
 
 use crate::cgroup::CgroupError;
 use crate::container::ContainerError;
-use crate::hotplug::resize::GrowthError;
+use crate::hotplug::resize::ResizeError;
 use crate::pod::SetupError;
 use crate::process::helper::LaunchError;
 use crate::process::reaper::SignalError;
 
-/// What a call can end with.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     #[error(transparent)]
@@ -24,8 +24,8 @@ pub(crate) enum CallError {
     Container(#[from] ContainerError),
     #[error("the agent crashed in this call, its console has the details")]
     Crashed(#[source] tokio::task::JoinError),
-    #[error("take what was added to the VM")]
-    Growth(#[from] GrowthError),
+    #[error("take added CPUs and memory into use")]
+    Resize(#[from] ResizeError),
 }
 
 impl CallError {
@@ -34,7 +34,7 @@ impl CallError {
             CallError::Version(_) => Code::FAILED_PRECONDITION,
             CallError::Setup(error) => setup_code(error),
             CallError::Container(error) => container_code(error),
-            CallError::Crashed(_) | CallError::Growth(_) => Code::INTERNAL,
+            CallError::Crashed(_) | CallError::Resize(_) => Code::INTERNAL,
         }
     }
 }
@@ -48,7 +48,7 @@ impl From<CallError> for ttrpc::Error {
 fn setup_code(error: &SetupError) -> Code {
     match error {
         SetupError::Different { .. } => Code::FAILED_PRECONDITION,
-        SetupError::Network(error) if error.is_callers_fault() => Code::INVALID_ARGUMENT,
+        SetupError::Network(error) if error.is_invalid_request() => Code::INVALID_ARGUMENT,
         SetupError::Sysctl(_) => Code::INVALID_ARGUMENT,
         SetupError::Network(_)
         | SetupError::Clock(_)
@@ -73,7 +73,7 @@ fn container_code(error: &ContainerError) -> Code {
         | ContainerError::NoRootfs { .. }
         | ContainerError::NoMountSource { .. }
         | ContainerError::MakeWorkDir { .. }
-        | ContainerError::Cgroup(CgroupError::Beyond { .. })
+        | ContainerError::Cgroup(CgroupError::ExceedsVm { .. })
         | ContainerError::NoPidNamespace { .. } => Code::FAILED_PRECONDITION,
         ContainerError::BadId { .. }
         | ContainerError::ParseSpec { .. }
@@ -85,7 +85,7 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::Create { source, .. } | ContainerError::StartExec { source, .. } => {
             launch_code(source)
         }
-        // A sub-path that leads out of its volume, or through a file.
+        // The sub-path leads out of its volume, or through a file.
         ContainerError::Memory { source, .. }
             if matches!(source.kind(), ErrorKind::CrossesDevices | ErrorKind::NotADirectory) =>
         {
@@ -105,18 +105,18 @@ fn container_code(error: &ContainerError) -> Code {
         | ContainerError::Signal(SignalError::Send { .. })
         | ContainerError::Cgroup(_)
         | ContainerError::Resize { .. }
-        | ContainerError::Life { .. } => Code::INTERNAL,
+        | ContainerError::Transition { .. } => Code::INTERNAL,
     }
 }
 
-/// What libcontainer refuses is nearly always the request: a program that is not there, a user, a mount.
+/// Nearly always libcontainer refuses because the request is wrong: a program, a user or a mount that does not exist.
 fn launch_code(error: &LaunchError) -> Code {
     match error {
         LaunchError::Refused(_) => Code::INVALID_ARGUMENT,
         LaunchError::MakePipe(_)
         | LaunchError::Spawn(_)
         | LaunchError::Read(_)
-        | LaunchError::Silent { .. } => Code::INTERNAL,
+        | LaunchError::NoReport { .. } => Code::INTERNAL,
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_that_does_not_fit_is_a_precondition() {
+    fn no_common_version_is_a_failed_precondition() {
         let error = CallError::from(NoCommonVersion { peer_min: 7, peer_max: 9 });
         assert_eq!(error.code(), Code::FAILED_PRECONDITION);
     }

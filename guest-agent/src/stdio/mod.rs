@@ -1,7 +1,8 @@
-//! Standard streams: pipes or a terminal on one side, one vsock connection per stream on the other.
+//! Standard streams of processes: pipes or a terminal on the process's side, one vsock connection per stream on the
+//! host's.
 
-mod hub;
 mod pump;
+mod registry;
 pub(crate) mod terminal;
 
 use std::io;
@@ -16,16 +17,16 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_vsock::VsockStream;
 
-pub(crate) use hub::{Hub, StreamKey};
+pub(crate) use registry::{StreamKey, StreamRegistry};
 
 use crate::kernel::syscalls;
 use crate::process::helper::{Stdio, null};
 use terminal::{ConsoleSocket, PtyError};
 
-/// The hub of the guest.
-pub(crate) type Streams = Hub<VsockStream>;
+/// The stream registry of the guest.
+pub(crate) type Streams = StreamRegistry<VsockStream>;
 
-/// Streams that could not be made.
+/// The streams of a process could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StdioError {
     #[error("make the process's pipes")]
@@ -40,30 +41,30 @@ pub(crate) enum StdioError {
 
 /// The streams of a process that does not exist yet.
 #[derive(Debug)]
-pub(crate) enum Prepared {
-    /// Pipes, where a stream is wanted.
+pub(crate) enum PreparedStdio {
+    /// Our ends of pipes, for the streams that are wanted.
     Pipes { stdin: Option<OwnedFd>, stdout: Option<OwnedFd>, stderr: Option<OwnedFd> },
     /// A terminal that libcontainer makes and hands over.
     Terminal { socket: ConsoleSocket, stdin: bool, stdout: bool, size: (u32, u32), uid: u32 },
 }
 
-/// Makes what a process of user `uid` gets, and what we keep. The streams belong to that user, who may open them again
-/// by /dev/stdout and the like.
-pub(crate) fn prepare(wanted: &Wanted, uid: u32) -> Result<(Stdio, Prepared), StdioError> {
+/// Makes the streams of a process of user `uid`, and our ends of them. The user owns them, so that the process can open
+/// /dev/stdout and the like.
+pub(crate) fn prepare(wanted: &Wanted, uid: u32) -> Result<(Stdio, PreparedStdio), StdioError> {
     if wanted.terminal {
         let socket = ConsoleSocket::new()?;
         let stdio = Stdio::null().map_err(StdioError::MakePipes)?;
         let size = (wanted.width, wanted.height);
         let (stdin, stdout) = (wanted.stdin, wanted.stdout);
-        return Ok((stdio, Prepared::Terminal { socket, stdin, stdout, size, uid }));
+        return Ok((stdio, PreparedStdio::Terminal { socket, stdin, stdout, size, uid }));
     }
     let (stdio, prepared) = pipes(wanted).map_err(StdioError::MakePipes)?;
     prepared.give_to(uid).map_err(|source| StdioError::GiveToUser { uid, source })?;
     Ok((stdio, prepared))
 }
 
-fn pipes(wanted: &Wanted) -> io::Result<(Stdio, Prepared)> {
-    // (read end, write end), or /dev/null for the process alone.
+fn pipes(wanted: &Wanted) -> io::Result<(Stdio, PreparedStdio)> {
+    // (read end, write end); a stream that is not wanted is /dev/null.
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
     let (stdin, our_stdin) = if wanted.stdin {
         let (theirs, ours) = pipe()?;
@@ -78,28 +79,28 @@ fn pipes(wanted: &Wanted) -> io::Result<(Stdio, Prepared)> {
     let (stderr, our_stderr) = output(wanted.stderr)?;
     Ok((
         Stdio { stdin, stdout, stderr },
-        Prepared::Pipes { stdin: our_stdin, stdout: our_stdout, stderr: our_stderr },
+        PreparedStdio::Pipes { stdin: our_stdin, stdout: our_stdout, stderr: our_stderr },
     ))
 }
 
-/// Streams of a process, being moved.
+/// The running streams of a process: tasks that copy bytes. Dropping it ends them.
 #[derive(Debug)]
-pub(crate) struct Moving {
+pub(crate) struct RunningStdio {
     /// Our end of its terminal, if it has one.
     pub(crate) terminal: Option<pump::End>,
     pumps: Vec<AbortHandle>,
 }
 
-impl Drop for Moving {
+impl Drop for RunningStdio {
     fn drop(&mut self) {
         self.pumps.iter().for_each(AbortHandle::abort);
     }
 }
 
-/// Whose streams they are, and where their connections come from.
+/// The process that streams belong to, and the registry that has their connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Owner {
-    pub(crate) hub: Arc<Streams>,
+    pub(crate) registry: Arc<Streams>,
     pub(crate) container: String,
     pub(crate) exec: String,
 }
@@ -110,70 +111,79 @@ impl Owner {
     }
 }
 
-impl Prepared {
-    /// Both ends of a pipe are one inode, so ours does. /dev/null is everybody's as it is, and stays.
+impl PreparedStdio {
+    /// Makes `uid` the owner of the pipes, by our ends: both ends of a pipe are one inode. /dev/null keeps its owner.
     fn give_to(&self, uid: u32) -> io::Result<()> {
-        let Prepared::Pipes { stdin, stdout, stderr } = self else { return Ok(()) };
+        let PreparedStdio::Pipes { stdin, stdout, stderr } = self else { return Ok(()) };
         let owner = Some(rustix::fs::Uid::from_raw(uid));
         let mut ends = [stdin, stdout, stderr].into_iter().flatten();
         ends.try_for_each(|end| rustix::fs::fchown(end, owner, None)).map_err(io::Error::from)
     }
 
-    /// Where libcontainer hands over the terminal, if there is to be one.
+    /// Where libcontainer connects to hand over the terminal, if one is wanted.
     pub(crate) fn console(&self) -> Option<std::path::PathBuf> {
         match self {
-            Prepared::Pipes { .. } => None,
-            Prepared::Terminal { socket, .. } => Some(socket.path().to_owned()),
+            PreparedStdio::Pipes { .. } => None,
+            PreparedStdio::Terminal { socket, .. } => Some(socket.path().to_owned()),
         }
     }
 
-    /// Starts moving bytes, now that the process exists. `silent` becomes true when nobody writes any more.
-    pub(crate) fn start(self, owner: &Owner, silent: &watch::Receiver<bool>) -> Result<Moving, StdioError> {
-        let mut moving = Moving { terminal: None, pumps: Vec::new() };
+    /// Starts to copy bytes, now that the process exists. `writers_gone` becomes true when no process writes any more.
+    pub(crate) fn start(
+        self,
+        owner: &Owner,
+        writers_gone: &watch::Receiver<bool>,
+    ) -> Result<RunningStdio, StdioError> {
+        let mut running = RunningStdio { terminal: None, pumps: Vec::new() };
         let reading = |end: OwnedFd| syscalls::watch(end, Interest::READABLE).map(Arc::new);
         match self {
-            Prepared::Pipes { stdin, stdout, stderr } => {
+            PreparedStdio::Pipes { stdin, stdout, stderr } => {
                 if let Some(end) = stdin {
                     let end = syscalls::watch(end, Interest::WRITABLE).map_err(StdioError::Watch)?;
-                    moving.input(owner, Arc::new(end));
+                    running.input(owner, Arc::new(end));
                 }
                 for (end, kind) in [(stdout, Kind::STDOUT), (stderr, Kind::STDERR)] {
                     if let Some(end) = end {
-                        moving.output(owner, kind, reading(end).map_err(StdioError::Watch)?, silent);
+                        running.output(owner, kind, reading(end).map_err(StdioError::Watch)?, writers_gone);
                     }
                 }
             }
-            Prepared::Terminal { socket, stdin, stdout, size: (width, height), uid } => {
+            PreparedStdio::Terminal { socket, stdin, stdout, size: (width, height), uid } => {
                 let terminal = socket.receive()?;
                 terminal::give_to(&terminal, uid).map_err(|source| StdioError::GiveToUser { uid, source })?;
                 terminal::resize(&terminal, width, height)?;
                 let both = Interest::READABLE.add(Interest::WRITABLE);
                 let end = Arc::new(syscalls::watch(terminal, both).map_err(StdioError::Watch)?);
-                moving.terminal = Some(Arc::clone(&end));
+                running.terminal = Some(Arc::clone(&end));
                 if stdin {
-                    moving.input(owner, Arc::clone(&end));
+                    running.input(owner, Arc::clone(&end));
                 }
                 if stdout {
-                    moving.output(owner, Kind::STDOUT, end, silent);
+                    running.output(owner, Kind::STDOUT, end, writers_gone);
                 } else {
-                    moving.keep(tokio::spawn(pump::discard(end, silent.clone())));
+                    running.keep(tokio::spawn(pump::discard(end, writers_gone.clone())));
                 }
             }
         }
-        Ok(moving)
+        Ok(running)
     }
 }
 
-impl Moving {
+impl RunningStdio {
     fn keep(&mut self, task: tokio::task::JoinHandle<()>) {
         self.pumps.push(task.abort_handle());
     }
 
     fn input(&mut self, owner: &Owner, end: pump::End) {
-        self.keep(tokio::spawn(pump::input(Arc::clone(&owner.hub), owner.key(Kind::STDIN), end)));
+        self.keep(tokio::spawn(pump::input(Arc::clone(&owner.registry), owner.key(Kind::STDIN), end)));
     }
 
-    fn output(&mut self, owner: &Owner, kind: Kind, end: pump::End, silent: &watch::Receiver<bool>) {
-        self.keep(tokio::spawn(pump::output(Arc::clone(&owner.hub), owner.key(kind), end, silent.clone())));
+    fn output(&mut self, owner: &Owner, kind: Kind, end: pump::End, writers_gone: &watch::Receiver<bool>) {
+        self.keep(tokio::spawn(pump::output(
+            Arc::clone(&owner.registry),
+            owner.key(kind),
+            end,
+            writers_gone.clone(),
+        )));
     }
 }

@@ -1,7 +1,7 @@
-//! Moving bytes between a process and its streams.
+//! Copies bytes between a process and its streams.
 //!
-//! Nothing is buffered beyond the chunk under way: a host that does not read leaves the pipe full, and the process
-//! waits, as it would for any slow reader.
+//! Only the chunk that is being copied is buffered: when the host does not read, the pipe fills up and the process
+//! blocks, as with any slow reader.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,29 +13,33 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::hub::{Hub, StreamKey};
+use super::registry::{StreamKey, StreamRegistry};
 
 /// Bytes of a frame's length.
 const HEADER: usize = END.len();
-/// What a terminal can hold beyond a pipe's capacity: the line discipline's and the driver's buffers.
+/// How much a terminal can hold: the buffers of line discipline and driver.
 const TERMINAL_CAPACITY: usize = 128 * 1024;
 
 /// Our end of a pipe, or of a terminal.
 pub(crate) type End = Arc<AsyncFd<OwnedFd>>;
 
-/// Sends what the process writes, and the end of it, on whatever connection there is. Runs until it is aborted: a
-/// connection that breaks is followed by the next, which gets what the last one did not.
+/// Sends what the process writes, and the end of the stream, to the current connection. Runs until it is aborted: when
+/// a connection breaks, the next one gets what was not sent.
 ///
-/// `silent` says that nobody writes any more. Without it the end is the end of the file; with it, what is in the
-/// pipe: a process that left its output to a child must not keep the stream open.
-pub(super) async fn output<S>(hub: Arc<Hub<S>>, key: StreamKey, end: End, silent: watch::Receiver<bool>)
-where
+/// The stream ends with the end of the file or, once `writers_gone` is true, with what is in the pipe: a child that
+/// still has the pipe open must not keep the stream open.
+pub(super) async fn output<S>(
+    registry: Arc<StreamRegistry<S>>,
+    key: StreamKey,
+    end: End,
+    writers_gone: watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut source = Source { end: Some(end), silent, left: None };
+    let mut source = Source { end: Some(end), writers_gone, left: None };
     let mut unsent = Vec::new();
     loop {
-        let mut connection = hub.take(&key).await;
+        let mut connection = registry.take(&key).await;
         match send(&mut connection, &mut source, &mut unsent).await {
             Ok(()) => tracing::trace!(%key, "the stream has ended"),
             Err(error) => tracing::debug!(%key, %error, "the stream broke, waiting for another connection"),
@@ -43,9 +47,9 @@ where
     }
 }
 
-/// Throws away what the process writes to a terminal that nobody wants to see, so that it does not wait for ever.
-pub(super) async fn discard(end: End, silent: watch::Receiver<bool>) {
-    let mut source = Source { end: Some(end), silent, left: None };
+/// Discards what the process writes to a terminal whose output is not wanted, so that it does not block.
+pub(super) async fn discard(end: End, writers_gone: watch::Receiver<bool>) {
+    let mut source = Source { end: Some(end), writers_gone, left: None };
     let mut buffer = vec![0; 4096];
     while source.next(&mut buffer).await.is_some() {}
 }
@@ -70,33 +74,33 @@ where
     unsent.shrink_to_fit();
     connection.write_all(&END).await?;
     connection.flush().await?;
-    // The receiver answers the end by closing; an error is a close as well.
+    // The receiver closes after the end; an error counts as that.
     connection.read_u8().await.map_or(Ok(()), |_| Ok(()))
 }
 
-/// What a process writes, read as long as there can be more.
+/// The output of a process.
 struct Source {
-    /// Nothing once the end was seen; closing it then lets late writers know.
+    /// None once the end was read: it is closed then, so that late writers get an error.
     end: Option<End>,
-    silent: watch::Receiver<bool>,
-    /// Bytes that may still be there, once nobody writes any more.
+    writers_gone: watch::Receiver<bool>,
+    /// How many bytes may still be in the pipe, once no process writes any more.
     left: Option<usize>,
 }
 
 impl Source {
-    /// Fills the buffer with what there is next and says how much; nothing at the end.
+    /// Reads the next bytes into the buffer and returns how many; none at the end.
     async fn next(&mut self, buffer: &mut [u8]) -> Option<usize> {
         loop {
             let end = self.end.clone()?;
-            if *self.silent.borrow() {
-                return self.remains(&end, buffer);
+            if *self.writers_gone.borrow() {
+                return self.read_remaining(&end, buffer);
             }
-            // Nothing is lost with a read that is given up: it has read nothing then.
+            // A read that is cancelled has read nothing, so nothing is lost.
             let read = tokio::select! {
                 biased;
                 read = read_ready(&end, buffer) => Some(read.unwrap_or(0)),
-                // A closed channel: the process object is gone, and this task is about to be.
-                changed = self.silent.wait_for(|silent| *silent) => changed.is_err().then_some(0),
+                // A closed channel: the process was deleted, and this task is about to be aborted.
+                changed = self.writers_gone.wait_for(|writers_gone| *writers_gone) => changed.is_err().then_some(0),
             };
             match read {
                 Some(0) => return self.finish(),
@@ -106,8 +110,8 @@ impl Source {
         }
     }
 
-    /// Reads past the runtime's idea of readiness, which may be older than the last write.
-    fn remains(&mut self, end: &End, buffer: &mut [u8]) -> Option<usize> {
+    /// Reads from the kernel directly: the runtime's view of readiness may be older than the last write.
+    fn read_remaining(&mut self, end: &End, buffer: &mut [u8]) -> Option<usize> {
         let left = self
             .left
             .unwrap_or_else(|| rustix::pipe::fcntl_getpipe_size(end.get_ref()).unwrap_or(TERMINAL_CAPACITY));
@@ -136,7 +140,7 @@ async fn read_ready(end: &End, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// A terminal whose other end is closed says EIO where a pipe says 0; both are the end.
+/// Of a terminal whose other end is closed read(2) returns EIO, of a pipe 0; both are the end.
 fn read(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match rustix::io::read(&fd, &mut *buffer) {
@@ -147,15 +151,15 @@ fn read(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Gives the process what the host sends, until the host says that it was all. The end then closes with the value.
-/// A process that reads no more has the rest thrown away: the host must not wait for it.
-pub(super) async fn input<S>(hub: Arc<Hub<S>>, key: StreamKey, end: End)
+/// Writes what the host sends to the process, until the host ends the stream; then the process's stdin is closed. When
+/// the process reads no more, the rest is discarded: the host must not block.
+pub(super) async fn input<S>(registry: Arc<StreamRegistry<S>>, key: StreamKey, end: End)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut sink = Some(end);
     loop {
-        let mut connection = hub.take(&key).await;
+        let mut connection = registry.take(&key).await;
         match receive(&mut connection, &mut sink).await {
             Ok(()) => {
                 tracing::trace!(%key, "the stream has ended");

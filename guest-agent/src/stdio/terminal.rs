@@ -1,4 +1,4 @@
-//! The host's end of a container's terminal.
+//! The agent's end of a process's terminal.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,7 +17,7 @@ const DIR: &str = "/run/bulkhead/tty";
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A terminal that could not be had.
+/// A terminal could not be obtained or changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PtyError {
     #[error("listen for the terminal on {path}")]
@@ -30,7 +30,7 @@ pub(crate) enum PtyError {
     Resize { width: u32, height: u32, source: rustix::io::Errno },
 }
 
-/// The socket on which libcontainer hands over the terminal it made. Removed with the value.
+/// The socket on which libcontainer hands over the terminal that it makes. Removed when dropped.
 #[derive(Debug)]
 pub(crate) struct ConsoleSocket {
     path: PathBuf,
@@ -38,7 +38,7 @@ pub(crate) struct ConsoleSocket {
 }
 
 impl ConsoleSocket {
-    /// Listens.
+    /// Listens on a new socket.
     pub(crate) fn new() -> Result<Self, PtyError> {
         let path = Path::new(DIR).join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
         let listen = || {
@@ -56,7 +56,7 @@ impl ConsoleSocket {
         &self.path
     }
 
-    /// The terminal that was handed over. It has been: libcontainer does so before it reports.
+    /// Receives the terminal. Does not wait: libcontainer hands it over before the helper reports.
     pub(crate) fn receive(&self) -> Result<OwnedFd, PtyError> {
         let fail = |source| PtyError::Receive { path: self.path.clone(), source };
         let (stream, _) = self.listener.accept().map_err(fail)?;
@@ -81,14 +81,14 @@ impl Drop for ConsoleSocket {
     }
 }
 
-/// Makes user `uid` the owner of the process's end of a terminal, which has its group from the mount of devpts.
+/// Makes user `uid` the owner of the process's end of a terminal. Its group is that of the devpts mount.
 pub(crate) fn give_to(terminal: &OwnedFd, uid: u32) -> io::Result<()> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let theirs = rustix::pty::ioctl_tiocgptpeer(terminal, flags)?;
     Ok(rustix::fs::fchown(theirs, Some(rustix::fs::Uid::from_raw(uid)), None)?)
 }
 
-/// Sets a terminal's size in cells. A size of 0 is unknown and changes nothing.
+/// Sets a terminal's size in cells. No-op for a size of 0, which means unknown.
 pub(crate) fn resize(terminal: &OwnedFd, width: u32, height: u32) -> Result<(), PtyError> {
     if width == 0 || height == 0 {
         return Ok(());
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_reach_the_terminal() {
+    fn resizing_sets_the_terminals_size() {
         let pty = nix::pty::openpty(None, None).unwrap();
         resize(&pty.master, 132, 43).unwrap();
         let size = rustix::termios::tcgetwinsize(&pty.slave).unwrap();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_becomes_its_users() {
+    fn a_terminal_gets_its_user_as_owner() {
         let pty = nix::pty::openpty(None, None).unwrap();
         let uid =
             if rustix::process::geteuid().is_root() { 1234 } else { rustix::process::geteuid().as_raw() };
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_terminal_has_no_size() {
+    fn resizing_what_is_no_terminal_fails() {
         let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         assert!(resize(&null, 80, 25).is_err());
     }

@@ -1,7 +1,7 @@
-//! Saying that the guest is up: one dial to the host, one frame.
+//! The announcement that the guest is up: one connection to the host, one frame.
 //!
-//! Dials may be dropped early in a guest's life (Kata's issue 8150), and a dial that nobody takes costs the
-//! kernel's two seconds, so a few are made and then no more: the host can still dial us.
+//! A connection may be dropped early in a guest's life (Kata Containers issue 8150), and one that nobody accepts takes
+//! the kernel two seconds. So there are only a few attempts: afterwards the host can still connect to the agent.
 
 use std::io;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use bulkhead_protocol::{ANNOUNCE_PORT, frame};
 use tokio::io::AsyncReadExt;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
-/// Dials before giving up.
+/// Attempts before giving up.
 const ATTEMPTS: u32 = 8;
-/// Pause after the first failed dial; it doubles.
+/// Pause after the first failed attempt; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// How long the host has to take the frame and close.
+/// How long the host may take to read the frame and close.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A dial or the frame on it failed.
+/// The announcement could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AnnounceError {
     #[error("dial the host on vsock port {ANNOUNCE_PORT}")]
@@ -29,14 +29,14 @@ pub(crate) enum AnnounceError {
     Send(#[source] io::Error),
 }
 
-/// Dials once and announces.
-pub(crate) async fn once() -> Result<(), AnnounceError> {
+/// Connects once and announces.
+pub(crate) async fn announce() -> Result<(), AnnounceError> {
     let host = VsockAddr::new(VMADDR_CID_HOST, ANNOUNCE_PORT);
     let mut stream = VsockStream::connect(host).await.map_err(AnnounceError::Dial)?;
     let message = announcement();
     frame::write_message(&mut stream, &message).await.map_err(AnnounceError::Send)?;
     tracing::info!(boot_millis = message.boot_nanos / 1_000_000, "announced to the host");
-    // A close may overtake the frame: the host closes first.
+    // A close can overtake the frame, so the host closes first.
     tokio::spawn(async move {
         let closed = tokio::time::timeout(LINGER, stream.read_u8()).await;
         tracing::debug!(in_time = closed.is_ok(), "announcement connection ends");
@@ -44,18 +44,18 @@ pub(crate) async fn once() -> Result<(), AnnounceError> {
     Ok(())
 }
 
-/// Goes on after a first dial that failed, with growing pauses.
+/// Tries again after a first attempt that failed, with growing pauses.
 pub(crate) async fn retry(first: AnnounceError) {
     let mut error = first;
     for (attempt, pause) in (2..=ATTEMPTS).zip(pauses()) {
         tracing::warn!(attempt, error = %chain(&error), "announcement failed, dialling again");
         tokio::time::sleep(pause).await;
-        match once().await {
+        match announce().await {
             Ok(()) => return,
             Err(again) => error = again,
         }
     }
-    tracing::error!(error = %chain(&error), "the host takes no announcement, serving without");
+    tracing::error!(error = %chain(&error), "the host accepts no announcement, serving without it");
 }
 
 fn pauses() -> impl Iterator<Item = Duration> {
@@ -83,13 +83,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pauses_are_bounded_in_sum() {
+    fn all_attempts_end_within_seconds() {
         let total: Duration = pauses().take(ATTEMPTS as usize - 1).sum();
         assert!(total < Duration::from_secs(5), "{total:?}");
     }
 
     #[test]
-    fn the_announcement_says_who_and_since_when() {
+    fn the_announcement_has_version_kernel_and_boot_time() {
         let message = announcement();
         assert!(message.boot_nanos > 0);
         assert!(!message.kernel_release.is_empty());

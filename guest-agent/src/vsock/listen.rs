@@ -1,7 +1,7 @@
-//! vsock listeners that hear the host and nobody else.
+//! vsock listeners that accept connections of the host only.
 //!
-//! vsock is not namespaced: a container may dial these ports too (through a loopback transport, or the guest's own
-//! CID). Such a peer has another CID than the host's and is dropped before a byte of it is read.
+//! vsock has no namespaces: a container can connect to these ports, too (through a loopback transport, or the guest's
+//! own CID). Such a peer has another CID than the host, and its connection is dropped before anything is read from it.
 
 use std::io;
 
@@ -21,7 +21,7 @@ pub(crate) fn bind(port: u32) -> Result<VsockListener, ListenError> {
     VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)).map_err(|source| ListenError { port, source })
 }
 
-/// The connections that come from the host. Never ends; an accept that failed is logged and the next one awaited.
+/// The connections of the host. The stream never ends; a failed accept is logged.
 pub(crate) fn from_host(listener: VsockListener) -> impl Stream<Item = io::Result<VsockStream>> + Send {
     stream::unfold(listener, |listener| async move {
         loop {
@@ -32,7 +32,7 @@ pub(crate) fn from_host(listener: VsockListener) -> impl Stream<Item = io::Resul
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
-                    // Out of descriptors or memory: give others the time to free some.
+                    // Out of descriptors or memory: others may free some meanwhile.
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 }
             }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_cid_2_is_heard() {
+    fn only_the_hosts_cid_is_accepted() {
         assert!(is_host(VsockAddr::new(2, 40_000)));
         for cid in [0, 1, 3, 4, VMADDR_CID_ANY] {
             assert!(!is_host(VsockAddr::new(cid, 40_000)), "{cid}");

@@ -132,7 +132,7 @@ impl Session {
 
     /// The guest's time in nanoseconds since the epoch, once its clock has been turned by `by_nanos`.
     async fn ask_time(&self, within: Duration, by_nanos: i64) -> Result<i64, AgentError> {
-        let request = PingRequest { turn_clock_nanos: by_nanos, ..PingRequest::default() };
+        let request = PingRequest { adjust_clock_nanos: by_nanos, ..PingRequest::default() };
         let pong = self.client.ping(context(within), &request);
         answered("Ping", within, pong).await.map(|pong| pong.guest_time_nanos)
     }

@@ -52,7 +52,7 @@ async fn it_is_one_pod_and_keeps_the_time(guest: &Guest) {
     assert!(off < 2_000_000_000, "the guest's clock is {off} ns off");
     // Little by little, then at once.
     for (turn, seen) in [(100_000_000, 0), (-3_600_000_000_000, -3_600)] {
-        let asked = PingRequest { turn_clock_nanos: turn, ..PingRequest::new() };
+        let asked = PingRequest { adjust_clock_nanos: turn, ..PingRequest::new() };
         let then = guest.agent.ping(soon(), &asked).await.unwrap().guest_time_nanos;
         let turned = (then - ping.guest_time_nanos) / 1_000_000_000;
         assert!((seen..seen + 30).contains(&turned), "turned by {turned} s for {turn} ns");

@@ -55,7 +55,7 @@ async fn each_direction_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn much_goes_both_ways_at_once() {
+async fn much_data_is_copied_both_ways_at_once() {
     let it = carried();
     let bytes: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
     let both = [it.client, it.server].map(|socket| {
@@ -81,7 +81,7 @@ async fn much_goes_both_ways_at_once() {
 }
 
 #[tokio::test]
-async fn a_close_is_more_than_an_end() {
+async fn closing_is_told_apart_from_shutting_down_writing() {
     for client_first in [true, false] {
         let mut it = carried();
         let (mut first, second) =
@@ -103,7 +103,7 @@ async fn a_close_is_more_than_an_end() {
 
 /// An end of writing alone must not look like a close.
 #[tokio::test]
-async fn an_end_of_writing_keeps_the_answer_coming() {
+async fn after_shutting_down_writing_the_answer_still_arrives() {
     let mut it = carried();
     it.client.shutdown().await.unwrap();
     assert_eq!(all(&mut it.server).await, b"");
@@ -118,7 +118,7 @@ async fn an_end_of_writing_keeps_the_answer_coming() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_something_unread_has_gone() {
+async fn closing_with_unread_data_is_sent_as_gone() {
     let mut it = carried();
     it.server.write_all(b"unread").await.unwrap();
     timeout(SOON, it.client.readable()).await.unwrap().unwrap();
@@ -131,7 +131,7 @@ async fn a_client_that_leaves_something_unread_has_gone() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_cut_cuts_the_socket() {
+async fn a_broken_stream_breaks_the_socket() {
     let (mut client, near) = UnixStream::pair().unwrap();
     let (here, there) = tokio::io::duplex(1000);
     let end = tokio::spawn(relay(near, here));
@@ -141,7 +141,7 @@ async fn a_stream_that_is_cut_cuts_the_socket() {
 }
 
 #[tokio::test]
-async fn what_breaks_the_contract_ends_it() {
+async fn a_malformed_frame_ends_the_connection() {
     for words in [&[&(MAX_CHUNK + 1).to_le_bytes()[..]][..], &[&END, &4_u32.to_le_bytes(), b"late"]] {
         let (_client, near) = UnixStream::pair().unwrap();
         let (here, mut there) = tokio::io::duplex(1000);

@@ -9,7 +9,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::container::error::ContainerError;
 
-/// Makes the mounts in order. On failure those made are unmade.
+/// Mounts in order. On a failure what was mounted is unmounted.
 pub(in crate::container) fn attach_all(wanted: &[GuestMount]) -> Result<Vec<PathBuf>, ContainerError> {
     let mut made = Vec::new();
     for wanted in wanted {
@@ -37,23 +37,23 @@ fn attach(wanted: &GuestMount) -> io::Result<PathBuf> {
     Ok(target)
 }
 
-/// Unmounts in reverse. One that is busy goes when its last user does.
+/// Unmounts in reverse order. A busy mount is unmounted lazily, when its last user is gone.
 pub(in crate::container) fn detach_all(made: &[PathBuf]) {
     for target in made.iter().rev() {
         match unmount(target, UnmountFlags::empty()) {
-            // Not mounted any more: a repeat.
+            // Already unmounted.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(error) => {
-                tracing::warn!(target = %target.display(), %error, "busy, unmounted lazily");
+                tracing::warn!(target = %target.display(), %error, "a mount is busy, unmounting it lazily");
                 if let Err(error) = unmount(target, UnmountFlags::DETACH) {
-                    tracing::warn!(target = %target.display(), %error, "a mount stays");
+                    tracing::warn!(target = %target.display(), %error, "a mount was not unmounted");
                 }
             }
         }
     }
 }
 
-/// Mount options as mount(8) has them, apart: flags of mount(2), and the rest for the file system.
+/// Splits mount options as of mount(8) into flags of mount(2) and data for the file system.
 fn options(words: &[String]) -> (MountFlags, String) {
     let mut flags = MountFlags::empty();
     let mut data: Vec<&str> = Vec::new();
@@ -72,7 +72,7 @@ fn options(words: &[String]) -> (MountFlags, String) {
             "lazytime" => flags |= MountFlags::LAZYTIME,
             "bind" => flags |= MountFlags::BIND,
             "rbind" => flags |= MountFlags::BIND | MountFlags::REC,
-            // What holds anyway.
+            // The defaults.
             "rw" | "suid" | "dev" | "exec" | "async" | "atime" | "diratime" | "defaults" | "" => {}
             other => data.push(other),
         }
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_and_data_are_told_apart() {
+    fn mount_options_are_split_into_flags_and_data() {
         let (flags, data) = options(&words("rw nosuid noexec size=64m mode=1777"));
         assert_eq!(flags, MountFlags::NOSUID | MountFlags::NOEXEC);
         assert_eq!(data, "size=64m,mode=1777");
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_target_is_refused_by_name() {
+    fn a_relative_target_is_refused_and_named() {
         let wanted = GuestMount { fs_type: "tmpfs".into(), target: "x".into(), ..Default::default() };
         let error = attach_all(&[wanted]).unwrap_err();
         assert!(error.to_string().contains("tmpfs at x"), "{error}");

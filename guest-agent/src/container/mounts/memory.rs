@@ -1,6 +1,6 @@
-//! Volumes in memory (`emptyDir` with `medium: Memory`): a tmpfs each, made for the first container that names it and
-//! kept as long as the VM. A container gets a bind mount of it, or of a directory in it, at a place that no container can
-//! reach: a link that one puts into a volume must not decide what another one gets.
+//! Volumes in memory (`emptyDir` with `medium: Memory`): each is a tmpfs that is made for the first container that
+//! names it and kept as long as the VM. A container gets a bind mount of it, or of a directory in it. The bind mount
+//! lies where no container can reach it, so that a symbolic link in a volume cannot change what another container gets.
 
 use std::fs;
 use std::io;
@@ -19,16 +19,16 @@ use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount
 use crate::container::error::ContainerError;
 use crate::kernel::capacity;
 
-/// Below [`MEMORY_DIR`], where the volumes are; no container is called so.
+/// Directory of the volumes below [`MEMORY_DIR`]. No container has this name: ids do not begin with a dot.
 const VOLUMES: &str = ".volumes";
 
-/// The volumes of the pod. One container at a time looks which are there.
+/// The volumes of the pod. The lock is held while volumes are made for a container.
 #[derive(Debug, Default)]
-pub(in crate::container) struct Memory(Mutex<()>);
+pub(in crate::container) struct MemoryVolumes(Mutex<()>);
 
-impl Memory {
-    /// Makes what a container has of its volumes, and those volumes that are not there yet. Says what has been mounted for
-    /// the container; on failure nothing has. May block.
+impl MemoryVolumes {
+    /// Mounts the parts of volumes that a container has, and makes the volumes that do not exist yet. Returns the mount
+    /// points; on a failure nothing is left mounted for the container. May block.
     pub(in crate::container) fn attach(
         &self,
         container: &str,
@@ -37,12 +37,12 @@ impl Memory {
         let _alone = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut made = Vec::new();
         for volume in volumes {
-            let target = place(container).join(volume.number.to_string());
-            match show(Path::new(MEMORY_DIR), volume, &target) {
+            let target = container_dir(container).join(volume.number.to_string());
+            match mount_part(Path::new(MEMORY_DIR), volume, &target) {
                 Ok(()) => made.push(target),
                 Err(source) => {
                     super::guest::detach_all(&made);
-                    forget(container);
+                    remove_mount_points(container);
                     return Err(ContainerError::Memory { name: volume.name.clone(), source });
                 }
             }
@@ -51,27 +51,27 @@ impl Memory {
     }
 }
 
-/// Removes the mount points of a container, whose mounts are gone.
-pub(in crate::container) fn forget(container: &str) {
-    let dir = place(container);
+/// Removes the mount points of a container after they were unmounted.
+pub(in crate::container) fn remove_mount_points(container: &str) {
+    let dir = container_dir(container);
     let points = fs::read_dir(&dir).into_iter().flatten().flatten();
     for point in points.map(|entry| entry.path()).chain([dir.clone()]) {
-        // Neither of them takes anything that is still mounted.
+        // Neither of the two removes what is still mounted.
         match if point.is_dir() { fs::remove_dir(&point) } else { fs::remove_file(&point) } {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(path = %point.display(), %error, "a mount point stays"),
+            Err(error) => tracing::warn!(path = %point.display(), %error, "a mount point was not removed"),
         }
     }
 }
 
-fn place(container: &str) -> PathBuf {
+fn container_dir(container: &str) -> PathBuf {
     Path::new(MEMORY_DIR).join(container)
 }
 
-/// Mounts at `target` what the container gets of the volume.
-fn show(dir: &Path, volume: &MemoryVolume, target: &Path) -> io::Result<()> {
-    let root = there(dir, volume)?;
+/// Mounts the part of the volume that the container gets at `target`.
+fn mount_part(dir: &Path, volume: &MemoryVolume, target: &Path) -> io::Result<()> {
+    let root = ensure_volume(dir, volume)?;
     let part = open_part(&root, volume)?;
     make_point(&part, target)?;
     let flags =
@@ -81,7 +81,8 @@ fn show(dir: &Path, volume: &MemoryVolume, target: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes what the part is mounted on. A container may have put a file where another one's sub-path leads to.
+/// Makes the mount point of the part. The part can be a file, if a container has put one where another's sub-path
+/// leads.
 fn make_point(part: &OwnedFd, target: &Path) -> io::Result<()> {
     if FileType::from_raw_mode(fstat(part)?.st_mode) == FileType::Directory {
         return fs::create_dir_all(target);
@@ -90,8 +91,8 @@ fn make_point(part: &OwnedFd, target: &Path) -> io::Result<()> {
     fs::File::create(target).map(drop)
 }
 
-/// The volume, made if it is not there.
-fn there(dir: &Path, volume: &MemoryVolume) -> io::Result<PathBuf> {
+/// The path of the volume, which is made if it does not exist.
+fn ensure_volume(dir: &Path, volume: &MemoryVolume) -> io::Result<PathBuf> {
     let mut parts = Path::new(&volume.name).components();
     let (Some(Component::Normal(name)), None) = (parts.next(), parts.next()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "its name is no path component"));
@@ -105,18 +106,18 @@ fn there(dir: &Path, volume: &MemoryVolume) -> io::Result<PathBuf> {
     let options = std::ffi::CString::new(options)?;
     let mounted = mount(volume.name.as_str(), &root, "tmpfs", MountFlags::empty(), Some(options.as_c_str()));
     if let Err(errno) = mounted {
-        // One without a mount would be taken for the volume.
+        // A directory without a mount would be taken for the volume.
         if let Err(error) = fs::remove_dir(&root) {
-            tracing::warn!(path = %root.display(), %error, "a volume that is none stays");
+            tracing::warn!(path = %root.display(), %error, "the directory of a volume that was not mounted is left");
         }
         return Err(errno.into());
     }
     Ok(root)
 }
 
-/// What no volume takes of the guest's memory: who fills one hears that it is full, instead of being ended for want of
-/// memory. A pod's guest has more beside the pod's own limit, so this bounds volumes of pods without a limit, and makes
-/// those of very large pods a hundredth smaller.
+/// How much of the guest's memory no volume may take, so that writing too much fails with ENOSPC instead of an OOM
+/// kill. A guest has more than this beside the pod's memory limit, so only volumes of pods without a limit are bounded
+/// by it, and those of very large pods, by about a hundredth.
 const KEPT_BYTES: u64 = 64 << 20;
 
 fn options(volume: &MemoryVolume, guest_bytes: u64) -> String {
@@ -125,18 +126,18 @@ fn options(volume: &MemoryVolume, guest_bytes: u64) -> String {
     format!("size={wanted},mode={:o},uid={},gid={}", volume.mode, volume.uid, volume.gid)
 }
 
-/// Opens what the container gets of a volume. Directories on the way that are missing are made. A link is followed where
-/// it leads to something in the volume.
+/// Opens the part of a volume that the container gets. Missing directories of the sub-path are made. Symbolic links are
+/// followed only within the volume.
 fn open_part(root: &Path, volume: &MemoryVolume) -> io::Result<OwnedFd> {
     let root = openat2(CWD, root, PATH | OFlags::DIRECTORY, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
-    let mut way = String::new();
-    let mut part = look(&root, ".")?;
+    let mut sub_path = String::new();
+    let mut part = open_beneath(&root, ".")?;
     for name in volume.sub_path.split('/').filter(|name| !name.is_empty()) {
-        way = if way.is_empty() { name.to_owned() } else { format!("{way}/{name}") };
-        part = match look(&root, &way) {
+        sub_path = if sub_path.is_empty() { name.to_owned() } else { format!("{sub_path}/{name}") };
+        part = match open_beneath(&root, &sub_path) {
             Err(Errno::NOENT) => match make_directory(&part, name, volume) {
-                // A container was quicker: it is as that has made it.
-                Err(Errno::EXIST) => look(&root, &way)?,
+                // A container has made it meanwhile, and it is used as it is.
+                Err(Errno::EXIST) => open_beneath(&root, &sub_path)?,
                 made => made?,
             },
             found => found?,
@@ -147,16 +148,17 @@ fn open_part(root: &Path, volume: &MemoryVolume) -> io::Result<OwnedFd> {
 
 const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
-/// How often it is looked again where something on the way is renamed meanwhile.
-const LOOKS: usize = 16;
+/// How often a path is opened again when something on it is renamed meanwhile (EAGAIN, openat2(2)).
+const MAX_TRIES: usize = 16;
 
-fn look(root: &OwnedFd, way: &str) -> Result<OwnedFd, Errno> {
+fn open_beneath(root: &OwnedFd, sub_path: &str) -> Result<OwnedFd, Errno> {
     let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    let mut looks = std::iter::repeat_with(|| openat2(root, way, PATH, Mode::empty(), inside)).take(LOOKS);
-    looks.find(|found| !matches!(found, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN))
+    let mut tries =
+        std::iter::repeat_with(|| openat2(root, sub_path, PATH, Mode::empty(), inside)).take(MAX_TRIES);
+    tries.find(|found| !matches!(found, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN))
 }
 
-/// Makes a directory and gives it owner and mode by its descriptor: its name may lead elsewhere by then.
+/// Makes a directory and sets its owner and mode by its descriptor, because its name may lead elsewhere by then.
 fn make_directory(parent: &OwnedFd, name: &str, volume: &MemoryVolume) -> Result<OwnedFd, Errno> {
     let mode = Mode::from_raw_mode(volume.sub_mode);
     mkdirat(parent, name, mode)?;
@@ -164,7 +166,7 @@ fn make_directory(parent: &OwnedFd, name: &str, volume: &MemoryVolume) -> Result
     let made =
         openat2(parent, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?;
     fchown(&made, Some(Uid::from_raw(volume.sub_uid)), Some(Gid::from_raw(volume.sub_gid)))?;
-    // The umask, and a change of owner, take bits away.
+    // The umask and a change of owner clear bits.
     fchmod(&made, mode)?;
     Ok(made)
 }
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_of_a_sub_path_are_made_as_the_hosts_are() {
+    fn missing_directories_of_a_sub_path_get_owner_and_mode() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("a")).unwrap();
         let part = open_part(dir.path(), &volume("a/b/c")).unwrap();
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_a_container_made_leads_nowhere_else() {
+    fn a_symbolic_link_cannot_leave_the_volume() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("real")).unwrap();
         symlink("real", dir.path().join("inside")).unwrap();
@@ -211,9 +213,9 @@ mod tests {
         assert_eq!(fstat(&inside).unwrap().st_ino, fs::metadata(dir.path().join("real/x")).unwrap().ino());
         for (name, target) in [("absolute", "/etc"), ("above", "../../etc"), ("magic", "/proc/self/root")] {
             symlink(target, dir.path().join(name)).unwrap();
-            for way in [name.to_owned(), format!("{name}/x")] {
-                let error = open_part(dir.path(), &volume(&way)).unwrap_err();
-                assert_eq!(error.kind(), io::ErrorKind::CrossesDevices, "{way}: {error}");
+            for sub_path in [name.to_owned(), format!("{name}/x")] {
+                let error = open_part(dir.path(), &volume(&sub_path)).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::CrossesDevices, "{sub_path}: {error}");
             }
         }
         fs::write(dir.path().join("file"), "").unwrap();
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_has_its_size_as_far_as_the_guest_has_memory() {
+    fn a_volumes_size_is_bounded_by_the_guests_memory() {
         let of = |size_bytes, guest_bytes| {
             let volume = MemoryVolume { size_bytes, mode: 0o2777, gid: 7, ..Default::default() };
             options(&volume, guest_bytes)
@@ -236,11 +238,11 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_more_than_one_part_makes_nothing() {
+    fn a_name_that_is_no_single_path_component_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["", "..", "a/b", "/a"] {
-            let error =
-                there(dir.path(), &MemoryVolume { name: name.into(), ..Default::default() }).unwrap_err();
+            let error = ensure_volume(dir.path(), &MemoryVolume { name: name.into(), ..Default::default() })
+                .unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name:?}");
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -1,5 +1,5 @@
-//! The mounts of a container: what the agent mounts for it in the guest, volumes of the share and in memory, and where in
-//! the container's file tree mounts and the working directory lie.
+//! The mounts of a container: those that the agent makes in the guest, volumes of the share and in memory, and the
+//! places of mounts and working directory in the container's file tree.
 
 pub(super) mod guest;
 pub(super) mod memory;

@@ -8,24 +8,24 @@ use bulkhead_protocol::{SHARE_DIR, SHARE_VOLUMES};
 
 use super::guest::detach_all;
 
-/// Volumes of the share and how many containers have each.
+/// The volumes of the share, and how many containers have each.
 ///
-/// What the host mounts in the share becomes a mount of ours when it is first visited, with inodes of its own. So a
-/// volume is visited here before any container has a mount namespace, and they all get the same; and it stays until
-/// the last of them has gone.
+/// What the host mounts in the share becomes a mount of the guest when a process first enters it, with inodes of its
+/// own. So the agent enters a volume before any container has a mount namespace, and all containers get the same mount.
+/// It stays mounted until the last of them is deleted.
 #[derive(Debug, Default)]
 pub(crate) struct Volumes(Mutex<BTreeMap<PathBuf, usize>>);
 
 impl Volumes {
-    /// Visits the volumes behind these paths. What is returned is to be given back.
-    pub(in crate::container) fn visit(&self, sources: &[PathBuf]) -> Vec<PathBuf> {
+    /// Mounts the volumes behind these paths, and counts them. Returns the volumes, which the caller must release.
+    pub(in crate::container) fn acquire(&self, sources: &[PathBuf]) -> Vec<PathBuf> {
         let mut counts = self.lock();
         let mut held: Vec<PathBuf> = sources.iter().filter_map(|source| volume_of(source)).collect();
         held.sort();
         held.dedup();
         for volume in &held {
             *counts.entry(volume.clone()).or_default() += 1;
-            // A file is no mount of its own. "." is what makes the kernel mount.
+            // The "." makes the kernel mount it. A volume that is a file has no mount of its own.
             if let Err(error) = std::fs::metadata(volume.join(".")) {
                 tracing::debug!(volume = %volume.display(), %error, "no directory");
             }
@@ -33,8 +33,8 @@ impl Volumes {
         held
     }
 
-    /// Unmounts those that nobody else has.
-    fn leave(&self, held: &[PathBuf]) {
+    /// Releases volumes, and unmounts those that no other container has.
+    fn release(&self, held: &[PathBuf]) {
         let mut counts = self.lock();
         for volume in held {
             let left = counts.get(volume).map_or(0, |count| count.saturating_sub(1));
@@ -52,7 +52,7 @@ impl Volumes {
     }
 }
 
-/// `<share>/.volumes/<number>`, when that is what a path of the share leads to.
+/// The volume, `<share>/.volumes/<number>`, that a path of the share leads to, if any.
 fn volume_of(source: &Path) -> Option<PathBuf> {
     if !source.starts_with(SHARE_DIR) {
         return None;
@@ -66,16 +66,16 @@ fn volume_at(path: &Path) -> Option<PathBuf> {
     Some(dir.join(name))
 }
 
-/// Lets go of everything below a container's directory of the share and of volumes that only it had, so that virtiofsd
-/// does as well: the file systems that the host mounted there show up as mounts of ours when they are visited, and what
-/// was read stays cached, with its inodes.
-pub(in crate::container) fn leave_share(container: &str, volumes: &Volumes, held: &[PathBuf]) {
+/// Unmounts everything below a container's directory of the share, and volumes that only it had, and drops caches.
+/// Otherwise virtiofsd keeps files open: what the host mounted there are mounts of the guest, and what was read stays
+/// cached with its inodes.
+pub(in crate::container) fn release_share(container: &str, volumes: &Volumes, held: &[PathBuf]) {
     let dir = Path::new(SHARE_DIR).join(container);
     detach_all(&below(&mount_table(), &dir));
-    volumes.leave(held);
-    // Inodes with pages are not freed, so the pages go first (3, not 2).
+    volumes.release(held);
+    // 3, not 2: inodes are freed only once their pages are.
     if let Err(error) = std::fs::write("/proc/sys/vm/drop_caches", "3") {
-        tracing::warn!(%error, "caches are kept, the host may find its mounts busy");
+        tracing::warn!(%error, "caches were not dropped, mounts of the host may be busy");
     }
 }
 
@@ -83,7 +83,7 @@ fn mount_table() -> String {
     std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
 }
 
-/// Mount points below a directory, in the order of /proc/self/mountinfo, proc(5): parents first.
+/// Mount points below a directory, in the order of /proc/self/mountinfo (proc(5)): parents first.
 fn below(table: &str, dir: &Path) -> Vec<PathBuf> {
     at_and_below(table, dir).into_iter().filter(|point| point != dir).collect()
 }
@@ -93,7 +93,7 @@ fn at_and_below(table: &str, dir: &Path) -> Vec<PathBuf> {
     points.map(PathBuf::from).filter(|point| point.starts_with(dir)).collect()
 }
 
-/// Blanks, tabs, newlines and backslashes are written as three octal digits.
+/// Decodes blanks, tabs, newlines and backslashes, which mountinfo has as three octal digits.
 fn unescape(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut parts = text.split('\\');
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_below_the_container_is_found() {
+    fn only_mounts_below_the_containers_directory_are_found() {
         let table = "\
             22 1 0:5 / / rw - rootfs rootfs rw\n\
             30 22 0:30 / /run/bulkhead/share rw - virtiofs bulkhead rw\n\
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_the_share_is_of_a_volume_or_of_none() {
+    fn the_volume_of_a_path_is_found() {
         let volume = Some(PathBuf::from("/run/bulkhead/share/.volumes/3"));
         assert_eq!(volume_at(Path::new("/run/bulkhead/share/.volumes/3")), volume);
         assert_eq!(volume_at(Path::new("/run/bulkhead/share/.volumes/3/sub/file")), volume);
@@ -142,18 +142,18 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_kept_while_somebody_has_it() {
+    fn a_volume_is_kept_until_its_last_release() {
         let volumes = Volumes::default();
         let path = PathBuf::from("/run/bulkhead/share/.volumes/3");
         volumes.lock().insert(path.clone(), 2);
-        volumes.leave(std::slice::from_ref(&path));
+        volumes.release(std::slice::from_ref(&path));
         assert_eq!(volumes.lock().get(&path), Some(&1));
-        volumes.leave(std::slice::from_ref(&path));
+        volumes.release(std::slice::from_ref(&path));
         assert!(volumes.lock().is_empty());
     }
 
     #[test]
-    fn escapes_that_are_none_stay() {
+    fn malformed_escapes_are_kept() {
         assert_eq!(unescape(r"a\134b\012"), "a\\b\n");
         assert_eq!(unescape(r"a\9"), r"a\9");
         assert_eq!(unescape(r"\"), r"\");

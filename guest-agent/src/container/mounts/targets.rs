@@ -1,7 +1,7 @@
-//! Where a container's mounts go: symbolic links on the way are followed inside the container's root, and one that leads
-//! to nothing names what is to be made. libcontainer makes what is missing on a way without links.
+//! Resolves the targets of a container's mounts: symbolic links are followed inside the container's root, also when
+//! they lead to what does not exist. libcontainer makes what is missing of a path without links.
 //!
-//! Images have such links: `/etc/resolv.conf` to systemd's file, `/var/run` to a `/run` that is not there yet.
+//! Images have such links: `/etc/resolv.conf` to systemd's file, `/var/run` to a `/run` that does not exist yet.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -11,31 +11,32 @@ use oci_spec::runtime::{Mount, Spec};
 
 use crate::container::spec;
 
-/// As many links as the kernel follows (MAXSYMLINKS); behind the last one the way is taken as it is.
-const MOST_LINKS: usize = 40;
+/// As many links as the kernel follows (MAXSYMLINKS). The path behind the last one is taken as it is.
+const MAX_LINKS: usize = 40;
 
-/// A mount of the container: where it is, and what of the guest is there, if it is a bind mount.
+/// A mount of the container: its target and, if it is a bind mount, its source in the guest.
 #[derive(Debug, Clone)]
-struct Covered {
+struct MountPoint {
     at: PathBuf,
     source: Option<PathBuf>,
 }
 
-/// The container's file tree as far as the agent can look at it before the container has its mounts.
+/// The container's file tree, as far as the agent can see it before the container has its mounts.
 #[derive(Debug)]
 pub(in crate::container) struct Tree {
     rootfs: PathBuf,
-    mounts: Vec<Covered>,
+    mounts: Vec<MountPoint>,
 }
 
-/// Gives every mount of the spec a target without links. Looks at the root and at the volumes, so it may block.
-pub(in crate::container) fn settle(rootfs: &Path, spec: &mut Spec) -> Tree {
+/// Replaces the target of every mount of the spec by one without links. Reads root file system and volumes, so it may
+/// block.
+pub(in crate::container) fn resolve_all(rootfs: &Path, spec: &mut Spec) -> Tree {
     let mut tree = Tree { rootfs: rootfs.to_owned(), mounts: Vec::new() };
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
         let at = tree.resolve(mount.destination());
         mount.set_destination(at.clone());
-        tree.mounts.push(Covered { at, source: source(mount) });
+        tree.mounts.push(MountPoint { at, source: source(mount) });
     }
     spec.set_mounts(Some(mounts));
     tree
@@ -46,7 +47,7 @@ fn source(mount: &Mount) -> Option<PathBuf> {
 }
 
 impl Tree {
-    /// The way to `path` in the container without any link: what is not there, or cannot be looked at, is no link.
+    /// `path` in the container, without symbolic links. What does not exist, or cannot be read, is no link.
     pub(in crate::container) fn resolve(&self, path: &Path) -> PathBuf {
         let mut found = PathBuf::from("/");
         let mut rest: VecDeque<OsString> = names(path);
@@ -58,7 +59,7 @@ impl Tree {
             }
             let next = found.join(&name);
             match self.link(&next) {
-                Some(target) if links < MOST_LINKS => {
+                Some(target) if links < MAX_LINKS => {
                     links += 1;
                     if target.is_absolute() {
                         found = PathBuf::from("/");
@@ -73,17 +74,16 @@ impl Tree {
         found
     }
 
-    /// What the link at a path (without links above it) says. What is mounted there is no link, though the way to its
-    /// source may be one.
+    /// The target of the link at a path without links above it. A mount point is no link, even if its source is one.
     fn link(&self, path: &Path) -> Option<PathBuf> {
         let (base, rest) = self.split(path)?;
         if rest == Path::new("") { None } else { std::fs::read_link(base.join(rest)).ok() }
     }
 
     /// Where the agent finds a path of the container: the container's root, or the source of the mount that covers the
-    /// path, and the way from there. `None` for what is on a mount that is yet to be made.
+    /// path, and the rest of the path. None for what is on a mount that does not exist yet.
     pub(in crate::container) fn split(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
-        // The deepest one, and of two at one place the later one, which covers the other.
+        // The deepest one; of two with the same target the later one, which covers the other.
         let covering = self.mounts.iter().rev().filter(|mount| path.starts_with(&mount.at));
         let covering = covering.reduce(|deepest, mount| if deeper(mount, deepest) { mount } else { deepest });
         let (base, rest) = match covering {
@@ -94,7 +94,7 @@ impl Tree {
     }
 }
 
-fn deeper(one: &Covered, other: &Covered) -> bool {
+fn deeper(one: &MountPoint, other: &MountPoint) -> bool {
     one.at.components().count() > other.at.components().count()
 }
 
@@ -133,12 +133,12 @@ mod tests {
         symlink("real", volume.join("inner")).unwrap();
         // As volumes lie in the share.
         symlink("volume", dir.path().join("0")).unwrap();
-        let mounts = vec![Covered { at: "/data".into(), source: Some(dir.path().join("0")) }];
+        let mounts = vec![MountPoint { at: "/data".into(), source: Some(dir.path().join("0")) }];
         (dir, Tree { rootfs, mounts })
     }
 
     #[test]
-    fn links_are_followed_inside_the_root_even_where_they_lead_to_nothing() {
+    fn links_are_followed_inside_the_root_even_if_dangling() {
         let (_dir, tree) = tree();
         for (path, resolved) in [
             ("/etc/hosts", "/etc/hosts"),
@@ -166,13 +166,13 @@ mod tests {
         let parts = |base: &str, rest: &str| Some((dir.path().join(base), PathBuf::from(rest)));
         assert_eq!(tree.split(Path::new("/data/x")), parts("0", "x"));
         assert_eq!(tree.split(Path::new("/x")), parts("root", "x"));
-        tree.mounts.push(Covered { at: "/data".into(), source: None });
+        tree.mounts.push(MountPoint { at: "/data".into(), source: None });
         assert_eq!(tree.split(Path::new("/data/x")), None, "a file system that is yet to be mounted");
         assert_eq!(tree.resolve(Path::new("/data/inner")), Path::new("/data/inner"));
     }
 
     #[test]
-    fn every_mount_gets_a_way_without_links() {
+    fn every_mount_gets_a_target_without_links() {
         let (_dir, tree) = tree();
         let mut spec: Spec = serde_json::from_str(
             r#"{"ociVersion": "1.2.0", "mounts": [
@@ -180,7 +180,7 @@ mod tests {
                 {"destination": "/proc", "type": "proc", "source": "proc"}]}"#,
         )
         .unwrap();
-        let settled = settle(&tree.rootfs, &mut spec);
+        let settled = resolve_all(&tree.rootfs, &mut spec);
         let at: Vec<_> = spec.mounts().iter().flatten().map(|mount| mount.destination().clone()).collect();
         assert_eq!(at, [Path::new("/run/systemd/resolve/stub-resolv.conf"), Path::new("/proc")]);
         assert_eq!(settled.split(Path::new("/proc/x")), None);

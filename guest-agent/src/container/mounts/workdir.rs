@@ -1,4 +1,4 @@
-//! A container's working directory: made where it is missing, as runc does. libcontainer only changes into it.
+//! Makes a container's working directory if it is missing, as runc does. libcontainer only changes into it.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -10,34 +10,34 @@ use rustix::io::Errno;
 use super::targets::Tree;
 use crate::container::error::ContainerError;
 
-/// Where the directory lies, as the agent reaches it before the container has a mount namespace.
+/// Where the agent finds the directory before the container has a mount namespace.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
+struct Location {
     /// The container's root, or the source of the mount that covers the directory.
     root: PathBuf,
-    /// The rest of the way.
+    /// The rest of the path.
     path: PathBuf,
 }
 
-/// Makes the working directory of a container, and those above it, unless it is there.
+/// Makes the working directory of a container and its parents, unless it exists.
 pub(in crate::container) fn make(id: &str, tree: &Tree, spec: &Spec) -> Result<(), ContainerError> {
     let path = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
-    let Some(place) = place(tree, &path) else { return Ok(()) };
-    place.make().map_err(|errno| ContainerError::MakeWorkDir {
+    let Some(location) = locate(tree, &path) else { return Ok(()) };
+    location.make().map_err(|errno| ContainerError::MakeWorkDir {
         id: id.to_owned(),
         path,
         source: errno.into(),
     })
 }
 
-/// None for the root itself, and for what only the container's own mounts will have.
-fn place(tree: &Tree, cwd: &Path) -> Option<Place> {
+/// None for the root itself, and for a directory on a mount that does not exist yet.
+fn locate(tree: &Tree, cwd: &Path) -> Option<Location> {
     let cwd = tree.resolve(cwd);
     let (root, path) = tree.split(&cwd)?;
-    (path != Path::new("")).then_some(Place { root, path })
+    (path != Path::new("")).then_some(Location { root, path })
 }
 
-impl Place {
+impl Location {
     fn make(&self) -> Result<(), Errno> {
         let root = openat(CWD, &self.root, DIRECTORY, Mode::empty())?;
         if within(&root, &self.path).is_ok() {
@@ -59,10 +59,10 @@ impl Place {
     }
 }
 
-/// Only a way to the directory.
+/// To open a directory without access to its content.
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Symbolic links are the container's: none leads out of `root` (openat2(2)).
+/// Opens a directory. Symbolic links are the container's and cannot lead out of `root` (openat2(2)).
 fn within(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     openat2(root, path, DIRECTORY, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
 }
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_lies_in_the_root_or_in_the_volume_that_covers_it() {
+    fn the_directory_is_in_the_root_or_in_the_volume_that_covers_it() {
         let mut spec: Spec = serde_json::from_str(
             r#"{"ociVersion": "1.1.0", "mounts": [
                 {"destination": "/data", "type": "bind", "source": "/volume", "options": ["rbind"]},
@@ -84,8 +84,8 @@ mod tests {
         .unwrap();
         let dir = tempfile::tempdir().unwrap();
         symlink("/data", dir.path().join("link")).unwrap();
-        let tree = crate::container::mounts::targets::settle(dir.path(), &mut spec);
-        let found = |cwd: &str| place(&tree, Path::new(cwd)).map(|place| (place.root, place.path));
+        let tree = crate::container::mounts::targets::resolve_all(dir.path(), &mut spec);
+        let found = |cwd: &str| locate(&tree, Path::new(cwd)).map(|location| (location.root, location.path));
         let at = |root: &Path, path: &str| Some((root.to_owned(), PathBuf::from(path)));
         assert_eq!(found("/a/b"), at(dir.path(), "a/b"));
         assert_eq!(found("/database"), at(dir.path(), "database"));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_with_those_above_and_never_outside() {
+    fn the_directory_is_made_with_its_parents_and_never_outside_the_root() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         std::fs::create_dir_all(root.join("there")).unwrap();
@@ -106,7 +106,7 @@ mod tests {
         symlink("../../outside", root.join("up")).unwrap();
         symlink("nowhere", root.join("dangling")).unwrap();
         std::fs::write(root.join("file"), "").unwrap();
-        let make = |path: &str| Place { root: root.clone(), path: path.into() }.make();
+        let make = |path: &str| Location { root: root.clone(), path: path.into() }.make();
         for path in ["a/b/c", "a/b/c", "there", "absolute/x"] {
             make(path).unwrap();
         }

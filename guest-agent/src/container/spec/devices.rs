@@ -1,4 +1,4 @@
-//! The guest's own devices, for containers that may use them all.
+//! The guest's own devices, for privileged containers.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -7,15 +7,15 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgrou
 
 /// Where the kernel keeps its device nodes (devtmpfs).
 const DEV: &str = "/dev";
-/// A container has these of its own: terminals, shared memory, message queues, its console.
+/// Directories and files of which a container has its own: terminals, shared memory, message queues, console.
 const OWN: [&str; 4] = ["pts", "shm", "mqueue", "console"];
 
-/// Character devices of drivers that are loaded when somebody opens their node, and have none before: path, major and
-/// minor number (Documentation/admin-guide/devices.txt).
+/// Character devices whose drivers the kernel loads when their node is opened, so that there is no node before: path,
+/// major and minor number (Documentation/admin-guide/devices.txt).
 const UNLOADED: [(&str, i64, i64); 3] =
     [("/dev/net/tun", 10, 200), ("/dev/fuse", 10, 229), ("/dev/loop-control", 10, 237)];
 
-/// Gives the guest's devices to a container to which every device is allowed: a privileged one.
+/// Adds the guest's devices to a container that may use every device, that is a privileged one.
 pub(in crate::container) fn add(spec: &mut Spec, found: impl FnOnce() -> Vec<LinuxDevice>) {
     let Some(linux) = spec.linux_mut().as_mut().filter(|linux| allows_all(linux)) else { return };
     let mut devices = linux.devices().clone().unwrap_or_default();
@@ -57,7 +57,7 @@ fn collect(dir: &Path, devices: &mut Vec<LinuxDevice>) {
         if OWN.iter().any(|own| path == Path::new(DEV).join(own)) {
             continue;
         }
-        // Links are made anew by whoever makes the container's /dev.
+        // Symbolic links are left out: the container's /dev gets its own.
         let Ok(metadata) = entry.metadata() else { continue };
         if metadata.is_dir() {
             collect(&path, devices);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_container_to_which_all_is_allowed_gets_them() {
+    fn only_a_container_that_may_use_every_device_gets_the_guests() {
         let of_guest = || vec![LinuxDeviceBuilder::default().path("/dev/kmsg").build().unwrap()];
         let deny = r#"{"allow": false, "access": "rwm"}"#;
         let some = r#"{"allow": true, "type": "c", "access": "rwm"}"#;
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machines_devices_are_found_but_for_what_is_a_containers_own() {
+    fn the_guests_devices_are_listed_without_a_containers_own() {
         let found = of_guest();
         let null = found.iter().find(|device| device.path() == Path::new("/dev/null")).unwrap();
         assert_eq!((null.typ(), null.major(), null.minor()), (LinuxDeviceType::C, 1, 3));

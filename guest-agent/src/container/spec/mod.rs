@@ -1,7 +1,7 @@
-//! A container's OCI spec as this guest runs it: pure.
+//! Adapts a container's OCI spec to this guest. Pure.
 //!
-//! The sandboxer has taken out what means something on the host only. What is left to the agent is what only it
-//! knows: its cgroup, the pod's files and shared memory, its oom_score_adj, and the pod's pid namespace.
+//! The sandboxer has taken out what has a meaning only on the host. The agent adds what only it knows: cgroup, the
+//! pod's files and shared memory, oom_score_adj, and the pod's pid namespace.
 
 pub(super) mod devices;
 
@@ -15,15 +15,15 @@ use oci_spec::runtime::{
 use crate::container::error::ContainerError;
 use crate::pod::{ETC_DIR, SHM_DIR};
 
-/// Files of the pod that a container sees unless it mounts something there itself.
+/// Files of the pod in `/etc` of every container that mounts nothing there itself.
 pub(crate) const POD_FILES: [&str; 3] = ["hostname", "resolv.conf", "hosts"];
 
 const SHM: &str = "/dev/shm";
 
-/// How many characters of a bad variable are shown.
+/// How many characters of an invalid variable an error shows.
 const SHOWN: usize = 64;
 
-/// What there is of the pod.
+/// What the pod has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PodView {
     /// Those of [`POD_FILES`] that exist.
@@ -34,7 +34,7 @@ pub(crate) struct PodView {
     pub(crate) pid_namespace: bool,
 }
 
-/// What an exec gets from its container where its own process object says nothing.
+/// What an exec inherits from its container unless its own process object says otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Inherited {
     score: i32,
@@ -42,7 +42,7 @@ pub(crate) struct Inherited {
 }
 
 impl Inherited {
-    /// From a container with this spec.
+    /// What execs inherit from a container with this spec.
     pub(crate) fn of(spec: &Spec) -> Self {
         let process = spec.process().as_ref();
         Self {
@@ -52,12 +52,12 @@ impl Inherited {
     }
 }
 
-/// Whose process the container's first one is.
+/// The user of the container's init process.
 pub(crate) fn uid(spec: &Spec) -> u32 {
     spec.process().as_ref().map_or(0, |process| process.user().uid())
 }
 
-/// A container to be.
+/// A container that is being created.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub(crate) id: &'a str,
@@ -65,8 +65,8 @@ pub(crate) struct Target<'a> {
     pub(crate) terminal: bool,
 }
 
-/// Parses a spec and makes it this guest's.
-pub(crate) fn fit(json: &[u8], target: Target<'_>, pod: &PodView) -> Result<Spec, ContainerError> {
+/// Parses a spec and adapts it to this guest.
+pub(crate) fn adapt(json: &[u8], target: Target<'_>, pod: &PodView) -> Result<Spec, ContainerError> {
     let id = target.id.to_owned();
     let mut spec: Spec = serde_json::from_slice(json)
         .map_err(|source| ContainerError::ParseSpec { id: id.clone(), source })?;
@@ -76,11 +76,11 @@ pub(crate) fn fit(json: &[u8], target: Target<'_>, pod: &PodView) -> Result<Spec
     let mut root = spec.root().clone().unwrap_or_default();
     check_environment(&process)
         .map_err(|entry| ContainerError::BadVariable { process: id.clone(), entry })?;
-    fit_process(&mut process, target.terminal, 0);
-    fit_linux(&mut linux, target.id, pod)?;
+    adapt_process(&mut process, target.terminal, 0);
+    adapt_linux(&mut linux, target.id, pod)?;
     root.set_path(target.rootfs.to_path_buf());
     let mounts = mounts(spec.mounts().clone().unwrap_or_default(), &root, pod);
-    // Programs of hooks are the host's.
+    // Hooks are programs of the host.
     spec.set_process(Some(process))
         .set_linux(Some(linux))
         .set_mounts(Some(mounts))
@@ -89,15 +89,15 @@ pub(crate) fn fit(json: &[u8], target: Target<'_>, pod: &PodView) -> Result<Spec
     Ok(spec)
 }
 
-/// Parses the process of an exec and makes it this guest's. What a helper makes inherits the agent's own oom_score_adj
-/// and limits, so those of the container are set where the exec has none.
-pub(crate) fn fit_exec(
+/// Parses the process of an exec and adapts it to this guest. Processes of a helper inherit the agent's oom_score_adj
+/// and limits, so the container's are set unless the exec has its own.
+pub(crate) fn adapt_exec(
     json: &[u8],
     terminal: bool,
     container: &Inherited,
 ) -> Result<Process, serde_json::Error> {
     let mut process: Process = serde_json::from_slice(json)?;
-    fit_process(&mut process, terminal, container.score);
+    adapt_process(&mut process, terminal, container.score);
     let mut limits = process.rlimits().clone().unwrap_or_default();
     let missing = |limit: &&PosixRlimit| !limits.iter().any(|own| own.typ() == limit.typ());
     let more: Vec<PosixRlimit> = container.limits.iter().filter(missing).cloned().collect();
@@ -106,30 +106,31 @@ pub(crate) fn fit_exec(
     Ok(process)
 }
 
-/// The first entry of the environment that cannot be a variable, shortened: it has no name, no value, or a zero byte.
+/// Finds the first invalid entry of the environment: one without a name or value, or with a zero byte. The error is the
+/// entry, shortened.
 pub(crate) fn check_environment(process: &Process) -> Result<(), String> {
     let is_variable = |entry: &str| entry.find('=').is_some_and(|at| at > 0) && !entry.contains('\0');
     let bad = process.env().iter().flatten().find(|entry| !is_variable(entry));
     bad.map_or(Ok(()), |entry| Err(entry.chars().take(SHOWN).collect()))
 }
 
-fn fit_process(process: &mut Process, terminal: bool, score: i32) {
+fn adapt_process(process: &mut Process, terminal: bool, score: i32) {
     let score = process.oom_score_adj().unwrap_or(score).max(MIN_OOM_SCORE_ADJ);
     process
         .set_terminal(Some(terminal))
         .set_oom_score_adj(Some(score))
-        // Profiles and labels are loaded on the host.
+        // AppArmor profiles and SELinux labels exist on the host only.
         .set_apparmor_profile(None)
         .set_selinux_label(None);
 }
 
-fn fit_linux(linux: &mut Linux, id: &str, pod: &PodView) -> Result<(), ContainerError> {
+fn adapt_linux(linux: &mut Linux, id: &str, pod: &PodView) -> Result<(), ContainerError> {
     let namespaces = linux.namespaces().clone().unwrap_or_default();
     linux
         .set_namespaces(Some(namespaces_of(namespaces, id, pod)?))
         .set_cgroups_path(Some(Path::new(GUEST_CGROUPS).join(id)))
         .set_mount_label(None);
-    // runc takes both spellings of mount(8), libcontainer the short one; it always applies it to all mounts.
+    // runc takes both names of mount(8), libcontainer only the short one, and applies it recursively.
     if let Some(long @ ("rslave" | "rshared" | "rprivate")) = linux.rootfs_propagation().as_deref() {
         let short = long.trim_start_matches('r').to_owned();
         linux.set_rootfs_propagation(Some(short));
@@ -137,7 +138,7 @@ fn fit_linux(linux: &mut Linux, id: &str, pod: &PodView) -> Result<(), Container
     Ok(())
 }
 
-/// Network, IPC and UTS are the pod's, and the pod's are the guest's own.
+/// Network, IPC and UTS namespaces are those of the pod, which are the guest's own.
 fn namespaces_of(
     wanted: Vec<LinuxNamespace>,
     id: &str,
@@ -150,7 +151,7 @@ fn namespaces_of(
     if kept.iter().any(shared) && !pod.pid_namespace {
         return Err(ContainerError::NoPidNamespace { id: id.to_owned() });
     }
-    // Without one of its own a container would see, and mount, the whole hierarchy.
+    // Without its own cgroup namespace a container could mount the whole hierarchy.
     for own in [LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup] {
         if !kept.iter().any(|namespace| namespace.typ() == own) {
             kept.extend(LinuxNamespaceBuilder::default().typ(own).build());
@@ -159,7 +160,8 @@ fn namespaces_of(
     Ok(kept)
 }
 
-/// Adds what the pod has and the spec does not mount. `/dev/shm` is the pod's unless it is bound to something.
+/// Adds mounts of the pod's files and shared memory where the spec has none. A `/dev/shm` that is not a bind mount is
+/// replaced by the pod's.
 fn mounts(mut mounts: Vec<Mount>, root: &Root, pod: &PodView) -> Vec<Mount> {
     if pod.shm {
         mounts.retain(|mount| mount.destination() != Path::new(SHM) || is_bind(mount));
@@ -175,7 +177,7 @@ fn mounts(mut mounts: Vec<Mount>, root: &Root, pod: &PodView) -> Vec<Mount> {
     if pod.shm && !taken(&mounts, Path::new(SHM)) {
         let mut mount = bind(PathBuf::from(SHM_DIR), Path::new(SHM), "rw");
         add_options(&mut mount, &["nosuid", "noexec", "nodev"]);
-        // Before any mount that the spec has below it, and after /dev.
+        // After /dev, and before the mounts that the spec has below it.
         let below = mounts.iter().position(|mount| mount.destination().starts_with(SHM));
         mounts.insert(below.unwrap_or(mounts.len()), mount);
     }
@@ -243,13 +245,13 @@ mod tests {
         PodView { files: POD_FILES.to_vec(), shm: true, pid_namespace: true }
     }
 
-    fn fitted() -> Spec {
-        fit(SPEC.as_bytes(), target(), &whole_pod()).unwrap()
+    fn adapted() -> Spec {
+        adapt(SPEC.as_bytes(), target(), &whole_pod()).unwrap()
     }
 
     #[test]
-    fn what_is_the_hosts_goes_and_what_is_the_guests_comes() {
-        let spec = fitted();
+    fn parts_for_the_host_are_removed_and_parts_of_the_guest_added() {
+        let spec = adapted();
         let process = spec.process().as_ref().unwrap();
         assert_eq!(process.terminal(), Some(true));
         assert_eq!(process.oom_score_adj(), Some(0));
@@ -266,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_pods_files_are_added_unless_the_spec_mounts_there() {
-        let spec = fitted();
+        let spec = adapted();
         let mounts = spec.mounts().as_ref().unwrap();
         let source = |at: &str| {
             let found: Vec<_> = mounts.iter().filter(|mount| mount.destination() == Path::new(at)).collect();
@@ -285,76 +287,76 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_dev_shm_is_left_alone() {
+    fn a_bind_mount_at_dev_shm_is_kept() {
         let json = SPEC.replace(
             r#"{"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}"#,
             r#"{"destination": "/dev/shm", "type": "bind", "source": "/run/bulkhead/share/c1/mounts/0"}"#,
         );
-        let spec = fit(json.as_bytes(), target(), &whole_pod()).unwrap();
+        let spec = adapt(json.as_bytes(), target(), &whole_pod()).unwrap();
         let binds: Vec<_> = binds(&spec).filter(|(_, at)| *at == Path::new("/dev/shm")).collect();
         assert_eq!(binds, [(Path::new("/run/bulkhead/share/c1/mounts/0"), Path::new("/dev/shm"))]);
     }
 
     #[test]
-    fn a_pod_without_anything_adds_nothing() {
-        let spec = fit(SPEC.as_bytes(), target(), &PodView::default()).unwrap();
+    fn a_pod_without_files_and_shared_memory_adds_no_mount() {
+        let spec = adapt(SPEC.as_bytes(), target(), &PodView::default()).unwrap();
         assert_eq!(spec.mounts().as_ref().unwrap().len(), 5);
     }
 
     #[test]
     fn the_pods_pid_namespace_must_exist() {
         let json = SPEC.replace(r#"{"type": "pid"}"#, r#"{"type": "pid", "path": "/run/bulkhead/ns/pid"}"#);
-        assert!(fit(json.as_bytes(), target(), &whole_pod()).is_ok());
-        let error = fit(json.as_bytes(), target(), &PodView::default()).unwrap_err();
+        assert!(adapt(json.as_bytes(), target(), &whole_pod()).is_ok());
+        let error = adapt(json.as_bytes(), target(), &PodView::default()).unwrap_err();
         assert!(matches!(error, ContainerError::NoPidNamespace { .. }));
         let other = SPEC.replace(r#"{"type": "pid"}"#, r#"{"type": "pid", "path": "/proc/77/ns/pid"}"#);
-        assert!(fit(other.as_bytes(), target(), &PodView::default()).is_ok());
+        assert!(adapt(other.as_bytes(), target(), &PodView::default()).is_ok());
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn a_missing_part_of_the_spec_is_named() {
         for (json, part) in [(r#"{"ociVersion":"1.0"}"#, "process"), ("{", "no OCI runtime spec")] {
-            let error = fit(json.as_bytes(), target(), &whole_pod()).unwrap_err();
+            let error = adapt(json.as_bytes(), target(), &whole_pod()).unwrap_err();
             assert!(error.to_string().contains(part), "{error}");
         }
     }
 
     #[test]
-    fn an_exec_is_as_killable_as_its_container() {
+    fn an_exec_inherits_oom_score_adj_and_is_never_spared_like_the_agent() {
         let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "terminal": true}"#;
         let container = Inherited { score: 500, limits: Vec::new() };
-        let process = fit_exec(json, false, &container).unwrap();
+        let process = adapt_exec(json, false, &container).unwrap();
         assert_eq!((process.oom_score_adj(), process.terminal()), (Some(500), Some(false)));
         let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "oomScoreAdj": 7}"#;
-        assert_eq!(fit_exec(json, true, &container).unwrap().oom_score_adj(), Some(7));
+        assert_eq!(adapt_exec(json, true, &container).unwrap().oom_score_adj(), Some(7));
         let json = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "oomScoreAdj": -1000}"#;
         assert_eq!(
-            fit_exec(json, true, &container).unwrap().oom_score_adj(),
+            adapt_exec(json, true, &container).unwrap().oom_score_adj(),
             Some(-999),
             "only the agent is spared"
         );
     }
 
     #[test]
-    fn an_exec_has_its_containers_limits_but_for_those_it_names() {
+    fn an_exec_inherits_rlimits_unless_it_has_its_own() {
         let limits = r#"[{"type": "RLIMIT_NOFILE", "soft": 7, "hard": 8}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]"#;
         let with = |limits: &str| {
             format!(r#"{{"cwd": "/", "args": ["sh"], "user": {{"uid": 0, "gid": 0}}, "rlimits": {limits}}}"#)
         };
         let spec =
             SPEC.replace(r#""apparmorProfile""#, &format!(r#""rlimits": {limits}, "apparmorProfile""#));
-        let container = Inherited::of(&fit(spec.as_bytes(), target(), &whole_pod()).unwrap());
+        let container = Inherited::of(&adapt(spec.as_bytes(), target(), &whole_pod()).unwrap());
         let own = with(r#"[{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}]"#);
-        let process = fit_exec(own.as_bytes(), false, &container).unwrap();
+        let process = adapt_exec(own.as_bytes(), false, &container).unwrap();
         let seen: Vec<_> =
             process.rlimits().iter().flatten().map(|limit| (limit.soft(), limit.hard())).collect();
         assert_eq!(seen, [(1, 2), (0, 0)]);
-        let none = fit_exec(with("[]").as_bytes(), false, &container).unwrap();
+        let none = adapt_exec(with("[]").as_bytes(), false, &container).unwrap();
         assert_eq!(none.rlimits().as_ref().unwrap().len(), 2);
     }
 
     #[test]
-    fn what_is_no_variable_is_named() {
+    fn an_invalid_environment_entry_is_named() {
         let with = |entry: &str| {
             let mut process = Process::default();
             process.set_env(Some(vec!["A=b".to_owned(), entry.to_owned()]));

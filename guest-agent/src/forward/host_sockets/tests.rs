@@ -10,7 +10,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn sockets() -> (tempfile::TempDir, HostSockets<DuplexStream>) {
     let dir = tempfile::tempdir().unwrap();
-    let sockets = HostSockets { dir: dir.path().into(), shown: Mutex::default() };
+    let sockets = HostSockets { dir: dir.path().into(), listening: Mutex::default() };
     (dir, sockets)
 }
 
@@ -22,7 +22,7 @@ fn socket(number: u32) -> HostSocket {
 /// The host offers a stream, a client connects, and the host hears of it.
 async fn connected(sockets: &HostSockets<DuplexStream>, path: &Path) -> (UnixStream, DuplexStream) {
     let (mut host, theirs) = tokio::io::duplex(1 << 16);
-    sockets.offer("c1".into(), 0, theirs);
+    sockets.add_stream("c1".into(), 0, theirs);
     let client = UnixStream::connect(path).await.unwrap();
     let knock: Knock = timeout(SOON, frame::read_message(&mut host)).await.unwrap().unwrap();
     assert_eq!(knock.uid, rustix::process::getuid().as_raw());
@@ -41,9 +41,9 @@ async fn all(client: &mut UnixStream) -> io::Result<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn a_client_is_led_to_the_host() {
+async fn a_client_is_forwarded_to_the_host() {
     let (dir, sockets) = sockets();
-    sockets.show("c1", &socket(0)).unwrap();
+    sockets.listen("c1", &socket(0)).unwrap();
     let path = dir.path().join("c1/0");
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o660);
     for word in ["one", "two"] {
@@ -64,14 +64,14 @@ async fn a_client_is_led_to_the_host() {
 }
 
 #[tokio::test]
-async fn a_refused_client_hears_of_it() {
+async fn a_refused_client_gets_an_end_or_a_reset() {
     let (dir, sockets) = sockets();
-    sockets.show("c1", &socket(0)).unwrap();
+    sockets.listen("c1", &socket(0)).unwrap();
     let path = dir.path().join("c1/0");
     let (mut client, mut host) = connected(&sockets, &path).await;
     answer(&mut host, "Connection refused").await;
     assert_eq!(all(&mut client).await.unwrap(), b"");
-    // One that has spoken first.
+    // A client that has sent something.
     let (mut client, mut host) = connected(&sockets, &path).await;
     client.write_all(b"hello").await.unwrap();
     answer(&mut host, "Connection refused").await;
@@ -79,12 +79,12 @@ async fn a_refused_client_hears_of_it() {
 }
 
 #[tokio::test]
-async fn a_stream_that_the_host_gives_up_is_not_used() {
+async fn a_stream_that_the_host_has_closed_is_not_used() {
     let (dir, sockets) = sockets();
-    sockets.show("c1", &socket(0)).unwrap();
+    sockets.listen("c1", &socket(0)).unwrap();
     for _ in 0..3 {
         let (host, theirs) = tokio::io::duplex(100);
-        sockets.offer("c1".into(), 0, theirs);
+        sockets.add_stream("c1".into(), 0, theirs);
         drop(host);
     }
     tokio::task::yield_now().await;
@@ -92,22 +92,22 @@ async fn a_stream_that_the_host_gives_up_is_not_used() {
 }
 
 #[tokio::test]
-async fn nothing_stays_of_a_container() {
+async fn closing_removes_sockets_and_connections_of_one_container() {
     let (dir, sockets) = sockets();
-    sockets.show("c1", &socket(0)).unwrap();
-    sockets.show("c2", &socket(0)).unwrap();
+    sockets.listen("c1", &socket(0)).unwrap();
+    sockets.listen("c2", &socket(0)).unwrap();
     let (mut client, mut host) = connected(&sockets, &dir.path().join("c1/0")).await;
     answer(&mut host, "").await;
-    sockets.hide("c1");
+    sockets.close("c1");
     assert_eq!(all(&mut client).await.unwrap(), b"");
     assert_eq!(timeout(SOON, host.read(&mut [0])).await.unwrap().unwrap(), 0, "the stream is closed");
     assert!(!dir.path().join("c1").exists() && dir.path().join("c2/0").exists());
-    // Neither is one that was never there.
+    // A stream for a socket that does not exist is closed, too.
     let (mut host, theirs) = tokio::io::duplex(100);
-    sockets.offer("c1".into(), 0, theirs);
+    sockets.add_stream("c1".into(), 0, theirs);
     assert_eq!(timeout(SOON, host.read(&mut [0])).await.unwrap().unwrap(), 0);
-    sockets.hide("c1");
+    sockets.close("c1");
     // The same id again.
-    sockets.show("c1", &socket(0)).unwrap();
+    sockets.listen("c1", &socket(0)).unwrap();
     connected(&sockets, &dir.path().join("c1/0")).await;
 }

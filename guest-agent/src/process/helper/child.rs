@@ -1,4 +1,4 @@
-//! Inside a helper process.
+//! What runs in a helper process.
 
 use std::fs::File;
 use std::io::Write;
@@ -29,7 +29,7 @@ pub(super) fn report_argument(fd: i32) -> String {
     format!("{REPORT_ARGUMENT}{fd}")
 }
 
-/// Does the job that the command line names. Nothing when it names none.
+/// Does the job that the command line names. None: it names none.
 pub(crate) fn run(args: &[String]) -> Option<ExitCode> {
     let (first, rest) = args.split_first()?;
     if Job::from_args(args) == Some(Job::Pause) {
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &[String]) -> Option<ExitCode> {
     let cmdline = std::fs::read_to_string(crate::boot::cmdline::PATH).unwrap_or_default();
     crate::boot::log::init(crate::boot::cmdline::log_level(&cmdline));
     if let Err(error) = crate::kernel::syscalls::heed_sigpipe() {
-        tracing::warn!(%error, "what this helper makes ignores SIGPIPE");
+        tracing::warn!(%error, "processes that this helper makes ignore SIGPIPE");
     }
     let report = std::panic::catch_unwind(|| perform(&job)).unwrap_or_else(|_| {
         Err(format!("the helper crashed doing {job:?}, the guest's console has the details"))
@@ -89,13 +89,13 @@ fn exec(id: &str, bundle: &Path, console: Option<&Path>) -> Result<u32, MakeErro
     write(&process_file, &process)?;
     let builder = builder(id, console).map_err(MakeError::Build)?.with_executor(workload);
     let init = Container::load(Path::new(STATE_DIR).join(id)).map_err(MakeError::Build)?.pid();
-    let below = init.and_then(|init| Cgroup::of(id).below_for_exec(init.as_raw().unsigned_abs()));
+    let below = init.and_then(|init| Cgroup::of(id).subgroup_for_exec(init.as_raw().unsigned_abs()));
     let tenant = builder.as_tenant().with_process(Some(process_file)).with_sub_cgroup(below);
     let made = tenant.with_detach(true).build();
     Ok(made.map_err(MakeError::Build)?.as_raw().unsigned_abs())
 }
 
-/// A process that was not made.
+/// A container or exec could not be created.
 #[derive(Debug, thiserror::Error)]
 enum MakeError {
     #[error("read {path}")]
@@ -117,14 +117,14 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, MakeError> {
     parsed.map_err(|source| MakeError::Read { path: path.to_owned(), source })
 }
 
-/// The next child after the unshare is the init process of the new namespace.
+/// Makes a pid namespace: the first child after unshare(2) is its init process.
 fn pid_namespace() -> std::io::Result<u32> {
     unshare(CloneFlags::CLONE_NEWPID)?;
     let child = Command::new("/proc/self/exe").arg0("pause").args(Job::Pause.args()).spawn()?;
     Ok(child.id())
 }
 
-/// Reaps what is orphaned in its namespace, for ever.
+/// Runs as init process of a pid namespace: reaps orphans, for ever.
 fn pause() -> ExitCode {
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);

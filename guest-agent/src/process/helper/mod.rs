@@ -1,8 +1,8 @@
 //! Short-lived helpers: this binary executed again, single-threaded.
 //!
-//! libcontainer must not run inside the agent: its raw clone in a process with threads hangs, it changes directory,
-//! oom_score_adj and dumpability of its caller, and it waits for its own children. A helper does one job, sends one
-//! [`Report`] through an inherited pipe and exits. What it made is then a child of PID 1.
+//! libcontainer must not run inside the agent: its raw clone hangs in a process with threads, it changes working
+//! directory, oom_score_adj and dumpability of its process, and it waits for its own children. A helper does one job,
+//! sends one [`Report`] through an inherited pipe and exits. The process that it has made is then a child of PID 1.
 
 mod child;
 mod launch;
@@ -13,14 +13,14 @@ use std::path::PathBuf;
 pub(crate) use child::run;
 pub(crate) use launch::{LaunchError, Launched, Stdio, launch, null};
 
-/// Directory of libcontainer's state, one below it for each container.
+/// Directory of libcontainer's state, with a directory for each container.
 pub(crate) const STATE_DIR: &str = "/run/bulkhead/state";
 
-/// In a bundle: the container's OCI spec.
+/// File of a bundle: the container's OCI spec.
 pub(crate) const SPEC_FILE: &str = "config.json";
-/// The container's seccomp filter, or null, in its bundle. Its helper takes it out of the spec, and execs need it, too.
+/// File of a bundle: the container's seccomp filter, or null. The helper takes it out of the spec, and execs need it.
 const FILTER_FILE: &str = "seccomp.json";
-/// In a bundle: the OCI `process` object of the exec that is being started.
+/// File of a bundle: the OCI `process` object of the exec that is being started.
 pub(crate) const PROCESS_FILE: &str = "process.json";
 
 /// What a helper does.
@@ -30,9 +30,9 @@ pub(crate) enum Job {
     CreateContainer { id: String, bundle: PathBuf, console: Option<PathBuf> },
     /// Runs the bundle directory's process.json (OCI `process` object) in a container.
     Exec { id: String, bundle: PathBuf, console: Option<PathBuf> },
-    /// Makes a pid namespace; the reported process is its init.
+    /// Makes a pid namespace; the reported process is its init process.
     PidNamespace,
-    /// Is the init process of a pid namespace. Not a helper: reports nothing and stays.
+    /// Runs as init process of a pid namespace. Not a helper: it reports nothing and does not exit.
     Pause,
 }
 
@@ -52,7 +52,7 @@ impl Job {
         }
     }
 
-    /// The job of these arguments, if they are one.
+    /// The job that these arguments name, if any.
     fn from_args(args: &[String]) -> Option<Self> {
         let console = |path: &String| (!path.is_empty()).then(|| PathBuf::from(path));
         match args {
@@ -69,10 +69,10 @@ impl Job {
     }
 }
 
-/// What a helper says: the pid of what it made, or why it made nothing.
+/// What a helper reports: the pid of the process that it made, or why it made none.
 pub(crate) type Report = Result<u32, String>;
 
-/// A report on the pipe: length (u32, little-endian), then one byte for the kind, then pid or text.
+/// A report as bytes for the pipe: length (u32, little-endian), one byte for the kind, pid or text.
 fn encode(report: &Report) -> Vec<u8> {
     let (kind, body) = match report {
         Ok(pid) => (b'p', pid.to_string()),
@@ -85,7 +85,7 @@ fn encode(report: &Report) -> Vec<u8> {
     frame
 }
 
-/// The report in what has come through the pipe so far; nothing while it is not complete.
+/// The report in what has come through the pipe so far; none while it is not complete.
 fn decode(bytes: &[u8]) -> Option<Report> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     let body = rest.get(..usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_survives_the_command_line() {
+    fn a_job_is_the_same_after_the_command_line() {
         let jobs = [
             Job::CreateContainer { id: "c".into(), bundle: "/b".into(), console: None },
             Job::CreateContainer { id: "c".into(), bundle: "/b".into(), console: Some("/s".into()) },
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_is_read_only_when_complete() {
+    fn a_report_is_decoded_only_when_complete() {
         for report in [Ok(1234), Err("no such file".to_owned()), Err(String::new())] {
             let wire = encode(&report);
             for cut in 0..wire.len() {

@@ -1,10 +1,10 @@
-//! The last steps of a new process, taken in the process itself: what libcontainer leaves out.
+//! The last steps of a new process before its program runs, which libcontainer does not do as needed.
 //!
-//! libcontainer gives no seccomp filter to an exec, leaves its terminal to root, and takes only programs that everybody
-//! may execute. To an init process it does give one, but waits for the start behind it, with calls that a profile need
-//! not allow. So filters are loaded here, with as little as can be between them and the program. Loading one takes
-//! CAP_SYS_ADMIN unless no_new_privs is set (seccomp(2)), and giving the terminal away CAP_CHOWN: capabilities are kept
-//! until both are done, and dropped here as well.
+//! libcontainer loads no seccomp filter for an exec, leaves its terminal to root, and accepts only programs that
+//! everybody may execute. For an init process it does load the filter, but waits for the start afterwards, with system
+//! calls that a profile need not allow. So filters are loaded here, as late as possible. Loading one takes
+//! CAP_SYS_ADMIN unless no_new_privs is set (seccomp(2)), and changing the terminal's owner takes CAP_CHOWN:
+//! capabilities are kept until both are done, and dropped here as well.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -20,20 +20,21 @@ use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp, Process, Sp
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// Where programs are looked for when the environment does not say.
+/// Where programs are looked for when the environment has no PATH.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How much of a script's first line the kernel reads (BINPRM_BUF_SIZE of linux/binfmts.h).
 const LONGEST_INTERPRETER: usize = 256;
 
-/// What runs in the new process before its program does.
+/// What is done in the new process before its program runs.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Workload {
-    /// Whose the terminal becomes, if there is one. A container's own is given away from outside.
+    /// The user who becomes the owner of the terminal, if there is one. None for an init process, whose terminal gets
+    /// its owner from outside.
     terminal_of: Option<u32>,
     /// Filter to load.
     filter: Option<LinuxSeccomp>,
-    /// Capabilities to go down to in the end: libcontainer was kept from it.
+    /// Capabilities that the program keeps: libcontainer was kept from dropping the others.
     capabilities: Option<LinuxCapabilities>,
     no_new_privileges: bool,
 }
@@ -53,12 +54,13 @@ enum ProgramError {
     NotExecuted { path: PathBuf, reason: rustix::io::Errno },
 }
 
-/// As other runtimes say it: "exec format error".
+/// The text that other runtimes have, such as "exec format error".
 fn in_words(reason: rustix::io::Errno) -> String {
     nix::errno::Errno::from_raw(reason.raw_os_error()).desc().to_lowercase()
 }
 
-/// A file that is there and "not found" names an interpreter that is not. Most often its line ends are those of Windows.
+/// Says which interpreter is missing when a file exists and is "not found" all the same. Most often it has the line
+/// ends of Windows.
 fn missing_interpreter(path: &Path, reason: rustix::io::Errno) -> String {
     if reason != rustix::io::Errno::NOENT {
         return String::new();
@@ -73,8 +75,8 @@ fn missing_interpreter(path: &Path, reason: rustix::io::Errno) -> String {
 }
 
 impl Workload {
-    /// Of the init process of a container. Takes out of its spec what is done here instead. A filter that asks somebody
-    /// on a socket stays: libcontainer passes that on, or says why it cannot.
+    /// For the init process of a container. Takes out of its spec what is done here. A filter with notifications stays
+    /// in it: libcontainer hands its descriptor over, or says why it cannot.
     pub(super) fn of_init(spec: &mut Spec) -> Self {
         let Some(filter) = filter(spec).filter(|filter| !seccomp::is_notify(filter)) else {
             return Self::default();
@@ -85,11 +87,11 @@ impl Workload {
         let Some(process) = spec.process_mut() else {
             return Self { filter: Some(filter), ..Self::default() };
         };
-        // The terminal of a container is given away from outside.
+        // The terminal of an init process gets its owner from outside.
         Self { terminal_of: None, ..Self::of_exec(Some(filter), process) }
     }
 
-    /// Of an exec in a container with this filter. Takes out of `process` what is done here instead.
+    /// For an exec in a container with this filter. Takes out of `process` what is done here.
     pub(super) fn of_exec(filter: Option<LinuxSeccomp>, process: &mut Process) -> Self {
         let capabilities = process.capabilities().clone();
         process.set_capabilities(None);
@@ -101,7 +103,7 @@ impl Workload {
         }
     }
 
-    /// The three streams are one terminal.
+    /// Makes the user the owner of the terminal, which is stdin, stdout and stderr.
     fn give_terminal(&self) -> Result<(), ExecutorValidationError> {
         let stdin = std::io::stdin();
         let Some(uid) = self.terminal_of.filter(|_| stdin.is_terminal()) else { return Ok(()) };
@@ -109,7 +111,8 @@ impl Workload {
             .map_err(|errno| refused("give the terminal to its user", &errno))
     }
 
-    /// The order is that of other runtimes, and of what a profile must allow: with no_new_privs the filter is the last.
+    /// The order is that of other runtimes, so that a profile must allow the same calls: with no_new_privs the filter
+    /// comes last.
     fn confine(&self) -> Result<(), ProgramError> {
         if self.no_new_privileges {
             self.drop_capabilities()?;
@@ -133,7 +136,8 @@ impl Workload {
             .map_err(|error| not_confined("drop capabilities", &error))
     }
 
-    /// Returns only on failure. All that needs calls of the kernel comes before the filter.
+    /// Executes the program. Returns only on failure. Everything that needs other system calls is done before the
+    /// filter is loaded.
     fn execute(&self, spec: &Spec) -> Result<Infallible, ProgramError> {
         let path = self.find(spec)?;
         let zero_byte = || ProgramError::NotExecuted { path: path.clone(), reason: rustix::io::Errno::INVAL };
@@ -145,8 +149,7 @@ impl Workload {
         Err(ProgramError::NotExecuted { path, reason: as_rustix(errno) })
     }
 
-    /// Looks for a program with no more power over files than it will have itself: others may execute what its user may
-    /// not.
+    /// Looks for the program with the capabilities that it will have: root may execute files that its user may not.
     fn find(&self, spec: &Spec) -> Result<PathBuf, ProgramError> {
         let look = || arguments(spec).and_then(|args| program(args, &search_path(spec)));
         let Some(kept) = &self.capabilities else { return look() };
@@ -189,7 +192,7 @@ fn refused(act: &str, error: &(dyn std::error::Error + 'static)) -> ExecutorVali
 }
 
 impl Executor for Workload {
-    /// The last chance to say why nothing will run.
+    /// Checks that the program can run, as long as the reason can be reported to the caller.
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         self.give_terminal()?;
         self.find(spec)
@@ -197,13 +200,13 @@ impl Executor for Workload {
             .map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
     }
 
-    /// The program gets its environment with [`Executor::exec`], and nothing before it looks at one.
+    /// No-op: [`Executor::exec`] gives the program its environment, and nothing needs it before.
     fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         Ok(())
     }
 
-    /// Says on the process's stderr, too, why it did not work: once a container has been created, that is the one place
-    /// where its user looks.
+    /// Executes the program. A failure is written to the process's stderr, too: once a container was created, its user
+    /// sees nothing else.
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let text = match self.execute(spec) {
             Ok(never) => match never {},
@@ -216,12 +219,12 @@ impl Executor for Workload {
     }
 }
 
-/// `None` when one of them has a zero byte.
+/// None when one of the texts has a zero byte.
 fn c_strings<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Option<Vec<CString>> {
     texts.into_iter().map(|text| CString::new(text.as_ref()).ok()).collect()
 }
 
-/// The spec's variables, of those of one name the last. `HOME` has a value in any case.
+/// The variables of the spec; of several with one name the last. `HOME` always has a value.
 fn environment(spec: &Spec) -> Vec<String> {
     let process = spec.process().as_ref();
     let entries = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
@@ -239,7 +242,7 @@ fn environment(spec: &Spec) -> Vec<String> {
     kept
 }
 
-/// The home directory of a user by passwd(5), or `/`.
+/// The home directory of a user by passwd(5); `/` without one.
 fn home(users: &str, uid: u32) -> &str {
     let of_user = users.lines().find_map(|line| {
         let mut fields = line.split(':').skip(2);
@@ -263,7 +266,7 @@ fn search_path(spec: &Spec) -> String {
     path.unwrap_or(USUAL_PATH).to_owned()
 }
 
-/// The file that a command line names, as the calling process may execute it: its effective ids count.
+/// The file that the first argument names. Permissions are checked with the effective ids of this process.
 fn program(args: &[String], search: &str) -> Result<PathBuf, ProgramError> {
     let name = args.first().ok_or(ProgramError::NoArguments)?;
     if name.contains('/') {
@@ -313,7 +316,7 @@ mod tests {
         "capabilities": {"effective": ["CAP_CHOWN"]}}"#;
 
     #[test]
-    fn filter_and_capabilities_are_taken_out_of_libcontainers_hands() {
+    fn filter_and_capabilities_are_removed_from_what_libcontainer_gets() {
         let mut plain = process(PLAIN);
         let workload = Workload::of_exec(filter(&spec(FILTERED)), &mut plain);
         assert!(workload.filter.is_some() && workload.capabilities.is_some() && !workload.no_new_privileges);
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_terminal_of_an_exec_becomes_its_users() {
+    fn the_terminal_of_an_exec_gets_its_user_as_owner() {
         let of = |terminal: &str| {
             let text = PLAIN.replace(r#""uid": 0"#, r#""uid": 7"#).replacen('{', &format!("{{{terminal}"), 1);
             Workload::of_exec(None, &mut process(&text)).terminal_of
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_has_each_variable_once_and_a_home() {
+    fn the_environment_has_each_variable_once_and_always_home() {
         let of = |env: &str| {
             let text = format!(
                 r#"{{"ociVersion": "1", "process": {{"cwd": "/", "user": {{"uid": 4242, "gid": 0}}, "env": {env}}}}}"#
@@ -372,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn why_a_program_was_not_executed_is_said_as_elsewhere() {
+    fn exec_errors_have_the_texts_of_other_runtimes() {
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("script");
         std::fs::write(&script, "#! /bin/none\r\necho\n").unwrap();
@@ -387,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_found_as_their_user_may_execute_them() {
+    fn a_program_is_found_only_where_its_user_may_execute_it() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str, mode| {
             let path = dir.path().join(name);
@@ -410,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn the_process_environment_says_where_to_look() {
+    fn programs_are_looked_for_in_the_path_of_the_process() {
         let with = r#"{"ociVersion": "1", "process": {"cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["A=b", "PATH=/x"]}}"#;
         assert_eq!(search_path(&spec(with)), "/x");
         assert_eq!(search_path(&spec(r#"{"ociVersion": "1"}"#)), USUAL_PATH);

@@ -11,9 +11,9 @@ fn key(kind: Kind) -> StreamKey {
 }
 
 struct Output {
-    hub: Arc<Hub<DuplexStream>>,
+    registry: Arc<StreamRegistry<DuplexStream>>,
     writer: Option<OwnedFd>,
-    silent: watch::Sender<bool>,
+    writers_gone: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -21,10 +21,10 @@ impl Output {
     fn new() -> Self {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let end = Arc::new(crate::kernel::syscalls::watch(reader, Interest::READABLE).unwrap());
-        let hub = Arc::new(Hub::default());
-        let (silent, receiver) = watch::channel(false);
-        let task = tokio::spawn(output(Arc::clone(&hub), key(Kind::STDOUT), end, receiver));
-        Self { hub, writer: Some(writer), silent, task }
+        let registry = Arc::new(StreamRegistry::default());
+        let (writers_gone, receiver) = watch::channel(false);
+        let task = tokio::spawn(output(Arc::clone(&registry), key(Kind::STDOUT), end, receiver));
+        Self { registry, writer: Some(writer), writers_gone, task }
     }
 
     fn write(&self, data: &[u8]) {
@@ -33,7 +33,7 @@ impl Output {
 
     fn connect(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
-        self.hub.offer(key(Kind::STDOUT), theirs);
+        self.registry.offer(key(Kind::STDOUT), theirs);
         ours
     }
 }
@@ -46,7 +46,7 @@ async fn frame(connection: &mut DuplexStream) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn output_goes_out_in_frames_and_ends_with_the_file() {
+async fn output_is_sent_in_frames_until_the_end_of_the_file() {
     let mut output = Output::new();
     output.write(b"early");
     let mut connection = output.connect();
@@ -58,7 +58,7 @@ async fn output_goes_out_in_frames_and_ends_with_the_file() {
 }
 
 #[tokio::test]
-async fn after_the_end_the_connection_stays_until_the_receiver_closes() {
+async fn the_connection_stays_open_after_the_end_until_the_receiver_closes() {
     let mut output = Output::new();
     output.writer = None;
     let mut connection = output.connect();
@@ -68,10 +68,10 @@ async fn after_the_end_the_connection_stays_until_the_receiver_closes() {
 }
 
 #[tokio::test]
-async fn an_open_pipe_of_a_silent_process_ends_with_what_is_in_it() {
+async fn without_writers_the_stream_ends_with_what_is_in_the_pipe() {
     let output = Output::new();
     output.write(b"last words");
-    output.silent.send_replace(true);
+    output.writers_gone.send_replace(true);
     let mut connection = output.connect();
     assert_eq!(frame(&mut connection).await, b"last words");
     assert_eq!(frame(&mut connection).await, b"");
@@ -82,7 +82,7 @@ async fn a_writer_that_outlives_its_process_cannot_keep_the_stream_open() {
     let output = Output::new();
     let full = vec![7; 64 * 1024];
     output.write(&full);
-    output.silent.send_replace(true);
+    output.writers_gone.send_replace(true);
     let mut connection = output.connect();
     assert_eq!(frame(&mut connection).await.len(), full.len());
     // Written after the end was noticed: more than the pipe could hold then.
@@ -91,7 +91,7 @@ async fn a_writer_that_outlives_its_process_cannot_keep_the_stream_open() {
 }
 
 #[tokio::test]
-async fn a_broken_connection_loses_nothing_that_was_not_sent() {
+async fn after_a_broken_connection_the_next_one_gets_what_was_not_sent() {
     let output = Output::new();
     let mut first = output.connect();
     output.write(b"one");
@@ -101,7 +101,7 @@ async fn a_broken_connection_loses_nothing_that_was_not_sent() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     let mut second = output.connect();
     assert_eq!(frame(&mut second).await, b"two");
-    output.silent.send_replace(true);
+    output.writers_gone.send_replace(true);
     assert_eq!(frame(&mut second).await, b"");
     drop(second);
     let mut third = output.connect();
@@ -112,7 +112,7 @@ async fn a_broken_connection_loses_nothing_that_was_not_sent() {
 struct Input {
     reader: OwnedFd,
     connection: DuplexStream,
-    hub: Arc<Hub<DuplexStream>>,
+    registry: Arc<StreamRegistry<DuplexStream>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -120,11 +120,11 @@ impl Input {
     fn new() -> Self {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let end = Arc::new(crate::kernel::syscalls::watch(writer, Interest::WRITABLE).unwrap());
-        let hub = Arc::new(Hub::default());
+        let registry = Arc::new(StreamRegistry::default());
         let (connection, theirs) = tokio::io::duplex(1 << 20);
-        hub.offer(key(Kind::STDIN), theirs);
-        let task = tokio::spawn(input(Arc::clone(&hub), key(Kind::STDIN), end));
-        Self { reader, connection, hub, task }
+        registry.offer(key(Kind::STDIN), theirs);
+        let task = tokio::spawn(input(Arc::clone(&registry), key(Kind::STDIN), end));
+        Self { reader, connection, registry, task }
     }
 
     async fn send(&mut self, data: &[u8]) {
@@ -156,20 +156,20 @@ async fn input_reaches_the_process_and_ends_with_the_zero_frame() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_is_no_end_of_input() {
+async fn a_broken_connection_does_not_end_the_input() {
     let mut input = Input::new();
     input.send(b"a").await;
     let (again, theirs) = tokio::io::duplex(64);
     drop(std::mem::replace(&mut input.connection, again));
     tokio::time::sleep(Duration::from_millis(20)).await;
-    input.hub.offer(key(Kind::STDIN), theirs);
+    input.registry.offer(key(Kind::STDIN), theirs);
     input.send(b"b").await;
     input.connection.write_all(&END).await.unwrap();
     assert_eq!(read_to_end(input.reader).await, b"ab");
 }
 
 #[tokio::test]
-async fn a_process_that_reads_no_more_does_not_stop_the_host() {
+async fn input_of_a_process_that_reads_no_more_is_discarded() {
     let mut input = Input::new();
     drop(std::mem::replace(&mut input.reader, std::fs::File::open("/dev/null").unwrap().into()));
     for _ in 0..40 {

@@ -1,7 +1,7 @@
-//! Where stdio connections and the processes they belong to meet.
+//! The stream registry: matches stdio connections with the processes they belong to.
 //!
-//! Either may come first: the host connects before it creates a container, or after. A connection that comes early
-//! is kept until its process takes it or is forgotten.
+//! Either may come first: the host connects before or after it creates a container. An early connection is kept until
+//! its process takes it or is deleted.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bulkhead_protocol::agent::stream_header::Kind;
 use tokio::sync::oneshot;
 
-/// Connections kept for processes that have not taken theirs. The host is trusted, its mistakes are bounded.
+/// How many early connections are kept. The host is trusted; this bounds its mistakes.
 const KEPT: usize = 1024;
 
 /// One stream of one process.
@@ -31,9 +31,9 @@ impl fmt::Display for StreamKey {
     }
 }
 
-/// Connections without a process and processes without a connection.
+/// Connections that wait for their process, and processes that wait for a connection.
 #[derive(Debug)]
-pub(crate) struct Hub<S> {
+pub(crate) struct StreamRegistry<S> {
     slots: Mutex<HashMap<StreamKey, Slot<S>>>,
 }
 
@@ -43,14 +43,14 @@ enum Slot<S> {
     Awaited(oneshot::Sender<S>),
 }
 
-impl<S> Default for Hub<S> {
+impl<S> Default for StreamRegistry<S> {
     fn default() -> Self {
         Self { slots: Mutex::new(HashMap::new()) }
     }
 }
 
-impl<S> Hub<S> {
-    /// A connection has come. A newer one of the same stream takes the place of one that nobody has taken.
+impl<S> StreamRegistry<S> {
+    /// Adds a connection. It replaces an earlier one of the same stream that was not taken.
     pub(crate) fn offer(&self, key: StreamKey, connection: S) {
         let mut slots = self.lock();
         let left = match slots.remove(&key) {
@@ -65,7 +65,7 @@ impl<S> Hub<S> {
         slots.insert(key, Slot::Kept(connection));
     }
 
-    /// The connection of a stream, as soon as there is one. One task takes for a key.
+    /// Waits for a connection of a stream. Only one task may wait for a key.
     pub(crate) async fn take(&self, key: &StreamKey) -> S {
         loop {
             let awaited = {
@@ -81,13 +81,13 @@ impl<S> Hub<S> {
             };
             match awaited.await {
                 Ok(connection) => return connection,
-                // Forgotten: the process is being deleted, and this task with it.
+                // Its process is being deleted, and this task is about to be aborted.
                 Err(_) => std::future::pending::<()>().await,
             }
         }
     }
 
-    /// Drops what waits for a process, or for every process of a container.
+    /// Drops what waits for one exec (`exec`), or for every process of a container.
     pub(crate) fn forget(&self, container: &str, exec: Option<&str>) {
         self.lock().retain(|key, _| key.container != container || exec.is_some_and(|exec| key.exec != exec));
     }
@@ -109,57 +109,57 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn either_side_may_come_first() {
-        let hub = Arc::new(Hub::default());
-        hub.offer(key(""), 1);
-        assert_eq!(hub.take(&key("")).await, 1);
+    async fn connection_and_process_may_come_in_either_order() {
+        let registry = Arc::new(StreamRegistry::default());
+        registry.offer(key(""), 1);
+        assert_eq!(registry.take(&key("")).await, 1);
         let waiting = tokio::spawn({
-            let hub = Arc::clone(&hub);
-            async move { hub.take(&key("")).await }
+            let registry = Arc::clone(&registry);
+            async move { registry.take(&key("")).await }
         });
         tokio::task::yield_now().await;
-        hub.offer(key("other"), 2);
-        hub.offer(key(""), 3);
+        registry.offer(key("other"), 2);
+        registry.offer(key(""), 3);
         assert_eq!(waiting.await.unwrap(), 3);
     }
 
     #[tokio::test]
-    async fn the_newest_of_two_early_ones_holds() {
-        let hub = Hub::default();
-        hub.offer(key(""), 1);
-        hub.offer(key(""), 2);
-        assert_eq!(hub.take(&key("")).await, 2);
-        let nothing = tokio::time::timeout(Duration::from_millis(5), hub.take(&key(""))).await;
+    async fn the_newest_of_two_early_connections_is_taken() {
+        let registry = StreamRegistry::default();
+        registry.offer(key(""), 1);
+        registry.offer(key(""), 2);
+        assert_eq!(registry.take(&key("")).await, 2);
+        let nothing = tokio::time::timeout(Duration::from_millis(5), registry.take(&key(""))).await;
         assert!(nothing.is_err());
     }
 
     #[tokio::test]
-    async fn a_taker_that_gave_up_does_not_swallow_the_next() {
-        let hub = Hub::default();
-        drop(tokio::time::timeout(Duration::from_millis(5), hub.take(&key(""))).await);
-        hub.offer(key(""), 1);
-        assert_eq!(hub.take(&key("")).await, 1);
+    async fn a_cancelled_wait_takes_no_connection() {
+        let registry = StreamRegistry::default();
+        drop(tokio::time::timeout(Duration::from_millis(5), registry.take(&key(""))).await);
+        registry.offer(key(""), 1);
+        assert_eq!(registry.take(&key("")).await, 1);
     }
 
     #[test]
-    fn forgetting_an_exec_leaves_the_others() {
-        let hub = Hub::default();
+    fn forgetting_an_exec_keeps_other_execs() {
+        let registry = StreamRegistry::default();
         for exec in ["", "a", "b"] {
-            hub.offer(key(exec), 0);
+            registry.offer(key(exec), 0);
         }
-        hub.forget("other", None);
-        hub.forget("c", Some("a"));
-        assert_eq!(hub.lock().len(), 2);
-        hub.forget("c", None);
-        assert_eq!(hub.lock().len(), 0);
+        registry.forget("other", None);
+        registry.forget("c", Some("a"));
+        assert_eq!(registry.lock().len(), 2);
+        registry.forget("c", None);
+        assert_eq!(registry.lock().len(), 0);
     }
 
     #[test]
     fn early_connections_are_bounded() {
-        let hub = Hub::default();
+        let registry = StreamRegistry::default();
         for n in 0..2 * KEPT {
-            hub.offer(key(&n.to_string()), n);
+            registry.offer(key(&n.to_string()), n);
         }
-        assert_eq!(hub.lock().len(), KEPT);
+        assert_eq!(registry.lock().len(), KEPT);
     }
 }
