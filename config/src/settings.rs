@@ -19,7 +19,7 @@ pub struct Settings {
     pub guest: Guest,
     /// The shape of every VM.
     pub vm: Vm,
-    /// The QEMU driver. The tables of VMMs are in [`vmm`](crate::vmm).
+    /// The QEMU driver. The tables of VMMs are in `vmm`.
     pub qemu: Qemu,
     /// The file server of the pod's share.
     pub virtiofsd: Virtiofsd,

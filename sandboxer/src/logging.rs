@@ -12,6 +12,12 @@ use crate::traces::{self, Traces};
 
 /// Starts logging. A second start in one process is ignored.
 pub(crate) fn start(settings: &Sandboxer, traces: Option<&Traces>) {
+    if let Err(error) = subscriber(settings, traces).try_init() {
+        tracing::debug!(%error, "logging had been started before");
+    }
+}
+
+fn subscriber(settings: &Sandboxer, traces: Option<&Traces>) -> impl SubscriberInitExt + use<> {
     // Checked with the other settings. Targets, not EnvFilter: no regular expressions for the life of the service.
     let filter: Targets = settings.log_level.parse().unwrap_or_default();
     let filter = traces::not_for_the_log(filter);
@@ -21,7 +27,24 @@ pub(crate) fn start(settings: &Sandboxer, traces: Option<&Traces>) {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => log.json().boxed(),
     };
-    if let Err(error) = registry().with(traces.map(Traces::layer)).with(log.with_filter(filter)).try_init() {
-        tracing::debug!(%error, "logging had been started before");
+    // A list: an `Option` that is `None` counts as a layer without a filter, and every span would be made for it.
+    let mut layers = vec![log.with_filter(filter).boxed()];
+    layers.extend(traces.map(|traces| traces.layer().boxed()));
+    registry().with(layers)
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::info_span;
+    use vmm_actors::trace::TARGET;
+
+    use super::*;
+
+    #[test]
+    fn spans_for_traces_are_made_only_where_traces_are_taken() {
+        let settings = Sandboxer { log_level: "debug".to_owned(), ..Sandboxer::default() };
+        let _default = subscriber(&settings, None).set_default();
+        assert!(info_span!(target: TARGET, "call").is_disabled());
+        assert!(!info_span!("of the log").is_disabled());
     }
 }

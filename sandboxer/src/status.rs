@@ -11,7 +11,12 @@ use crate::update::UpdateError;
 /// A failed call about a sandbox, said to its caller and to the log.
 pub(crate) fn failure(call: &'static str, error: &SandboxError) -> Failure {
     let failure = Failure::new(code(error), chain(error));
-    log(call, &failure);
+    if let SandboxError::NoMetrics { .. } = error {
+        // The kubelet polls every pod that it has not removed.
+        tracing::debug!(call, code = ?failure.code, "{}", failure.message);
+    } else {
+        log(call, &failure);
+    }
     failure
 }
 
@@ -65,7 +70,9 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Ended { cause, .. } => cause_code(cause),
         SandboxError::Busy(_) => Code::ResourceExhausted,
         // containerd leaves a pod out of its statistics on Unavailable, and fails all of them on Internal.
-        SandboxError::Gone(_) | SandboxError::Resources { .. } => Code::Unavailable,
+        SandboxError::Gone(_) | SandboxError::NoMetrics { .. } | SandboxError::Resources { .. } => {
+            Code::Unavailable
+        }
         SandboxError::ReadBundle { .. }
         | SandboxError::Spec { .. }
         | SandboxError::Mount { blame: Blame::Caller, .. } => Code::InvalidArgument,
@@ -162,6 +169,7 @@ mod tests {
             (mount(Blame::Host), Code::Internal),
             (SandboxError::Unchangeable { id: id(), reason: reason() }, Code::FailedPrecondition),
             (SandboxError::Resources { id: id(), reason: reason() }, Code::Unavailable),
+            (SandboxError::NoMetrics { id: id(), state: "x" }, Code::Unavailable),
         ]
     }
 
@@ -185,6 +193,7 @@ mod tests {
             SandboxError::Mount { .. } => 14,
             SandboxError::Unchangeable { .. } => 15,
             SandboxError::Resources { .. } => 16,
+            SandboxError::NoMetrics { .. } => 17,
         }
     }
 
@@ -195,6 +204,6 @@ mod tests {
             assert_eq!(code(&error), wanted, "{error:?}");
             seen.insert(place(&error));
         }
-        assert!(seen.into_iter().eq(0..17), "an error is missing in the table");
+        assert!(seen.into_iter().eq(0..18), "an error is missing in the table");
     }
 }

@@ -116,7 +116,7 @@ impl Sandboxes {
     /// The pod's figures as the host sees them.
     ///
     /// # Errors
-    /// [`SandboxError::NotFound`], [`SandboxError::Resources`].
+    /// [`SandboxError::NotFound`], [`SandboxError::NoMetrics`], [`SandboxError::Resources`].
     pub async fn metrics(&self, id: &SandboxId) -> Result<PodMetrics, SandboxError> {
         self.command(id, Metrics).await
     }

@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(source_in(list, Path::new("/q")).as_deref(), Some("a b"));
         assert_eq!(source_in(list, Path::new("/")), None);
         assert_eq!(of_source_in(list, "a b"), [PathBuf::from("/q")]);
-        assert_eq!(of_source_in(list, "a"), [PathBuf::new(); 0]);
+        assert_eq!(of_source_in(list, "a"), Vec::<PathBuf>::new());
     }
 
     #[test]

@@ -127,6 +127,14 @@ pub enum SandboxError {
         /// What cannot be changed, and why.
         reason: String,
     },
+    /// A sandbox that is not up, or no longer, has no metrics. Whoever polls meets it every day.
+    #[error("sandbox {id} is {state} and has no metrics")]
+    NoMetrics {
+        /// The sandbox.
+        id: SandboxId,
+        /// The state it is in.
+        state: &'static str,
+    },
     /// A figure of the pod could not be read.
     #[error("sandbox {id}: {reason}")]
     Resources {

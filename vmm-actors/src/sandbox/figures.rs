@@ -14,8 +14,7 @@ impl Handler<Metrics> for Sandbox {
     fn handle(&mut self, Metrics(reply): Metrics, ctx: &mut Context<Self>) {
         let (None, Some(children)) = (self.state.cause(), self.children.clone()) else {
             // What is left of it counts for nothing, and nobody waits for its release.
-            let reason = format!("it is {} and has no figures", self.state.name());
-            return answer(reply, Err(SandboxError::Resources { id: self.id(), reason }));
+            return answer(reply, Err(SandboxError::NoMetrics { id: self.id(), state: self.state.name() }));
         };
         let (id, cgroup, network) = (self.id(), self.record.cgroup.clone(), self.record.network.clone());
         let work = async move {

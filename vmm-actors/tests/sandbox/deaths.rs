@@ -86,7 +86,7 @@ async fn a_shim_proxy_with_containers_outlives_its_vm_until_shutdown() {
     let printed = std::fs::read_to_string(node.dir("p").shim_output()).unwrap();
     assert!(printed.contains("vm gone (137): the VMM ended (signal 9)"), "{printed}");
     let figures = service.sandboxes.metrics(&sandbox("p")).await.unwrap_err();
-    assert!(matches!(figures, SandboxError::Resources { .. }), "the shim proxy is no pod: {figures}");
+    assert!(matches!(figures, SandboxError::NoMetrics { .. }), "the shim proxy is no pod: {figures}");
     service.stop("p").await;
     assert!(node.dir("p").task_sock().exists(), "containerd fetches exits there");
     service.shutdown("p").await;

@@ -16,8 +16,8 @@ use crate::host_sockets::HostSockets;
 use crate::lifecycle::{Event, State};
 use crate::runtime::owner::Message;
 use crate::runtime::shared_task::SharedTask;
-use crate::stdio::{self, GuestEnds, HostEnds, Streams};
 use crate::runtime::trace::Trace;
+use crate::stdio::{self, GuestEnds, HostEnds, Streams};
 
 /// How long a failure that comes at the caller's deadline may still wait until it is undone.
 const LAST_MOMENT: Duration = Duration::from_millis(50);

@@ -15,8 +15,8 @@ use crate::error::TaskError;
 use crate::lifecycle::State;
 use crate::pod::{CallerId, Freeze, NewContainer, NewExec, PodHandle, Signal};
 use crate::runtime::clock::{deadline, timestamp};
-use crate::stdio;
 use crate::runtime::trace::Trace;
+use crate::stdio;
 
 /// The service for one connection.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::args::{CONTROLLER, DISKS_SLOT};
-use super::error::Error;
+use super::error::QemuError;
 use super::qmp::Session;
 use crate::vm::{Access, Disk};
 
@@ -19,7 +19,7 @@ use crate::vm::{Access, Disk};
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// Plugs a disk in, or finds it plugged in. On error it is not.
-pub(super) async fn add(socket: &Path, disk: &Disk, machine: Machine) -> Result<(), Error> {
+pub(super) async fn add(socket: &Path, disk: &Disk, machine: Machine) -> Result<(), QemuError> {
     in_time("device_add", async {
         let mut session = Session::open(socket).await?;
         let plugged = Plugged::look(&mut session, &disk.id).await?;
@@ -29,7 +29,7 @@ pub(super) async fn add(socket: &Path, disk: &Disk, machine: Machine) -> Result<
             Machine::Microvm => {
                 let reason =
                     "the VM was started by a release that knew no disks; make the pod anew".to_owned();
-                return Err(Error::Api { command: "device_add", reason });
+                return Err(QemuError::Api { command: "device_add", reason });
             }
         }
         if !plugged.node {
@@ -50,7 +50,7 @@ pub(super) async fn add(socket: &Path, disk: &Disk, machine: Machine) -> Result<
 }
 
 /// Unplugs a disk, whatever the guest thinks of it, and closes the device behind it. A no-op if no device has this id.
-pub(super) async fn remove(socket: &Path, id: &str) -> Result<(), Error> {
+pub(super) async fn remove(socket: &Path, id: &str) -> Result<(), QemuError> {
     in_time("device_del", async {
         let mut session = Session::open(socket).await?;
         let plugged = Plugged::look(&mut session, id).await?;
@@ -66,8 +66,11 @@ pub(super) async fn remove(socket: &Path, id: &str) -> Result<(), Error> {
     .await
 }
 
-async fn in_time<T>(command: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let late = |_| Error::Api { command, reason: format!("it did not answer within {WITHIN:?}") };
+async fn in_time<T>(
+    command: &'static str,
+    work: impl Future<Output = Result<T, QemuError>>,
+) -> Result<T, QemuError> {
+    let late = |_| QemuError::Api { command, reason: format!("it did not answer within {WITHIN:?}") };
     timeout(WITHIN, work).await.map_err(late)?
 }
 
@@ -80,7 +83,7 @@ struct Plugged {
 }
 
 impl Plugged {
-    async fn look(session: &mut Session, id: &str) -> Result<Self, Error> {
+    async fn look(session: &mut Session, id: &str) -> Result<Self, QemuError> {
         let nodes = qmp::query_named_block_nodes { flat: Some(true) };
         let nodes = session.execute("query-named-block-nodes", nodes).await?;
         let devices = qmp::qom_list { path: "/machine/peripheral".to_owned() };
@@ -95,7 +98,7 @@ impl Plugged {
 }
 
 /// The host's device, past the host's cache: what the guest has flushed is on the device.
-fn blockdev_add(disk: &Disk) -> Result<qmp::blockdev_add, Error> {
+fn blockdev_add(disk: &Disk) -> Result<qmp::blockdev_add, QemuError> {
     let options = json!({
         "driver": "host_device",
         "node-name": disk.id,
@@ -105,7 +108,7 @@ fn blockdev_add(disk: &Disk) -> Result<qmp::blockdev_add, Error> {
         "discard": "unmap",
         "detect-zeroes": "off",
     });
-    let misspelt = |error: serde_json::Error| Error::Api {
+    let misspelt = |error: serde_json::Error| QemuError::Api {
         command: "blockdev-add",
         reason: format!("it takes no such options: {error}"),
     };

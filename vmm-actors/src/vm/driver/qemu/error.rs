@@ -9,7 +9,7 @@ use crate::vm::{DriverError, VmError};
 
 /// Why QEMU or its helper did not do what was asked.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum QemuError {
     /// A file that the VM boots from, or a program, is not usable.
     #[error("{setting} = {} cannot be used; set it to an existing, readable file", path.display())]
     Unusable {
@@ -84,7 +84,7 @@ pub(super) enum Error {
     },
 }
 
-impl Error {
+impl QemuError {
     /// Whether the settings are at fault, so that a repeat cannot help.
     fn is_misconfigured(&self) -> bool {
         match self {
@@ -99,8 +99,8 @@ impl Error {
     }
 }
 
-impl From<Error> for VmError {
-    fn from(error: Error) -> Self {
+impl From<QemuError> for VmError {
+    fn from(error: QemuError) -> Self {
         let is_misconfigured = error.is_misconfigured();
         Self::Driver(DriverError::new(error, is_misconfigured))
     }

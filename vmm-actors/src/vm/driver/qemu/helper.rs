@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::error::Error;
+use super::error::QemuError;
 use crate::host::process::{Exit, OwnedProcess, Spawn, last_lines};
 use crate::vm::LaunchSpec;
 
@@ -28,12 +28,12 @@ const LOGGED: &str = "warn,vhost_device_vsock::thread_backend=error";
 
 /// Starts the helper and connects to its vhost-user socket. The connection is for the VMM: if it dialled itself, it
 /// would have to be started late enough.
-pub(super) async fn start(program: &Path, spec: &LaunchSpec) -> Result<(OwnedProcess, OwnedFd), Error> {
+pub(super) async fn start(program: &Path, spec: &LaunchSpec) -> Result<(OwnedProcess, OwnedFd), QemuError> {
     let dir = &spec.dir;
     let socket = dir.vhost_vsock_sock();
     let failed = |act| {
         let path = socket.clone();
-        move |source| Error::Socket { act, path, source }
+        move |source| QemuError::Socket { act, path, source }
     };
     match std::fs::remove_file(&socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove the old")(error)),
@@ -52,21 +52,21 @@ pub(super) async fn start(program: &Path, spec: &LaunchSpec) -> Result<(OwnedPro
         env: vec![("RUST_LOG".into(), LOGGED.into())],
     };
     let helper =
-        OwnedProcess::spawn(start).map_err(|source| Error::StartHelper { setting: SETTING, source })?;
+        OwnedProcess::spawn(start).map_err(|source| QemuError::StartHelper { setting: SETTING, source })?;
     let last_words = || last_lines(&dir.vsock_output(), 8, 4096);
     let connected = tokio::select! {
         biased;
         connected = connect(&socket) => connected.map_err(failed("connect to"))?,
         exit = helper.wait() => return Err(ended(program, exit, last_words())),
         () = tokio::time::sleep(LISTENS_WITHIN) => {
-            return Err(Error::HelperSilent { socket, waited: LISTENS_WITHIN, last_words: last_words() });
+            return Err(QemuError::HelperSilent { socket, waited: LISTENS_WITHIN, last_words: last_words() });
         }
     };
     Ok((helper, connected))
 }
 
-fn ended(program: &Path, exit: Exit, last_words: String) -> Error {
-    Error::HelperEnded { program: program.to_owned(), exit, last_words }
+fn ended(program: &Path, exit: Exit, last_words: String) -> QemuError {
+    QemuError::HelperEnded { program: program.to_owned(), exit, last_words }
 }
 
 /// Connects as soon as the socket is there, and listens.

@@ -27,7 +27,7 @@ use crate::vm::{
 };
 use accelerator::{CpuBudget, KvmTrial};
 use args::{CommandLine, Descriptors};
-use error::Error;
+use error::QemuError;
 
 /// Key of the VMM's program in the settings.
 const PATH_SETTING: &str = "[qemu] path";
@@ -90,15 +90,18 @@ impl QemuDriver {
         spec: LaunchSpec,
         acceleration: Acceleration,
         vsock: OwnedFd,
-    ) -> Result<OwnedProcess, Error> {
+    ) -> Result<OwnedProcess, QemuError> {
         let api = spec.dir.vmm_sock();
-        let api =
-            socket::listen(&api).map_err(|source| Error::Socket { act: "listen on", path: api, source })?;
+        let api = socket::listen(&api).map_err(|source| QemuError::Socket {
+            act: "listen on",
+            path: api,
+            source,
+        })?;
         let mut fds = Numbered::default();
         let descriptors = Descriptors { api: fds.add(api.into()), vsock: fds.add(vsock), taps: Vec::new() };
         let LaunchSpec { nics, .. } = &spec;
         let taps = nics.iter().map(|nic| nic.tap.try_clone()).collect::<Result<Vec<_>, _>>();
-        let taps = taps.map_err(|source| Error::StartVmm {
+        let taps = taps.map_err(|source| QemuError::StartVmm {
             setting: PATH_SETTING,
             source: ProcessError::Start {
                 program: self.settings.path.clone(),
@@ -127,7 +130,7 @@ impl QemuDriver {
             cgroup: spec.cgroup.clone(),
             env: Vec::new(),
         };
-        OwnedProcess::spawn(start).map_err(|source| Error::StartVmm { setting: PATH_SETTING, source })
+        OwnedProcess::spawn(start).map_err(|source| QemuError::StartVmm { setting: PATH_SETTING, source })
     }
 }
 
@@ -146,7 +149,7 @@ impl Driver for QemuDriver {
             }),
             Accelerator::Kvm => match self.kvm.outcome().await {
                 Ok(()) => Ok(Acceleration::Hardware),
-                Err(reason) => Err(Error::KvmUnusable { reason }.into()),
+                Err(reason) => Err(QemuError::KvmUnusable { reason }.into()),
             },
         }
     }
@@ -218,7 +221,7 @@ impl Driver for QemuDriver {
 }
 
 /// The machine type of a running VM, whatever the settings say by now.
-async fn machine_of(vm: &VmRecord) -> Result<Machine, Error> {
+async fn machine_of(vm: &VmRecord) -> Result<Machine, QemuError> {
     match State::of(vm).machine {
         Some(machine) => Ok(machine),
         None => qmp::machine(&vm.dir.vmm_sock()).await,
@@ -226,12 +229,12 @@ async fn machine_of(vm: &VmRecord) -> Result<Machine, Error> {
 }
 
 /// Says early and by name what QEMU would say late and in its own words.
-fn readable(setting: &'static str, path: &Path) -> Result<(), Error> {
+fn readable(setting: &'static str, path: &Path) -> Result<(), QemuError> {
     std::fs::File::open(path)
         .and_then(
             |file| if file.metadata()?.is_file() { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) },
         )
-        .map_err(|source| Error::Unusable { setting, path: path.to_owned(), source })
+        .map_err(|source| QemuError::Unusable { setting, path: path.to_owned(), source })
 }
 
 /// Descriptors for a child, numbered from 3 on.

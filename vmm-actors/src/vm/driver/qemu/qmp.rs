@@ -12,11 +12,11 @@ use qapi::qmp::{self, Event, QmpCommand};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::UnixStream;
 
-use super::error::Error;
+use super::error::QemuError;
 use crate::vm::GuestState;
 
 /// What the guest's processors do.
-pub(super) async fn guest_state(socket: &Path) -> Result<GuestState, Error> {
+pub(super) async fn guest_state(socket: &Path) -> Result<GuestState, QemuError> {
     let status = Session::open(socket).await?.execute("query-status", qmp::query_status {}).await?;
     Ok(if status.running {
         GuestState::Running
@@ -26,11 +26,11 @@ pub(super) async fn guest_state(socket: &Path) -> Result<GuestState, Error> {
 }
 
 /// The machine type, of which QEMU's own names are `microvm-machine` and `pc-q35-7.2-machine`.
-pub(super) async fn machine(socket: &Path) -> Result<Machine, Error> {
+pub(super) async fn machine(socket: &Path) -> Result<Machine, QemuError> {
     let ask = qmp::qom_get { path: "/machine".to_owned(), property: "type".to_owned() };
     let name = Session::open(socket).await?.execute("qom-get", ask).await?;
     let machine = name.as_str().and_then(machine_named);
-    let unknown = || Error::Api { command: "qom-get", reason: format!("a machine of type {name}") };
+    let unknown = || QemuError::Api { command: "qom-get", reason: format!("a machine of type {name}") };
     machine.ok_or_else(unknown)
 }
 
@@ -58,8 +58,8 @@ impl fmt::Debug for Session {
 
 impl Session {
     /// Connects, as soon as whoever is connected has gone.
-    pub(super) async fn open(socket: &Path) -> Result<Self, Error> {
-        let failed = |act| move |source| Error::Socket { act, path: socket.to_owned(), source };
+    pub(super) async fn open(socket: &Path) -> Result<Self, QemuError> {
+        let failed = |act| move |source| QemuError::Socket { act, path: socket.to_owned(), source };
         let negotiation = QmpStreamTokio::open_uds(socket).await.map_err(failed("connect to"))?;
         let stream = negotiation.negotiate().await.map_err(failed("negotiate on"))?;
         let (service, events) = stream.into_parts();
@@ -71,14 +71,14 @@ impl Session {
         &mut self,
         command: &'static str,
         arguments: C,
-    ) -> Result<C::Ok, Error> {
+    ) -> Result<C::Ok, QemuError> {
         let answer = self.service.execute(arguments);
         tokio::pin!(answer);
         loop {
             tokio::select! {
                 biased;
                 answer = &mut answer => {
-                    return answer.map_err(|error| Error::Api { command, reason: error.to_string() });
+                    return answer.map_err(|error| QemuError::Api { command, reason: error.to_string() });
                 }
                 event = self.events.next() => note(&mut self.deleted, command, event)?,
             }
@@ -86,7 +86,7 @@ impl Session {
     }
 
     /// Waits until the device with this id, which was told to go, has gone.
-    pub(super) async fn deleted(&mut self, id: &str) -> Result<(), Error> {
+    pub(super) async fn deleted(&mut self, id: &str) -> Result<(), QemuError> {
         while !self.deleted.remove(id) {
             let event = self.events.next().await;
             note(&mut self.deleted, "device_del", event)?;
@@ -100,7 +100,7 @@ fn note(
     deleted: &mut BTreeSet<String>,
     command: &'static str,
     event: Option<std::io::Result<Event>>,
-) -> Result<(), Error> {
+) -> Result<(), QemuError> {
     match event {
         Some(Ok(event)) => {
             if let Event::DEVICE_DELETED { data, .. } = event {
@@ -108,8 +108,8 @@ fn note(
             }
             Ok(())
         }
-        Some(Err(error)) => Err(Error::Api { command, reason: error.to_string() }),
-        None => Err(Error::Api { command, reason: "it closed the connection".to_owned() }),
+        Some(Err(error)) => Err(QemuError::Api { command, reason: error.to_string() }),
+        None => Err(QemuError::Api { command, reason: "it closed the connection".to_owned() }),
     }
 }
 

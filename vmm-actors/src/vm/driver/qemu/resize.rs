@@ -9,7 +9,7 @@ use qapi::qmp;
 use tokio::time::Instant;
 
 use super::args::GROWTH;
-use super::error::Error;
+use super::error::QemuError;
 use super::qmp::Session;
 use crate::vm::{Size, Sizes, VmError};
 
@@ -192,7 +192,7 @@ fn size(vcpus: usize, bytes: u64) -> Result<Size, VmError> {
     let memory_mib = u32::try_from(bytes / MIB).ok().and_then(NonZeroU32::new);
     let (Some(vcpus), Some(memory_mib)) = (vcpus, memory_mib) else {
         let reason = format!("a VM with {bytes} bytes and processors {vcpus:?}");
-        return Err(Error::Api { command: "query-hotpluggable-cpus", reason }.into());
+        return Err(QemuError::Api { command: "query-hotpluggable-cpus", reason }.into());
     };
     Ok(Size { vcpus, memory_mib })
 }
