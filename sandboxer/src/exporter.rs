@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_protocol::error::chain;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
@@ -19,7 +20,6 @@ use prometheus::TextEncoder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use vmm_actors::sandbox::chain;
 use vmm_actors::{Sandboxes, Telemetry};
 
 use crate::sockets::{self, SocketError};

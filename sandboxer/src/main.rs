@@ -22,8 +22,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use bulkhead_config::Settings;
+use bulkhead_protocol::error::chain;
 use clap::Parser;
-use vmm_actors::sandbox::chain;
 
 use crate::args::Args;
 

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use bulkhead_config::Settings;
 use bulkhead_protocol::CONTROL_SOCKET;
+use bulkhead_protocol::error::chain;
 use containerd_sandbox::ServeError;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vmm_actors::registry::RecoveryReport;
 use vmm_actors::runtime_dir::{PODS, VMS};
-use vmm_actors::sandbox::chain;
 use vmm_actors::sandbox::record::RecordError;
 use vmm_actors::vm::{Acceleration, Driver, Drivers};
 use vmm_actors::{Sandboxes, Telemetry};

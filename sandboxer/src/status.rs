@@ -1,9 +1,10 @@
 //! The one place that turns errors into RPC codes, and logs them.
 
+use bulkhead_protocol::error::chain;
 use containerd_sandbox::{Code, Failure};
 
 use vmm_actors::sandbox::state::{Cause, Class};
-use vmm_actors::sandbox::{Blame, SandboxError, chain};
+use vmm_actors::sandbox::{Blame, SandboxError};
 
 use crate::pod_config::PodConfigError;
 use crate::update::UpdateError;

@@ -4,10 +4,9 @@
 //! A step is a child of the call that began it, even where it goes on after that call was answered. No step's span is
 //! entered: its lines in the log keep the sandbox's own span.
 
+use bulkhead_protocol::error::chain;
 use tracing::field::Empty;
 use tracing::{Span, info_span};
-
-use crate::sandbox::chain;
 
 /// Target of every span that is meant for a trace.
 pub const TARGET: &str = "bulkhead::traces";

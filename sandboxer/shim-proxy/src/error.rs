@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::untrusted;
 use ttrpc::{Code, Status};
 
@@ -195,21 +196,6 @@ impl TaskError {
     pub(crate) fn status(&self) -> ttrpc::Error {
         ttrpc::Error::RpcStatus(ttrpc::get_status(self.code(), chain(self)))
     }
-}
-
-/// The error and its causes in one line. A cause whose text is already there is not repeated.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// The RPC code of another peer's error. Unimplemented is never passed on: it would make containerd fall back to

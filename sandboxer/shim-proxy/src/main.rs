@@ -58,7 +58,7 @@ fn run(command: Command) -> ExitCode {
             match serve::serve(args) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    tracing::error!(error = error::chain(&error), "cannot serve");
+                    tracing::error!(error = bulkhead_protocol::error::chain(&error), "cannot serve");
                     ExitCode::FAILURE
                 }
             }

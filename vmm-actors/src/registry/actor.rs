@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, WrapFuture};
+use bulkhead_protocol::error::chain;
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
@@ -12,7 +13,7 @@ use super::recovery::begin_of;
 use crate::id::SandboxId;
 use crate::sandbox::record::{Found, Record};
 use crate::sandbox::state::Cause;
-use crate::sandbox::{Begin, Host, Left, Place, Sandbox, SandboxError, chain};
+use crate::sandbox::{Begin, Host, Left, Place, Sandbox, SandboxError};
 
 const MAILBOX: usize = 1024;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use bulkhead_protocol::error::chain;
 use tracing::{info, warn};
 
 use crate::cgroup::{self, CgroupError};
@@ -11,9 +12,9 @@ use crate::host::process::{OwnedProcess, ProcessIdentity, boot_id};
 use crate::id::SandboxId;
 use crate::mounts;
 use crate::runtime_dir::{PodDir, VmDir};
+use crate::sandbox::Begin;
 use crate::sandbox::record::{Found, Phase, Record, RecordError, Store};
 use crate::sandbox::verdict::{Reality, Verdict, judge};
-use crate::sandbox::{Begin, chain};
 use crate::telemetry::Telemetry;
 
 /// What was found, for the log and for the operator.

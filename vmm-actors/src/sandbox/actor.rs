@@ -3,6 +3,7 @@
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, SpawnHandle, WrapFuture,
 };
+use bulkhead_protocol::error::chain;
 use tracing::{Instrument, Span, error, info, info_span, warn};
 
 use super::attachments::Plugs;
@@ -10,7 +11,7 @@ use super::begin::{Begin, First, Left, Place};
 use super::bring_up::{BringUp, BroughtUp};
 use super::children::{Children, Host, Parent};
 use super::container_table::Containers;
-use super::error::{SandboxError, chain};
+use super::error::SandboxError;
 use super::messages::{
     Abandon, Exited, Happened, Orphan, START_OVERDUE, Shutdown, Start, Started, Stop, Wait,
 };

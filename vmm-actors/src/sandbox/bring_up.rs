@@ -11,9 +11,9 @@
 
 use bulkhead_protocol::FEATURE_MEMORY_VOLUMES;
 use bulkhead_protocol::agent::SetupRequest;
+use bulkhead_protocol::error::chain;
 
 use super::children::{Children, Host};
-use super::error::chain;
 use super::record::{Nanos, Record, RecordError};
 use super::recorder::Recorder;
 use super::state::{Cause, Class};

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use actix::{Actor, Addr, Recipient};
 use bulkhead_config::Settings;
+use bulkhead_protocol::error::chain;
 use tracing::warn;
 
-use super::error::chain;
 use super::record::{Phase, Record, Store};
 use crate::agent::{self, Agent};
 use crate::ask::tell;

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use actix::{ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use bulkhead_protocol::error::chain;
 use tracing::{Span, info, warn};
 
 use super::actor::Sandbox;
 use super::children::Children;
 use super::container_table::Container;
-use super::error::{Blame, SandboxError, chain};
+use super::error::{Blame, SandboxError};
 use super::messages::{
     ContainerRequest, ContainerStarted, PrepareContainer, PreparedContainer, ReleaseContainer,
 };

@@ -1,7 +1,5 @@
 //! What can be wrong with a request to a sandbox.
 
-pub use bulkhead_protocol::error::chain;
-
 use super::record::RecordError;
 use super::state::{Cause, Refused};
 use crate::guest_spec::SpecError;
@@ -152,17 +150,4 @@ pub enum Blame {
     Caller,
     /// The host or one of its processes failed.
     Host,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_guest_answers_is_told_in_its_words() {
-        let source =
-            ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, "no such sysctl"));
-        let error = crate::agent::AgentError::Call { call: "Setup", source };
-        assert_eq!(chain(&error), "the guest did not carry out Setup: no such sysctl");
-    }
 }

@@ -1,9 +1,10 @@
 //! The pod's figures on the host.
 
 use actix::{AsyncContext, Context, Handler, WrapFuture};
+use bulkhead_protocol::error::chain;
 
 use super::actor::Sandbox;
-use super::error::{SandboxError, chain};
+use super::error::SandboxError;
 use super::messages::{Metrics, PodMetrics};
 use crate::ask::{answer, ask};
 use crate::{agent, cgroup, network};

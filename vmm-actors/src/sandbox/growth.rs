@@ -1,9 +1,9 @@
 //! A running VM becomes larger: first whether it can, then VMM and guest in turn, and back on any failure.
 
 use actix::Addr;
+use bulkhead_protocol::error::chain;
 
 use super::children::Children;
-use super::error::chain;
 use crate::agent::{self, Agent, Capacity};
 use crate::ask::{AskError, ask};
 use crate::vm::{self, Size, Vm, VmError};

@@ -40,7 +40,7 @@ mod waiters;
 pub use actor::Sandbox;
 pub use begin::Begin;
 pub use children::Host;
-pub use error::{Blame, SandboxError, chain};
+pub use error::{Blame, SandboxError};
 pub use messages::{
     Abandon, ContainerRequest, ContainerStarted, Exited, Metrics, Observe, Orphan, PodMetrics,
     PrepareContainer, PreparedContainer, ReleaseContainer, Shutdown, Snapshot, Start, Started, StepTime,

@@ -4,6 +4,7 @@
 use actix::{ActorFutureExt, Addr, AsyncContext, Context, WrapFuture};
 use bulkhead_protocol::FEATURE_DISKS;
 use bulkhead_protocol::agent::Disk as GuestDisk;
+use bulkhead_protocol::error::chain;
 use futures::FutureExt;
 use futures::future::join_all;
 use tracing::{Span, warn};
@@ -11,7 +12,7 @@ use tracing::{Span, warn};
 use super::actor::Sandbox;
 use super::attachments::{NotPlugged, Plug};
 use super::disks::{Disk, Key, id};
-use super::error::{Blame, SandboxError, chain};
+use super::error::{Blame, SandboxError};
 use crate::agent::{self, Agent};
 use crate::ask::{AskError, ask};
 use crate::guest_spec::HostDisk;

@@ -10,11 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_protocol::KILLED_STATUS;
+use bulkhead_protocol::error::chain;
 use tokio::time::timeout;
 use tracing::{Span, debug, warn};
 
 use super::children::Children;
-use super::error::chain;
 use super::record::{Nanos, Record};
 use super::state::Cause;
 use crate::ask::ask;

@@ -1,11 +1,12 @@
 //! New limits for a pod that runs: either all of them hold afterwards, or none does and the answer says why.
 
 use actix::{ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use bulkhead_protocol::error::chain;
 use tracing::{info, warn};
 
 use super::actor::Sandbox;
 use super::children::Children;
-use super::error::{SandboxError, chain};
+use super::error::SandboxError;
 use super::growth::{Failed, Growth};
 use super::messages::Update;
 use super::record::{Phase, Record};

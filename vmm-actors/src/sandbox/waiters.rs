@@ -1,8 +1,9 @@
 //! Callers that wait for something of a sandbox.
 
+use bulkhead_protocol::error::chain;
 use tracing::Span;
 
-use super::error::{SandboxError, chain};
+use super::error::SandboxError;
 use crate::ask::Reply;
 use crate::id::SandboxId;
 

@@ -131,7 +131,7 @@ async fn a_device_that_fails_takes_the_others_with_it() {
     let mounts = node.mounts();
     let request = wanting(&node, "c1", &[(one, "rw"), (two, "rw")]);
     let error = service.prepare(&request).await.unwrap_err();
-    let text = vmm_actors::sandbox::chain(&error);
+    let text = bulkhead_protocol::error::chain(&error);
     assert!(matches!(error, SandboxError::Plug { .. }), "{error}");
     assert!(text.contains(&bad.path.display().to_string()) && text.contains("/dev/block1"), "{text}");
     assert!(!text.contains(&format!("{} for", device.path.display())), "{text}");
@@ -161,7 +161,7 @@ async fn a_device_that_is_not_there_is_named() {
     let service = running(&node).await;
     let nobodys = Number { major: 4095, minor: 77 };
     let error = service.prepare(&wanting(&node, "c1", &[(nobodys, "rw")])).await.unwrap_err();
-    let text = vmm_actors::sandbox::chain(&error);
+    let text = bulkhead_protocol::error::chain(&error);
     assert!(matches!(error, SandboxError::HostDisk { .. }), "{error}");
     assert!(text.contains("4095:77") && text.contains("/dev/block0"), "{text}");
     assert!(recorded(&node).is_empty() && service.driver.disk_calls().is_empty());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_protocol::agent_ttrpc::AgentClient;
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::{AGENT_PORT, untrusted, version};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -17,7 +18,7 @@ use ttrpc::context;
 
 use super::answers::Answer;
 use super::dial;
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::lifecycle::Exit;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::socket::GuardedSocket;

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::agent::stream_header::Kind;
 use bulkhead_protocol::agent::{ForwardAnswer, Knock, StreamHeader};
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::pod::HostSocket;
 use bulkhead_protocol::relay::{RelayError, relay};
 use bulkhead_protocol::{STREAM_PORT, frame};
@@ -26,7 +27,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
-use crate::error::chain;
 use crate::guest::dial::guest_port;
 use crate::runtime::backoff::Backoff;
 use dial::{Client, DialError};

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{self, CreateContainerRequest};
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::pod::{HostSocket, PrepareContainerRequest, PrepareContainerResponse};
 use containerd_shim_protos::api::Mount;
 use tokio::time::{Instant, timeout_at};
@@ -11,7 +12,7 @@ use tracing::{info, warn};
 use super::container::Container;
 use super::process::ProcessRef;
 use super::{Pod, PodHandle, remove, without_deadline};
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::host_sockets::HostSockets;
 use crate::lifecycle::{Event, State};
 use crate::runtime::owner::Message;

@@ -1,13 +1,14 @@
 //! Exec: a further process in a running container.
 
 use bulkhead_protocol::agent::CreateExecRequest;
+use bulkhead_protocol::error::chain;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::create::Created;
 use super::process::ProcessRef;
 use super::{Pod, PodHandle, remove, without_deadline};
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::lifecycle::Event;
 use crate::runtime::owner::Message;
 use crate::runtime::shared_task::SharedTask;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_protocol::SIGKILL;
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::pod::ContainerKey;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;
@@ -10,7 +11,7 @@ use tracing::warn;
 use super::kill::Signal;
 use super::process::ProcessRef;
 use super::{Pod, PodHandle, without_deadline};
-use crate::error::{CLEANUP_TIMEOUT, TaskError, chain};
+use crate::error::{CLEANUP_TIMEOUT, TaskError};
 use crate::lifecycle::{Event, Exit, State};
 use crate::runtime::clock;
 use crate::runtime::owner::Message;

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use bulkhead_protocol::agent::{ContainerRef, ResizePtyRequest, UpdateRequest};
 use bulkhead_protocol::agent_ttrpc::AgentClient;
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::pod::{ContainerStartedRequest, UpdateContainerRequest};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::process::ProcessRef;
 use super::{Pod, PodHandle, cpuset, without_deadline};
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::lifecycle::{Event, Exit, State};
 use crate::runtime::clock;
 use crate::runtime::owner::Message;

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::shim::AttachRequest;
 use tracing::{info, warn};
 
 use super::{Pod, PodHandle, killed_now};
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::guest::vmm::{Vmm, WatchError};
 use crate::lifecycle::{Event, Exit};
 use crate::portforward::{self, PortForward};

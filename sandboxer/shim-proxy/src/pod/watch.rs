@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bulkhead_protocol::agent::{WaitOomRequest, WaitResponse};
+use bulkhead_protocol::error::chain;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::process::ProcessRef;
 use super::{Pod, PodHandle, killed_now, without_deadline};
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::guest::answers::MAX_STATUS;
 use crate::lifecycle::{Event, Exit, State};
 use crate::runtime::backoff::Backoff;

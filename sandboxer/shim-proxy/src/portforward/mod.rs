@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bulkhead_protocol::accept::accept;
+use bulkhead_protocol::error::chain;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,7 +24,6 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, warn};
 
-use crate::error::chain;
 use crate::sys::bpf;
 
 /// Most open connections; further ones wait in the kernel's queue.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bulkhead_protocol::agent::stream_header::Kind;
 use bulkhead_protocol::agent::{ForwardAnswer, StreamHeader};
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::forward::{CopyError, from_stream, into_stream};
 use bulkhead_protocol::{STREAM_PORT, frame, untrusted};
 use rustix::net::sockopt;
@@ -15,7 +16,6 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use crate::error::chain;
 use crate::guest::dial;
 
 /// How long the guest may take to dial both of its loopback addresses.

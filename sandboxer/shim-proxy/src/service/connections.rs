@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use bulkhead_protocol::accept::accept_unix;
+use bulkhead_protocol::error::chain;
 use containerd_shim_protos::shim_async::create_task;
 use futures::{StreamExt, stream};
 use tokio::net::{UnixListener, UnixStream};
@@ -17,7 +18,7 @@ use ttrpc::asynchronous::transport::Listener;
 use super::lifetime::Lifetime;
 use super::streaming;
 use super::task::TaskService;
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::pod::{CallerId, PodHandle};
 use crate::runtime::socket::GuardedSocket;
 

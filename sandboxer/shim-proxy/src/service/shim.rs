@@ -1,6 +1,7 @@
 //! The calls of the sandboxer.
 
 use async_trait::async_trait;
+use bulkhead_protocol::error::chain;
 use bulkhead_protocol::pod::{Nothing, Version};
 use bulkhead_protocol::shim::{AttachRequest, ObserveResponse, VmGoneRequest};
 use bulkhead_protocol::shim_ttrpc::Shim;
@@ -8,7 +9,7 @@ use bulkhead_protocol::version;
 use ttrpc::Code;
 use ttrpc::asynchronous::TtrpcContext;
 
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::guest::answers::MAX_STATUS;
 use crate::lifecycle::Exit;
 use crate::pod::{AttachError, PodHandle};

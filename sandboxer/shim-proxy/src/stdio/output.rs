@@ -92,7 +92,11 @@ pub(super) async fn output(
     drop(guest);
     if let Err(fault) = copied {
         if deadlines.phase() != Phase::Cut {
-            warn!(stream = stream.name(), error = crate::error::chain(&fault), "output ended early");
+            warn!(
+                stream = stream.name(),
+                error = bulkhead_protocol::error::chain(&fault),
+                "output ended early"
+            );
         }
         // The beginning of a chunk is better than nothing. That the host's end takes no bytes has been logged above.
         drop(deadlines.host(sink.write_all(&copy.partial)).await);
