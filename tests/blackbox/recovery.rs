@@ -8,7 +8,7 @@ use bulkhead_tests::node::Options;
 use bulkhead_tests::{processes, wait};
 use nix::sys::signal::Signal;
 
-use crate::stage::{Stage, VMM, stage};
+use crate::stage::{Stage, stage};
 
 const SOON: Duration = Duration::from_secs(60);
 /// How many times as long as with sound sandboxes only the service may take until it answers. Where broken ones were
@@ -36,12 +36,6 @@ async fn restarted(stage: &mut Stage, meanwhile: impl FnOnce(&Stage)) -> Duratio
     begin.elapsed()
 }
 
-/// The VMM of a pod.
-fn vmm_of(stage: &Stage, pod: &Pod) -> i32 {
-    let its = |process: &&processes::Process| process.args.iter().any(|argument| argument.contains(&pod.id));
-    stage.running(VMM).iter().find(its).expect("the pod has a VMM").pid
-}
-
 fn record(stage: &Stage, pod: &Pod) -> PathBuf {
     stage.node.state_dir().join("sandboxes").join(format!("{}.json", pod.id))
 }
@@ -56,9 +50,9 @@ async fn field_24_broken_sandboxes_hold_up_neither_the_service_nor_a_sound_one()
     );
     let main = stage.cri().start(&sound, Cri::shell("main", "sleep 1000")).await;
     let before = restarted(&mut stage, |_| {}).await;
-    let unowned = vmm_of(&stage, &torn);
+    let unowned = stage.vmm_of(&torn).pid;
     let after = restarted(&mut stage, |stage| {
-        processes::signal(vmm_of(stage, &dead), Signal::SIGKILL);
+        processes::signal(stage.vmm_of(&dead).pid, Signal::SIGKILL);
         let record = record(stage, &torn);
         let whole = std::fs::read(&record).unwrap();
         std::fs::write(&record, &whole[..whole.len() / 2]).unwrap();

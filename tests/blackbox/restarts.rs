@@ -122,11 +122,6 @@ async fn a_running_pod_stays_what_it_is_when_the_settings_change() {
     // Its second container asks the sandboxer at the place that its shim proxy knows.
     counting.expect_well(&stage).await;
     let cri = stage.cri();
-    let vmm = |pod: &Pod| {
-        let id = pod.id.clone();
-        stage.running(VMM).into_iter().find(|process| process.args.contains(&id)).expect("a VMM of its own")
-    };
-
     let limits =
         |mib: i64| api::LinuxContainerResources { memory_limit_in_bytes: mib << 20, ..Default::default() };
     let refused = cri.try_resize_pod(&counting.pod.id, limits(64)).await.unwrap_err();
@@ -135,7 +130,7 @@ async fn a_running_pod_stays_what_it_is_when_the_settings_change() {
 
     let new = cri.run_pod("new").await;
     let machine = |process: &Process| process.args.iter().any(|arg| arg.starts_with("q35,"));
-    assert!(machine(&vmm(&new)) && !machine(&vmm(&counting.pod)));
+    assert!(machine(&stage.vmm_of(&new)) && !machine(&stage.vmm_of(&counting.pod)));
     assert!(run_dir.join("s").join(&new.id).exists(), "a new pod lies where the settings say");
 
     // What a VM was made without it does not get, and says so; whether the device exists is asked before.

@@ -156,6 +156,15 @@ impl Stage {
         assert_eq!(found.len(), 1, "processes running {program}: {found:?}");
         found.remove(0)
     }
+
+    /// The VMM of a pod: its arguments name only the VM, its cgroup names the sandbox.
+    pub(crate) fn vmm_of(&self, pod: &Pod) -> Process {
+        let its = |process: &Process| {
+            let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid));
+            cgroups.is_ok_and(|cgroups| cgroups.contains(&pod.id))
+        };
+        self.running(VMM).into_iter().find(its).expect("the pod has a VMM")
+    }
 }
 
 /// Ends the test quietly when there is no stage: why was said aloud.
