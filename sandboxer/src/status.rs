@@ -78,12 +78,12 @@ fn code(error: &SandboxError) -> Code {
         | SandboxError::Spec { .. }
         | SandboxError::Mount { blame: Blame::Caller, .. } => Code::InvalidArgument,
         // What the pod's VM has not is no fault of the request itself.
-        SandboxError::Plug { blame: Blame::Caller, .. } => Code::FailedPrecondition,
+        SandboxError::Attach { blame: Blame::Caller, .. } => Code::FailedPrecondition,
         SandboxError::Leftover { .. }
         | SandboxError::Record { .. }
         | SandboxError::Mount { blame: Blame::Host, .. }
-        | SandboxError::Plug { blame: Blame::Host, .. }
-        | SandboxError::Unplug { .. } => Code::Internal,
+        | SandboxError::Attach { blame: Blame::Host, .. }
+        | SandboxError::Detach { .. } => Code::Internal,
     }
 }
 
@@ -136,7 +136,7 @@ mod tests {
         let unwritten = RecordError::Write { path: "/x".into(), source: source() };
         let unknown = BlockError::Unknown { number: Number { major: 7, minor: 0 }, source: source() };
         let mount = |blame| SandboxError::Mount { container: container(), blame, reason: reason() };
-        let plug = |blame| SandboxError::Plug { container: container(), blame, reason: reason() };
+        let plug = |blame| SandboxError::Attach { container: container(), blame, reason: reason() };
         vec![
             (SandboxError::AlreadyExists(id()), Code::AlreadyExists),
             (SandboxError::NotFound(id()), Code::NotFound),
@@ -165,7 +165,7 @@ mod tests {
             ),
             (plug(Blame::Caller), Code::FailedPrecondition),
             (plug(Blame::Host), Code::Internal),
-            (SandboxError::Unplug { container: container(), reason: reason() }, Code::Internal),
+            (SandboxError::Detach { container: container(), reason: reason() }, Code::Internal),
             (mount(Blame::Caller), Code::InvalidArgument),
             (mount(Blame::Host), Code::Internal),
             (SandboxError::Unchangeable { id: id(), reason: reason() }, Code::FailedPrecondition),
@@ -189,8 +189,8 @@ mod tests {
             SandboxError::ReadBundle { .. } => 9,
             SandboxError::Spec { .. } => 10,
             SandboxError::HostDisk { .. } => 11,
-            SandboxError::Plug { .. } => 12,
-            SandboxError::Unplug { .. } => 13,
+            SandboxError::Attach { .. } => 12,
+            SandboxError::Detach { .. } => 13,
             SandboxError::Mount { .. } => 14,
             SandboxError::Unchangeable { .. } => 15,
             SandboxError::Resources { .. } => 16,

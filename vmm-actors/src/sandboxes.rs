@@ -15,9 +15,9 @@ use crate::pod_spec::Resources;
 use crate::registry::{self, List, Lookup, RecoveryReport, Registry};
 use crate::sandbox::record::{RecordError, Store};
 use crate::sandbox::{
-    Abandon, ContainerRequest, ContainerStarted, CreateSandbox, Exited, Host, Metrics, Observe, Orphan,
-    PodMetrics, PrepareContainer, PreparedContainer, ReleaseContainer, Sandbox, SandboxError, Shutdown,
-    Snapshot, Start, Started, Stop, Update, Wait,
+    Abandon, ContainerRequest, ContainerStarted, CreateSandbox, Exited, Metrics, NodeContext, Observe,
+    Orphan, PodMetrics, PrepareContainer, PreparedContainer, ReleaseContainer, Sandbox, SandboxError,
+    Shutdown, Snapshot, Start, Started, Stop, Update, Wait,
 };
 use crate::telemetry::Telemetry;
 use crate::vm::Drivers;
@@ -42,8 +42,8 @@ impl Sandboxes {
         let store = Store::open(&settings.sandboxer.state_dir)?;
         let (recovered, report) = registry::recover(&store, &settings.sandboxer.run_dir)?;
         report.count_in(&telemetry);
-        let host = Host { settings, drivers, store, telemetry };
-        Ok((Self { registry: Registry::new(host, recovered).start() }, report))
+        let node = NodeContext { settings, drivers, store, telemetry };
+        Ok((Self { registry: Registry::new(node, recovered).start() }, report))
     }
 
     /// Makes a sandbox: its host side is there and its VM is being launched when this answers.

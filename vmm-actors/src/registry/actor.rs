@@ -9,21 +9,21 @@ use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use super::messages::{Create, List, Lookup};
-use super::recovery::begin_of;
+use super::recovery::origin_of;
 use crate::id::SandboxId;
 use crate::sandbox::record::{Found, Record};
 use crate::sandbox::state::Cause;
-use crate::sandbox::{Begin, Host, Left, Place, Sandbox, SandboxError};
+use crate::sandbox::{Left, NodeContext, Origin, Place, Sandbox, SandboxError};
 
 const MAILBOX: usize = 1024;
 
 /// The map of sandboxes; see the [module](super).
 #[derive(Debug)]
 pub struct Registry {
-    host: Host,
+    node: NodeContext,
     sandboxes: HashMap<SandboxId, Life>,
     /// Sandboxes that a previous process left, until the actor has started.
-    recovered: Vec<(SandboxId, Begin)>,
+    recovered: Vec<(SandboxId, Origin)>,
     next_generation: u64,
 }
 
@@ -38,17 +38,17 @@ struct Life {
 impl Registry {
     /// A registry that begins with what was recovered.
     #[must_use]
-    pub fn new(host: Host, recovered: Vec<(SandboxId, Begin)>) -> Self {
-        Self { host, sandboxes: HashMap::new(), recovered, next_generation: 0 }
+    pub fn new(node: NodeContext, recovered: Vec<(SandboxId, Origin)>) -> Self {
+        Self { node, sandboxes: HashMap::new(), recovered, next_generation: 0 }
     }
 
-    fn give_life(&mut self, id: SandboxId, begin: Begin, ctx: &mut Context<Self>) {
+    fn give_life(&mut self, id: SandboxId, begin: Origin, ctx: &mut Context<Self>) {
         self.next_generation += 1;
         let generation = self.next_generation;
         let (left_in_order, end) = oneshot::channel();
         let place =
             Place { registry: ctx.address().recipient(), generation, left_in_order: Some(left_in_order) };
-        let sandbox = Sandbox::new(begin, self.host.clone(), place);
+        let sandbox = Sandbox::new(begin, self.node.clone(), place);
         self.sandboxes.insert(id.clone(), Life { addr: sandbox.start(), generation });
         let ended = end.into_actor(self).map(move |end, registry, ctx| {
             if end.is_err() {
@@ -65,9 +65,9 @@ impl Registry {
         }
         error!(sandbox = %id, "the sandbox's actor ended unasked; rebuilding it from its record");
         self.sandboxes.remove(&id);
-        match self.host.store.load_one(&id) {
+        match self.node.store.load_one(&id) {
             Some(Found::Record(record)) => {
-                let (id, begin) = begin_of(record);
+                let (id, begin) = origin_of(record);
                 self.give_life(id, begin, ctx);
             }
             Some(Found::Quarantined { path, why, .. }) => {
@@ -99,11 +99,11 @@ impl Handler<Create> for Registry {
                 // The caller may have gone; then nobody wants the answer.
                 drop(reply.send(Err(SandboxError::AlreadyExists(id))));
             }
-            Entry::Vacant(_) => match Record::intend(*request, &self.host.settings) {
-                Ok(record) => self.give_life(id, Begin::New { record: Box::new(record), reply }, ctx),
+            Entry::Vacant(_) => match Record::intend(*request, &self.node.settings) {
+                Ok(record) => self.give_life(id, Origin::New { record: Box::new(record), reply }, ctx),
                 Err(refused) => {
                     let cause = Cause { class: refused.class(), reason: chain(&refused) };
-                    self.host.telemetry.did_not_start(cause.class);
+                    self.node.telemetry.did_not_start(cause.class);
                     drop(reply.send(Err(SandboxError::Ended { id, cause })));
                 }
             },

@@ -12,7 +12,7 @@ use crate::host::process::{OwnedProcess, ProcessIdentity, boot_id};
 use crate::id::SandboxId;
 use crate::mounts;
 use crate::runtime_dir::{PodDir, VmDir};
-use crate::sandbox::Begin;
+use crate::sandbox::Origin;
 use crate::sandbox::record::{Found, Phase, Record, RecordError, Store};
 use crate::sandbox::verdict::{Reality, Verdict, judge};
 use crate::telemetry::Telemetry;
@@ -41,14 +41,14 @@ pub struct RecoveryReport {
 pub(crate) fn recover(
     store: &Store,
     run_dir: &Path,
-) -> Result<(Vec<(SandboxId, Begin)>, RecoveryReport), RecordError> {
+) -> Result<(Vec<(SandboxId, Origin)>, RecoveryReport), RecordError> {
     let mut report = RecoveryReport::default();
     let mut begins = Vec::new();
     for found in store.load_all()? {
         match found {
             Found::Record(record) => {
-                let (id, begin) = begin_of(record);
-                if let Begin::Recovered { record, verdict } = &begin {
+                let (id, begin) = origin_of(record);
+                if let Origin::Recovered { record, verdict } = &begin {
                     report.note(record, verdict);
                 }
                 begins.push((id, begin));
@@ -67,10 +67,10 @@ pub(crate) fn recover(
 }
 
 /// How a recorded sandbox goes on, judged by what is true now.
-pub(crate) fn begin_of(record: Box<Record>) -> (SandboxId, Begin) {
+pub(crate) fn origin_of(record: Box<Record>) -> (SandboxId, Origin) {
     let verdict = judge(&record, probe(&record));
     info!(sandbox = %record.id, ?verdict, "found a recorded sandbox");
-    (record.id.clone(), Begin::Recovered { record, verdict })
+    (record.id.clone(), Origin::Recovered { record, verdict })
 }
 
 impl RecoveryReport {

@@ -6,15 +6,15 @@ use actix::{
 use bulkhead_protocol::error::chain;
 use tracing::{Instrument, Span, error, info, info_span, warn};
 
-use super::attachments::Plugs;
-use super::begin::{Begin, First, Left, Place};
+use super::attachments::Attachments;
 use super::bring_up::{BringUp, BroughtUp};
-use super::children::{Children, Host, Parent};
+use super::children::{Children, NodeContext, Parent};
 use super::container_table::Containers;
 use super::error::SandboxError;
 use super::messages::{
     Abandon, Exited, Happened, Orphan, START_OVERDUE, Shutdown, Start, Started, Stop, Wait,
 };
+use super::origin::{Left, Origin, Place, StartMode};
 use super::record::{Nanos, Phase, Record, RecordError};
 use super::recorder::Recorder;
 use super::release::{Release, Scope};
@@ -30,12 +30,12 @@ const MAILBOX: usize = 256;
 
 /// One pod's sandbox; see the [module](super).
 pub struct Sandbox {
-    pub(super) host: Host,
+    pub(super) node: NodeContext,
     pub(super) record: Record,
     pub(super) state: State,
     pub(super) children: Option<Children>,
     pub(super) containers: Containers,
-    pub(super) plugs: Plugs,
+    pub(super) attachments: Attachments,
     pub(super) span: Span,
     pub(super) timeline: Timeline,
     pub(super) warnings: Vec<String>,
@@ -49,7 +49,7 @@ pub struct Sandbox {
     start: Waiters<Started>,
     stop: Waiters<()>,
     wait: Waiters<Exited>,
-    first: Option<First>,
+    start_mode: Option<StartMode>,
     place: Place,
     recorder: Recorder,
 }
@@ -57,26 +57,26 @@ pub struct Sandbox {
 impl Sandbox {
     /// A sandbox at the beginning of its life, or of its life under this process.
     #[must_use]
-    pub(crate) fn new(begin: Begin, host: Host, place: Place) -> Self {
+    pub(crate) fn new(origin: Origin, node: NodeContext, place: Place) -> Self {
         let mut create = Waiters::default();
-        let (record, first) = match begin {
-            Begin::New { record, reply } => {
+        let (record, start_mode) = match origin {
+            Origin::New { record, reply } => {
                 create.add(reply);
-                (*record, First::BringUp)
+                (*record, StartMode::BringUp)
             }
-            Begin::Recovered { record, verdict } => (*record, First::of(verdict)),
+            Origin::Recovered { record, verdict } => (*record, StartMode::of(verdict)),
         };
-        let (state, ended_at) = first.state(&record);
+        let (state, ended_at) = start_mode.state(&record);
         let span = info_span!("sandbox", id = %record.id);
         Self {
             containers: Containers::recorded(&record),
-            plugs: Plugs::default(),
-            recorder: Recorder::new(host.store.clone()),
-            timeline: Timeline::begin(host.telemetry.clone()),
-            host,
+            attachments: Attachments::default(),
+            recorder: Recorder::new(node.store.clone()),
+            timeline: Timeline::begin(node.telemetry.clone()),
+            node,
             record,
             state,
-            first: Some(first),
+            start_mode: Some(start_mode),
             children: None,
             span,
             warnings: Vec::new(),
@@ -118,9 +118,9 @@ impl Sandbox {
     fn count(&self, before: &State) {
         let (None, Some(cause)) = (before.cause(), self.state.cause()) else { return };
         if *before == State::Running {
-            self.host.telemetry.ended(cause.class);
+            self.node.telemetry.ended(cause.class);
         } else {
-            self.host.telemetry.did_not_start(cause.class);
+            self.node.telemetry.did_not_start(cause.class);
         }
     }
 
@@ -160,7 +160,7 @@ impl Sandbox {
 
     fn bring_up(&mut self, ctx: &mut Context<Self>) {
         let Some(children) = self.children.clone() else { return };
-        let size = self.record.size(&self.host.settings);
+        let size = self.record.size(&self.node.settings);
         if let Some(text) = beyond_the_pod(&self.record.cgroup, &self.record.pod, size) {
             warn!("{text}");
         }
@@ -171,7 +171,7 @@ impl Sandbox {
             }
         };
         let bring_up = BringUp {
-            host: self.host.clone(),
+            node: self.node.clone(),
             record: self.record.clone(),
             recorder: self.recorder.clone(),
             children,
@@ -324,24 +324,24 @@ impl Actor for Sandbox {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
         let _in_span = self.span.clone().entered();
-        let (children, gone) = Children::start(&self.host, &self.record, &parent(&ctx.address()));
+        let (children, gone) = Children::start(&self.node, &self.record, &parent(&ctx.address()));
         self.children = Some(children);
-        match self.first.take() {
-            Some(First::BringUp) => self.bring_up(ctx),
-            Some(First::Undo(cause)) => self.note(Event::BringUpFailed(cause), ctx),
-            Some(First::Lost(cause)) => self.died(cause.reason, ctx),
-            Some(First::Adopt) if gone.is_empty() => {
+        match self.start_mode.take() {
+            Some(StartMode::BringUp) => self.bring_up(ctx),
+            Some(StartMode::Undo(cause)) => self.note(Event::BringUpFailed(cause), ctx),
+            Some(StartMode::Lost(cause)) => self.died(cause.reason, ctx),
+            Some(StartMode::Adopt) if gone.is_empty() => {
                 self.children.iter().for_each(|children| children.watch_memory(&self.record));
-                self.unplug_in_background(ctx);
+                self.detach_in_background(ctx);
                 self.measure(ctx);
                 info!(pid = self.vmm_pid(), "took over a running sandbox");
             }
             // It ended after the verdict on its record: nobody watches it, so nobody else will tell.
-            Some(First::Adopt) => {
+            Some(StartMode::Adopt) => {
                 let parts = gone.join(" and ");
                 self.died(format!("{parts} ended (unknown exit) while it was being taken over"), ctx);
             }
-            Some(First::KeepStopped(_)) | None => {}
+            Some(StartMode::KeepStopped(_)) | None => {}
         }
     }
 }

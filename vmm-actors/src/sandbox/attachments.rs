@@ -1,4 +1,4 @@
-//! Which disks are being plugged in, and who waits for that.
+//! Which disks are being attached, and who waits for that.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,22 +7,22 @@ use futures::future::{LocalBoxFuture, Shared};
 
 use super::error::Blame;
 
-/// What became, or will become, of plugging a disk in. Whoever wants the disk waits for the same outcome.
-pub(super) type Plug = Shared<LocalBoxFuture<'static, Result<(), NotPlugged>>>;
+/// What became, or will become, of attaching a disk. Whoever wants the disk waits for the same outcome.
+pub(super) type Attachment = Shared<LocalBoxFuture<'static, Result<(), NotAttached>>>;
 
-/// Why a disk is not plugged in. Can be told to more than one.
+/// Why a disk is not attached. Can be told to more than one.
 #[derive(Debug, Clone)]
-pub(super) struct NotPlugged {
+pub(super) struct NotAttached {
     pub(super) blame: Blame,
     pub(super) reason: String,
 }
 
-/// The plugs of this process, by the disk's number. A disk that a previous process recorded has none: plugging in what
+/// The attachments of this process, by the disk's number. A disk that a previous process recorded has none: attaching what
 /// is there already is harmless.
 #[derive(Default)]
-pub(super) struct Plugs(pub(super) BTreeMap<u32, Plug>);
+pub(super) struct Attachments(pub(super) BTreeMap<u32, Attachment>);
 
-impl fmt::Debug for Plugs {
+impl fmt::Debug for Attachments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }

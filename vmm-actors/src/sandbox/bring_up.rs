@@ -13,7 +13,7 @@ use bulkhead_protocol::FEATURE_MEMORY_VOLUMES;
 use bulkhead_protocol::agent::SetupRequest;
 use bulkhead_protocol::error::chain;
 
-use super::children::{Children, Host};
+use super::children::{Children, NodeContext};
 use super::record::{Nanos, Record, RecordError};
 use super::recorder::Recorder;
 use super::state::{Cause, Class};
@@ -101,7 +101,7 @@ impl BringUpError {
 
 /// Everything bringing up needs, so that the future borrows nothing of the actor.
 pub(super) struct BringUp {
-    pub(super) host: Host,
+    pub(super) node: NodeContext,
     pub(super) record: Record,
     pub(super) recorder: Recorder,
     pub(super) children: Children,
@@ -163,8 +163,8 @@ impl BringUp {
     }
 
     async fn cgroup(&self) -> Result<CgroupProcs, BringUpError> {
-        let limits = self.record.host_limits(&self.host.settings);
-        let needed_bytes = self.record.needed_bytes(&self.host.settings);
+        let limits = self.record.host_limits(&self.node.settings);
+        let needed_bytes = self.record.needed_bytes(&self.node.settings);
         let record = self.record.cgroup.clone();
         let create = |reply| cgroup::Create { record, limits, needed_bytes, reply };
         let created = ask(&self.children.cgroup, create);
@@ -201,8 +201,8 @@ impl BringUp {
         procs: CgroupProcs,
         links: Vec<network::PreparedLink>,
     ) -> Result<VmRecord, BringUpError> {
-        let mut spec = vm::LaunchSpec::new(self.record.vm_dir(), &self.host.settings);
-        spec.size = self.record.size(&self.host.settings);
+        let mut spec = vm::LaunchSpec::new(self.record.vm_dir(), &self.node.settings);
+        spec.size = self.record.size(&self.node.settings);
         spec.cgroup = Some(procs);
         spec.nics = links.into_iter().map(nic).collect();
         let booted = ask(&self.children.vm, |reply| vm::Boot { spec: Box::new(spec), reply });

@@ -22,7 +22,7 @@ use crate::vm::{self, Drivers, Vm};
 
 /// What every sandbox of the process shares.
 #[derive(Debug, Clone)]
-pub struct Host {
+pub struct NodeContext {
     /// The settings of the node.
     pub settings: Arc<Settings>,
     /// The VMM drivers.
@@ -60,17 +60,17 @@ pub(super) struct Children {
 impl Children {
     /// Children that take over whatever of the record lives, and the names of recorded parts that are gone or cannot be
     /// looked at. Those begin anew; the cgroup still has every process.
-    pub(super) fn start(host: &Host, record: &Record, parent: &Parent) -> (Self, Vec<&'static str>) {
+    pub(super) fn start(node: &NodeContext, record: &Record, parent: &Parent) -> (Self, Vec<&'static str>) {
         let mut gone = Vec::new();
         let children = Self {
             cgroup: Cgroup::new().start(),
             monitor: Monitor::new(parent.oom.clone(), parent.pressure.clone()).start(),
             network: Network::new().start(),
             mounts: Mounts::new(record.vm_dir().shared()).start(),
-            vm: start_vm(host, record, parent, &mut gone),
-            virtiofsd: start_virtiofsd(host, record, parent, &mut gone),
-            agent: start_agent(host, record, parent),
-            shim: start_shim(host, record, parent, &mut gone),
+            vm: start_vm(node, record, parent, &mut gone),
+            virtiofsd: start_virtiofsd(node, record, parent, &mut gone),
+            agent: start_agent(node, record, parent),
+            shim: start_shim(node, record, parent, &mut gone),
         };
         (children, gone)
     }
@@ -92,19 +92,19 @@ impl Children {
     }
 }
 
-fn start_vm(host: &Host, record: &Record, parent: &Parent, gone: &mut Vec<&'static str>) -> Addr<Vm> {
+fn start_vm(node: &NodeContext, record: &Record, parent: &Parent, gone: &mut Vec<&'static str>) -> Addr<Vm> {
     let parent = || parent.vm.clone();
-    let adopted = record.vm.as_ref().map(|vm| Vm::adopt(vm, host.drivers.of(vm), parent()));
-    adopted_or(("the VM", gone), adopted, || Vm::new(host.drivers.get(host.settings.vm.hypervisor), parent()))
+    let adopted = record.vm.as_ref().map(|vm| Vm::adopt(vm, node.drivers.of(vm), parent()));
+    adopted_or(("the VM", gone), adopted, || Vm::new(node.drivers.get(node.settings.vm.hypervisor), parent()))
         .start()
 }
 
-fn start_agent(host: &Host, record: &Record, parent: &Parent) -> Addr<Agent> {
+fn start_agent(node: &NodeContext, record: &Record, parent: &Parent) -> Addr<Agent> {
     let (dir, parent) = (record.vm_dir(), parent.agent.clone());
     let agent = match record.phase {
         Phase::Running => Agent::adopt(dir, parent),
         Phase::Starting | Phase::Stopped { .. } => {
-            let timeout = Duration::from_secs(host.settings.guest.boot_timeout_secs.get().into());
+            let timeout = Duration::from_secs(node.settings.guest.boot_timeout_secs.get().into());
             Agent::new(dir, timeout, parent)
         }
     };
@@ -112,23 +112,28 @@ fn start_agent(host: &Host, record: &Record, parent: &Parent) -> Addr<Agent> {
 }
 
 fn start_virtiofsd(
-    host: &Host,
+    node: &NodeContext,
     record: &Record,
     parent: &Parent,
     gone: &mut Vec<&'static str>,
 ) -> Addr<Virtiofsd> {
     let parent = || parent.virtiofsd.clone();
     let adopted = record.virtiofsd.as_ref().map(|virtiofsd| Virtiofsd::adopt(virtiofsd, parent()));
-    let settings = host.settings.virtiofsd.clone();
+    let settings = node.settings.virtiofsd.clone();
     adopted_or(("virtiofsd", gone), adopted, || Virtiofsd::new(record.vm_dir(), settings, parent())).start()
 }
 
-fn start_shim(host: &Host, record: &Record, parent: &Parent, gone: &mut Vec<&'static str>) -> Addr<Shim> {
+fn start_shim(
+    node: &NodeContext,
+    record: &Record,
+    parent: &Parent,
+    gone: &mut Vec<&'static str>,
+) -> Addr<Shim> {
     let parent = || parent.shim.clone();
     let adopted = record.shim.as_ref().map(|shim| Shim::adopt(shim, parent()));
     adopted_or(("the shim proxy", gone), adopted, || {
         let (id, namespace) = (record.id.clone(), record.containerd_namespace.clone());
-        Shim::new(ShimSpec::new(id, namespace, record.dir.clone(), &host.settings), parent())
+        Shim::new(ShimSpec::new(id, namespace, record.dir.clone(), &node.settings), parent())
     })
     .start()
 }

@@ -10,10 +10,10 @@ use super::actor::Sandbox;
 use super::children::Children;
 use super::container_table::Container;
 use super::error::{Blame, SandboxError};
+use super::hotplug::{self, WantedDisk};
 use super::messages::{
     ContainerRequest, ContainerStarted, PrepareContainer, PreparedContainer, ReleaseContainer,
 };
-use super::plug::{self, Wanted};
 use super::record::ContainerRecord;
 use super::state::State;
 use super::waiters::Waiters;
@@ -92,7 +92,7 @@ impl Sandbox {
             for note in &spec.notes {
                 info!(container = %request.id, %note, "spec made fit for the guest");
             }
-            let wanted = plug::find(&request.id, std::mem::take(&mut spec.disks)).await?;
+            let wanted = hotplug::find(&request.id, std::mem::take(&mut spec.disks)).await?;
             Ok((request, spec, wanted))
         };
         let made = read.into_actor(self).then(move |read, sandbox, _| {
@@ -106,7 +106,7 @@ impl Sandbox {
     fn make(
         &mut self,
         children: Children,
-        (request, spec, wanted): (ContainerRequest, GuestSpec, Vec<Wanted>),
+        (request, spec, wanted): (ContainerRequest, GuestSpec, Vec<WantedDisk>),
         again: bool,
         call: Span,
     ) -> impl Future<Output = Result<PreparedContainer, SandboxError>> + use<> {
@@ -118,17 +118,17 @@ impl Sandbox {
             .map(|virtiofsd| mounts::FileServer { process: virtiofsd.process.clone(), share: "/".into() });
         let memory_of = self.record.guest_memory_volumes.then(|| self.record.pod.uid.clone());
         let running = self.state == State::Running;
-        let plugging = if running {
-            self.plug(&request.id, wanted, &children.vm)
+        let attaching = if running {
+            self.attach(&request.id, wanted, &children.vm)
         } else {
             Err(SandboxError::Gone(self.id()))
         };
         let (sandbox, save) = (self.id(), self.save());
         async move {
-            let plugging = plugging?;
+            let attaching = attaching?;
             let saved = step(&call, "record the container", save).await;
             saved.map_err(|source| SandboxError::Record { id: sandbox, source })?;
-            let disks = plugging.run(&children.agent, &call).await?;
+            let disks = attaching.run(&children.agent, &call).await?;
             if again {
                 release_mounts(&children.mounts, &request.id).await?;
             }
@@ -160,8 +160,8 @@ impl Sandbox {
                 self.record.containers.remove(&id);
                 self.record.disks.leave(&id);
                 // Whoever hears of the failure finds nothing of the container.
-                ctx.spawn(self.unplug().into_actor(self).map(move |outcomes, sandbox, ctx| {
-                    if let Err(reason) = sandbox.unplugged(outcomes) {
+                ctx.spawn(self.detach().into_actor(self).map(move |outcomes, sandbox, ctx| {
+                    if let Err(reason) = sandbox.detached(outcomes) {
                         warn!(parent: &sandbox.span, container = %id, reason, "its block devices are left");
                     }
                     sandbox.save_in_background(ctx);
@@ -177,7 +177,7 @@ impl Sandbox {
         let call = waiters.call().unwrap_or_else(Span::none);
         self.containers.0.insert(id.clone(), Container::Releasing(waiters));
         self.record.disks.leave(&id);
-        let unplug = self.unplug();
+        let unplug = self.detach();
         let released = {
             let id = id.clone();
             let release =
@@ -186,9 +186,9 @@ impl Sandbox {
         };
         ctx.spawn(released.into_actor(self).map(move |(unplugged, released), sandbox, ctx| {
             let Some(Container::Releasing(mut waiters)) = sandbox.containers.0.remove(&id) else { return };
-            let unplugged = sandbox.unplugged(unplugged);
+            let unplugged = sandbox.detached(unplugged);
             let unplugged =
-                unplugged.map_err(|reason| SandboxError::Unplug { container: id.clone(), reason });
+                unplugged.map_err(|reason| SandboxError::Detach { container: id.clone(), reason });
             match released.and(unplugged) {
                 Ok(()) => {
                     sandbox.record.containers.remove(&id);

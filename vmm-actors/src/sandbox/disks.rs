@@ -1,4 +1,4 @@
-//! Which block devices of the host are plugged into the VM, as which disks, and for which containers. Pure.
+//! Which block devices of the host are attached to the VM, as which disks, and for which containers. Pure.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::vm::Access;
 /// SCSI targets of a controller: 0 to 254.
 const SLOTS: u32 = 255;
 
-/// The disks of a pod, for the record. What is here is, or may be, plugged in.
+/// The disks of a pod, for the record. What is here is, or may be, attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Disks {

@@ -89,9 +89,9 @@ pub enum SandboxError {
         /// Why.
         source: BlockError,
     },
-    /// A block device could not be plugged into the VM.
+    /// A block device could not be attached to the VM.
     #[error("container {container} cannot have its block devices: {reason}")]
-    Plug {
+    Attach {
         /// The container.
         container: ContainerId,
         /// Whose fault it is.
@@ -101,7 +101,7 @@ pub enum SandboxError {
     },
     /// A block device could not be unplugged.
     #[error("container {container} has gone, but its block devices are not unplugged yet: {reason}")]
-    Unplug {
+    Detach {
         /// The container.
         container: ContainerId,
         /// What failed, causes included.

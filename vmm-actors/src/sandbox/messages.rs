@@ -149,7 +149,7 @@ pub struct PreparedContainer {
     pub sockets: Vec<crate::mounts::HostSocket>,
     /// Volumes in memory that the container has.
     pub memory: Vec<bulkhead_protocol::agent::MemoryVolume>,
-    /// Block devices that were plugged into the VM for it.
+    /// Block devices that were attached to the VM for it.
     pub disks: Vec<bulkhead_protocol::agent::Disk>,
 }
 

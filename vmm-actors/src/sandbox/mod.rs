@@ -13,23 +13,23 @@
 
 mod actor;
 mod attachments;
-mod begin;
 mod bring_up;
+mod child_events;
 mod children;
 mod container_table;
 mod containers;
 pub mod disks;
 mod error;
-mod figures;
-mod growth;
+mod hotplug;
 mod messages;
-mod news;
+mod metrics;
 mod observe;
-mod plug;
+mod origin;
 pub mod record;
 mod recorder;
 mod release;
 mod request;
+mod resize;
 mod sizing;
 pub mod state;
 mod timeline;
@@ -38,16 +38,16 @@ pub mod verdict;
 mod waiters;
 
 pub use actor::Sandbox;
-pub use begin::Begin;
-pub use children::Host;
+pub use children::NodeContext;
 pub use error::{Blame, SandboxError};
 pub use messages::{
     Abandon, ContainerRequest, ContainerStarted, Exited, Metrics, Observe, Orphan, PodMetrics,
     PrepareContainer, PreparedContainer, ReleaseContainer, Shutdown, Snapshot, Start, Started, StepTime,
     Stop, Update, Wait,
 };
+pub use origin::Origin;
 
 pub use request::CreateSandbox;
 pub use sizing::Basis;
 
-pub(crate) use begin::{Left, Place};
+pub(crate) use origin::{Left, Place};

@@ -38,13 +38,13 @@ impl Sandbox {
 
     fn snapshot(&self) -> Snapshot {
         let alive = self.state.cause().is_none();
-        let size = self.record.size(&self.host.settings);
+        let size = self.record.size(&self.node.settings);
         let beyond = beyond_the_pod(&self.record.cgroup, &self.record.pod, size);
         let vmm = self
             .record
             .vm
             .as_ref()
-            .map(|vm| format!("{}, {}", self.host.drivers.of(vm).name(vm), vm.acceleration));
+            .map(|vm| format!("{}, {}", self.node.drivers.of(vm).name(vm), vm.acceleration));
         Snapshot {
             id: self.record.id.to_string(),
             ready: self.state == State::Running,

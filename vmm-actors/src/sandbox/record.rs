@@ -64,7 +64,7 @@ pub struct Record {
     pub virtiofsd: Option<VirtiofsdRecord>,
     /// The shim proxy, once started.
     pub shim: Option<ShimRecord>,
-    /// Block devices of the host that are, or may be, plugged into the VM.
+    /// Block devices of the host that are, or may be, attached to the VM.
     #[serde(default)]
     pub disks: Disks,
     /// Its volumes in memory are tmpfs of the guest, whose agent can make them. Not so in records of releases that shared

@@ -7,9 +7,9 @@ use tracing::{info, warn};
 use super::actor::Sandbox;
 use super::children::Children;
 use super::error::SandboxError;
-use super::growth::{Failed, Growth};
 use super::messages::Update;
 use super::record::{Phase, Record};
+use super::resize::{Resize, ResizeFailed};
 use super::sizing::size_of;
 use super::state::State;
 use crate::ask::{AskError, answer, ask};
@@ -39,12 +39,16 @@ impl Change {
     }
 
     /// Makes it so. On error everything is as it was, but for a VM that does not give back what it was given.
-    async fn make(self, children: Children, settings: &bulkhead_config::Settings) -> Result<Record, Failed> {
+    async fn make(
+        self,
+        children: Children,
+        settings: &bulkhead_config::Settings,
+    ) -> Result<Record, ResizeFailed> {
         let (from, to) = (self.before, self.after.size(settings));
-        let unchanged = |reason| Failed { reason, has: from };
+        let unchanged = |reason| ResizeFailed { reason, has: from };
         let growth = match from == to {
             true => None,
-            false => Some(Growth::prepare(&children, from, to).await.map_err(unchanged)?),
+            false => Some(Resize::prepare(&children, from, to).await.map_err(unchanged)?),
         };
         // Before the guest can use it, the host has to allow it.
         self.limit(&children, settings).await.map_err(unchanged)?;
@@ -96,7 +100,7 @@ impl Handler<Update> for Sandbox {
         if std::mem::replace(&mut self.updating, true) {
             return answer(update.reply, Err(SandboxError::Busy(id)));
         }
-        let (settings, record) = (std::sync::Arc::clone(&self.host.settings), self.record.clone());
+        let (settings, record) = (std::sync::Arc::clone(&self.node.settings), self.record.clone());
         let made = async move {
             let has = measured(&children).await.unwrap_or_else(|| record.size(&settings));
             let made = Change::of(&record, &update, &settings, has).make(children, &settings).await;
@@ -106,7 +110,7 @@ impl Handler<Update> for Sandbox {
             sandbox.updating = false;
             match made {
                 Ok(after) => sandbox.changed(after, update, ctx),
-                Err(Failed { reason, has }) => {
+                Err(ResizeFailed { reason, has }) => {
                     sandbox.sized(has, ctx);
                     answer(update.reply, Err(SandboxError::Unchangeable { id, reason }));
                 }
@@ -127,9 +131,9 @@ impl Sandbox {
         self.record.pod.overhead = after.pod.overhead;
         self.record.size = after.size;
         self.record.basis = after.basis;
-        let size = self.record.size(&self.host.settings);
+        let size = self.record.size(&self.node.settings);
         self.warnings.retain(|text| !text.starts_with(KEEPS));
-        if !size_of(&self.record.pod.resources, self.record.basis(&self.host.settings)).holds(size) {
+        if !size_of(&self.record.pod.resources, self.record.basis(&self.node.settings)).holds(size) {
             self.warning(format!("{KEEPS} its {size}, whatever the new limits are"));
         }
         info!(parent: &self.span, %size, "the pod's limits were changed");
@@ -154,7 +158,7 @@ impl Sandbox {
 
     /// The VM has this size.
     fn sized(&mut self, has: Size, ctx: &mut Context<Self>) {
-        let recorded = self.record.size(&self.host.settings);
+        let recorded = self.record.size(&self.node.settings);
         if recorded == has || self.record.phase != Phase::Running {
             return;
         }

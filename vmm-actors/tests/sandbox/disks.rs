@@ -61,7 +61,7 @@ async fn a_pod_made_without_block_volumes_takes_none_and_says_what_to_do() {
     node.place.settings.vm.block_volumes = false;
     let service = running(&node).await;
     let error = service.prepare(&wanting(&node, "a", &[(one, "rw")])).await.unwrap_err();
-    assert!(matches!(&error, SandboxError::Plug { blame: Blame::Caller, .. }), "{error}");
+    assert!(matches!(&error, SandboxError::Attach { blame: Blame::Caller, .. }), "{error}");
     assert!(error.to_string().contains("set it to true"), "{error}");
     assert_eq!(service.driver.disk_calls(), [] as [String; 0]);
     assert_eq!(node.record("p").unwrap().disks.count(), 0);
@@ -132,7 +132,7 @@ async fn a_device_that_fails_takes_the_others_with_it() {
     let request = wanting(&node, "c1", &[(one, "rw"), (two, "rw")]);
     let error = service.prepare(&request).await.unwrap_err();
     let text = bulkhead_protocol::error::chain(&error);
-    assert!(matches!(error, SandboxError::Plug { .. }), "{error}");
+    assert!(matches!(error, SandboxError::Attach { .. }), "{error}");
     assert!(text.contains(&bad.path.display().to_string()) && text.contains("/dev/block1"), "{text}");
     assert!(!text.contains(&format!("{} for", device.path.display())), "{text}");
     assert_eq!((plugged(&service), node.mounts()), (Vec::new(), mounts));
@@ -176,7 +176,7 @@ async fn a_disk_that_stays_is_said_and_tried_again() {
     service.run("p").await.unwrap();
     service.prepare(&wanting(&node, "c1", &[(one, "rw")])).await.unwrap();
     let error = service.release("c1").await.unwrap_err();
-    assert!(matches!(error, SandboxError::Unplug { .. }), "{error}");
+    assert!(matches!(error, SandboxError::Detach { .. }), "{error}");
     assert_eq!(node.record("p").unwrap().disks.count(), 1);
     service.driver.heal_disks();
     service.release("c1").await.unwrap();

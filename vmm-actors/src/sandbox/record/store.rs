@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Nanos, Record};
 use crate::id::SandboxId;
 
-/// First word of the header line.
+/// StartMode word of the header line.
 const MAGIC: &str = "bulkhead-sandbox";
 /// Newest version of the body that this build reads and the one it writes.
 const VERSION: u32 = 1;

@@ -1,5 +1,5 @@
-//! Block devices of the host for containers: plugged into the VM before the guest is asked for the container, and
-//! unplugged when the last one that had them has gone, after the guest has flushed them and let go.
+//! Block devices of the host for containers: attached to the VM before the guest is asked for the container, and
+//! detached when the last one that had them has gone, after the guest has flushed them and let go.
 
 use actix::{ActorFutureExt, Addr, AsyncContext, Context, WrapFuture};
 use bulkhead_protocol::FEATURE_DISKS;
@@ -10,7 +10,7 @@ use futures::future::join_all;
 use tracing::{Span, warn};
 
 use super::actor::Sandbox;
-use super::attachments::{NotPlugged, Plug};
+use super::attachments::{Attachment, NotAttached};
 use super::disks::{Disk, Key, id};
 use super::error::{Blame, SandboxError};
 use crate::agent::{self, Agent};
@@ -23,12 +23,12 @@ use crate::vm::{self, Ability, Access, Device, Vm, VmError};
 
 /// A device that a container wants, and what the host says of it.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(super) struct WantedDisk {
     disk: HostDisk,
     device: BlockDevice,
 }
 
-impl Wanted {
+impl WantedDisk {
     fn key(&self) -> Key {
         let writable = self.disk.is_writable() && !self.device.read_only;
         let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
@@ -63,10 +63,13 @@ impl Wanted {
 }
 
 /// Looks the devices up on the host.
-pub(super) async fn find(container: &ContainerId, disks: Vec<HostDisk>) -> Result<Vec<Wanted>, SandboxError> {
+pub(super) async fn find(
+    container: &ContainerId,
+    disks: Vec<HostDisk>,
+) -> Result<Vec<WantedDisk>, SandboxError> {
     let found = tokio::task::spawn_blocking(move || {
         let find = |disk: HostDisk| match BlockDevice::find(disk.number) {
-            Ok(device) => Ok(Wanted { disk, device }),
+            Ok(device) => Ok(WantedDisk { disk, device }),
             Err(source) => Err((disk.path, source)),
         };
         disks.into_iter().map(find).collect::<Result<Vec<_>, _>>()
@@ -82,30 +85,30 @@ pub(super) async fn find(container: &ContainerId, disks: Vec<HostDisk>) -> Resul
 }
 
 /// The disks of one container on their way into the VM.
-pub(super) struct Plugging {
+pub(super) struct AttachingDisks {
     container: ContainerId,
-    steps: Vec<(Wanted, Disk, Plug)>,
+    steps: Vec<(WantedDisk, Disk, Attachment)>,
 }
 
-impl Plugging {
-    /// Waits until all are plugged in; answers with what the guest must know of them.
+impl AttachingDisks {
+    /// Waits until all are attached; returns what the guest must know of them.
     pub(super) async fn run(self, agent: &Addr<Agent>, call: &Span) -> Result<Vec<GuestDisk>, SandboxError> {
         if self.steps.is_empty() {
             return Ok(Vec::new());
         }
-        trace::step(call, "plug in block devices", self.all(agent)).await
+        trace::step(call, "attach block devices", self.all(agent)).await
     }
 
     async fn all(self, agent: &Addr<Agent>) -> Result<Vec<GuestDisk>, SandboxError> {
         let Self { container, steps } = self;
-        expect_feature(agent).await.map_err(|reason| SandboxError::Plug {
+        expect_feature(agent).await.map_err(|reason| SandboxError::Attach {
             container: container.clone(),
             blame: Blame::Caller,
             reason,
         })?;
-        let mut plugged = Vec::new();
-        for (wanted, disk, plug) in steps {
-            plug.await.map_err(|NotPlugged { blame, reason }| SandboxError::Plug {
+        let mut attached = Vec::new();
+        for (wanted, disk, attachment) in steps {
+            attachment.await.map_err(|NotAttached { blame, reason }| SandboxError::Attach {
                 container: container.clone(),
                 blame,
                 reason: format!(
@@ -114,9 +117,9 @@ impl Plugging {
                     wanted.disk.path.display()
                 ),
             })?;
-            plugged.push(wanted.for_guest(&disk));
+            attached.push(wanted.for_guest(&disk));
         }
-        Ok(plugged)
+        Ok(attached)
     }
 }
 
@@ -133,63 +136,64 @@ async fn expect_feature(agent: &Addr<Agent>) -> Result<(), String> {
     }
 }
 
-/// What became of each disk that was to be unplugged.
-pub(super) type Unplugged = Vec<(u32, Result<(), String>)>;
+/// What became of each disk that was to be detached.
+pub(super) type DetachOutcomes = Vec<(u32, Result<(), String>)>;
 
 impl Sandbox {
-    /// Settles which disks a container gets, and begins to plug in those that are new.
-    pub(super) fn plug(
+    /// Settles which disks a container gets, and begins to attach those that are new.
+    pub(super) fn attach(
         &mut self,
         container: &ContainerId,
-        wanted: Vec<Wanted>,
+        wanted: Vec<WantedDisk>,
         vm: &Addr<Vm>,
-    ) -> Result<Plugging, SandboxError> {
+    ) -> Result<AttachingDisks, SandboxError> {
         if let Some(Ability::Cannot(why)) = self.disk_hotplug().filter(|_| !wanted.is_empty()) {
-            return Err(SandboxError::Plug {
+            return Err(SandboxError::Attach {
                 container: container.clone(),
                 blame: Blame::Caller,
                 reason: why.into_owned(),
             });
         }
-        let keys: Vec<Key> = wanted.iter().map(Wanted::key).collect();
-        let disks = self.record.disks.want(container, &keys).map_err(|refusal| SandboxError::Plug {
+        let keys: Vec<Key> = wanted.iter().map(WantedDisk::key).collect();
+        let disks = self.record.disks.want(container, &keys).map_err(|refusal| SandboxError::Attach {
             container: container.clone(),
             blame: Blame::Caller,
             reason: refusal.to_string(),
         })?;
-        let step = |(wanted, disk): (Wanted, Disk)| {
-            let plug = self.plugs.0.entry(disk.number());
-            let plug = plug.or_insert_with(|| plug_in(vm.clone(), wanted.for_vm(&disk))).clone();
-            (wanted, disk, plug)
+        let step = |(wanted, disk): (WantedDisk, Disk)| {
+            let attachment = self.attachments.0.entry(disk.number());
+            let attachment =
+                attachment.or_insert_with(|| attach_disk(vm.clone(), wanted.for_vm(&disk))).clone();
+            (wanted, disk, attachment)
         };
         let steps = wanted.into_iter().zip(disks).map(step).collect();
-        Ok(Plugging { container: container.clone(), steps })
+        Ok(AttachingDisks { container: container.clone(), steps })
     }
 
     /// Whether the VM takes disks, once there is one.
     fn disk_hotplug(&self) -> Option<Ability> {
         let vm = self.record.vm.as_ref()?;
-        Some(self.host.drivers.of(vm).capabilities(vm).hotplug.disk)
+        Some(self.node.drivers.of(vm).capabilities(vm).hotplug.disk)
     }
 
-    /// Unplugs the disks that nobody uses. [`Sandbox::unplugged`] must hear what came of it.
-    pub(super) fn unplug(&self) -> impl Future<Output = Unplugged> + use<> {
+    /// Detaches the disks that nobody uses. [`Sandbox::detached`] takes the outcomes.
+    pub(super) fn detach(&self) -> impl Future<Output = DetachOutcomes> + use<> {
         let vm = self.children.as_ref().map(|children| children.vm.clone());
         let unused = self.record.disks.unused();
         async move {
             let Some(vm) = vm else { return Vec::new() };
-            join_all(unused.into_iter().map(|number| unplug(&vm, number))).await
+            join_all(unused.into_iter().map(|number| detach(&vm, number))).await
         }
     }
 
-    /// Forgets the disks that were unplugged; the others are tried again with the next container that goes.
-    pub(super) fn unplugged(&mut self, outcomes: Unplugged) -> Result<(), String> {
+    /// Forgets the disks that were detached; the others are tried again with the next container that goes.
+    pub(super) fn detached(&mut self, outcomes: DetachOutcomes) -> Result<(), String> {
         let mut result = Ok(());
         for (number, outcome) in outcomes {
             match outcome {
                 Ok(()) => {
                     self.record.disks.unplugged(number);
-                    self.plugs.0.remove(&number);
+                    self.attachments.0.remove(&number);
                 }
                 Err(reason) => result = Err(reason),
             }
@@ -197,33 +201,33 @@ impl Sandbox {
         result
     }
 
-    /// What a previous process did not get to.
-    pub(super) fn unplug_in_background(&mut self, ctx: &mut Context<Self>) {
+    /// Detaches what a previous process did not get to.
+    pub(super) fn detach_in_background(&mut self, ctx: &mut Context<Self>) {
         if self.record.disks.unused().is_empty() {
             return;
         }
-        ctx.spawn(self.unplug().into_actor(self).map(|outcomes, sandbox, ctx| {
-            match sandbox.unplugged(outcomes) {
+        ctx.spawn(self.detach().into_actor(self).map(
+            |outcomes, sandbox, ctx| match sandbox.detached(outcomes) {
                 Ok(()) => sandbox.save_in_background(ctx),
-                Err(reason) => warn!(parent: &sandbox.span, reason, "a block device is still plugged in"),
-            }
-        }));
+                Err(reason) => warn!(parent: &sandbox.span, reason, "a block device is still attached"),
+            },
+        ));
     }
 
     /// The VM has gone, and every disk with it.
     pub(super) fn forget_disks(&mut self) {
         self.record.disks.clear();
-        self.plugs.0.clear();
+        self.attachments.0.clear();
     }
 }
 
-fn plug_in(vm: Addr<Vm>, disk: vm::Disk) -> Plug {
-    let plugged = async move {
+fn attach_disk(vm: Addr<Vm>, disk: vm::Disk) -> Attachment {
+    let attached = async move {
         let device = Device::Disk(disk);
         let added = ask(&vm, |reply| vm::AddDevice { device, reply }).await;
-        added.map_err(|failed| NotPlugged { blame: blame(&failed), reason: chain(&failed) })
+        added.map_err(|failed| NotAttached { blame: blame(&failed), reason: chain(&failed) })
     };
-    plugged.boxed_local().shared()
+    attached.boxed_local().shared()
 }
 
 /// A VM that was made without block devices takes none, however often it is asked.
@@ -234,7 +238,7 @@ fn blame(failed: &AskError<VmError>) -> Blame {
     }
 }
 
-async fn unplug(vm: &Addr<Vm>, number: u32) -> (u32, Result<(), String>) {
+async fn detach(vm: &Addr<Vm>, number: u32) -> (u32, Result<(), String>) {
     let outcome = match ask(vm, |reply| vm::RemoveDevice { id: id(number), reply }).await {
         // The VM has ended, or is about to.
         Ok(()) | Err(AskError::Failed(VmError::Refused { .. })) => Ok(()),

@@ -14,7 +14,7 @@ use crate::id::SandboxId;
 
 /// Where a sandbox actor comes from.
 #[derive(Debug)]
-pub enum Begin {
+pub enum Origin {
     /// A Create that waits for its answer.
     New {
         /// The intent.
@@ -56,7 +56,7 @@ pub(crate) struct Left {
 
 /// What the actor does first.
 #[derive(Debug, Clone)]
-pub(super) enum First {
+pub(super) enum StartMode {
     BringUp,
     Adopt,
     Undo(Cause),
@@ -64,7 +64,7 @@ pub(super) enum First {
     KeepStopped(Cause),
 }
 
-impl First {
+impl StartMode {
     pub(super) fn of(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Adopt => Self::Adopt,

@@ -13,7 +13,7 @@ const KEPT: u64 = 64;
 
 /// A growth that VMM and guest are able to make.
 #[derive(Debug)]
-pub(super) struct Growth {
+pub(super) struct Resize {
     vm: Addr<Vm>,
     agent: Addr<Agent>,
     from: Size,
@@ -24,14 +24,14 @@ pub(super) struct Growth {
 
 /// A growth that did not come about.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Failed {
+pub(super) struct ResizeFailed {
     /// Why, for people.
     pub(super) reason: String,
     /// What the VM has now.
     pub(super) has: Size,
 }
 
-impl Growth {
+impl Resize {
     /// Asks both. Nothing is changed.
     pub(super) async fn prepare(children: &Children, from: Size, to: Size) -> Result<Self, String> {
         let (vm, agent) = (children.vm.clone(), children.agent.clone());
@@ -51,8 +51,8 @@ impl Growth {
         Ok(Self { vm, agent, from, to, guest })
     }
 
-    /// Makes it so, and believes it when the guest says so. On error the VM is what [`Failed`] says.
-    pub(super) async fn grow(&self) -> Result<(), Failed> {
+    /// Makes it so, and believes it when the guest says so. On error the VM is what [`ResizeFailed`] says.
+    pub(super) async fn grow(&self) -> Result<(), ResizeFailed> {
         let why = match ask(&self.vm, |reply| vm::Resize { to: self.to, reply }).await {
             Ok(_reached) => {
                 let to = Some(wanted(self.guest, self.from, self.to));
@@ -70,7 +70,7 @@ impl Growth {
         } else {
             format!("not all of it could be taken back, it has {has}")
         };
-        Err(Failed { reason: format!("its VM was to grow, {growth}: {why}; {left}"), has })
+        Err(ResizeFailed { reason: format!("its VM was to grow, {growth}: {why}; {left}"), has })
     }
 
     /// What the VM has afterwards.
