@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, SpawnHandle, WrapFuture};
 
-use super::running::{bound_console, exited};
+use super::output::{bound_console, exited};
 use super::{
     AddDevice, Boot, Booted, Driver, EndCause, Keep, Kill, Launched, Measure, Observe, RemoveDevice, Resize,
     Shutdown, VmError, VmRecord, VmView, VmmExited,

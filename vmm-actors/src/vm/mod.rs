@@ -19,8 +19,9 @@ mod driver;
 mod error;
 mod launch;
 mod messages;
+mod output;
 mod record;
-mod running;
+
 mod size;
 
 pub use actor::Vm;
