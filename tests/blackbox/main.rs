@@ -77,4 +77,5 @@ mod stats;
 mod stdio;
 mod streams;
 mod traces;
+mod upgrades;
 mod volumes;

@@ -15,13 +15,13 @@ use crate::stage::{Stage, VMM, stage};
 /// Counts, twenty lines a second, for ever.
 const COUNTER: &str = "i=0; while :; do echo $i; i=$((i+1)); usleep 50000; done";
 
-struct Counting {
+pub(crate) struct Counting {
     pod: Pod,
     container: Container,
 }
 
 impl Counting {
-    async fn start(stage: &Stage) -> Self {
+    pub(crate) async fn start(stage: &Stage) -> Self {
         let pod = stage.cri().run_pod("counting").await;
         let container = stage.cri().start(&pod, Cri::shell("counter", COUNTER)).await;
         let counting = Self { pod, container };
@@ -39,7 +39,7 @@ impl Counting {
         complete.lines().count()
     }
 
-    async fn expect_more(&self, more: usize) {
+    pub(crate) async fn expect_more(&self, more: usize) {
         let start = self.numbers();
         wait::expect("the container goes on counting", Duration::from_secs(60), async || {
             (self.numbers() >= start + more).then_some(())
@@ -48,7 +48,7 @@ impl Counting {
     }
 
     /// The pod is as good as before: ready, exec, a second container, counting.
-    async fn expect_well(&self, stage: &Stage) {
+    pub(crate) async fn expect_well(&self, stage: &Stage) {
         let cri = stage.cri();
         // containerd dials a sandboxer that was away again after up to 3 s.
         wait::expect("containerd reaches the sandboxer", Duration::from_secs(10), async || {
@@ -67,7 +67,7 @@ impl Counting {
     }
 
     /// The counter is stopped, its whole log is there, nothing is left.
-    async fn end(self, stage: &Stage) {
+    pub(crate) async fn end(self, stage: &Stage) {
         stage.cri().stop(&self.container.id, 0).await;
         let status = stage.cri().wait_exit(&self.container.id).await;
         assert_eq!(status.exit_code, 137, "{status:?}");

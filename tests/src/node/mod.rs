@@ -256,6 +256,11 @@ impl Node {
         self.product.as_ref().expect("this node runs without Bulkhead")
     }
 
+    /// Has the sandboxer and its pods come from another build from its next start.
+    pub fn set_product(&mut self, product: Product) {
+        self.product = Some(product);
+    }
+
     /// Parent of every cgroup of this node, with a leading slash.
     #[must_use]
     pub fn cgroup_parent(&self) -> String {

@@ -21,7 +21,6 @@ mod launch;
 mod messages;
 mod output;
 mod record;
-
 mod size;
 
 pub use actor::Vm;
