@@ -49,6 +49,6 @@ async fn pods_of_an_earlier_version_live_on_and_new_ones_start() {
     let new = stage.cri().run_pod("new").await;
     let container = stage.cri().start(&new, Cri::shell("new", "sleep 1000")).await;
     assert_eq!(stage.cri().exec(&container.id, "echo new").await, "new\n");
-    stage.end(&new).await;
+    stage.cri().end_pod(&new).await;
     counting.end(&stage).await;
 }
