@@ -1,7 +1,9 @@
-//! How actors are spoken to: commands that carry their own reply channel, sent with `try_send`.
+//! How actors are spoken to: a command is a plain value, and travels in an envelope that carries its reply channel.
 //!
-//! A caller that goes away cannot unsay a command that way, a full mailbox is an answer instead of unbounded memory,
-//! and a handler that panics shows as a channel that closed without a word.
+//! [`ask`] sends it with `try_send`. A caller that goes away cannot unsay a command that way, a full mailbox is an answer
+//! instead of unbounded memory, and a handler that panics shows as a channel that closed without a word.
+
+use std::fmt;
 
 use actix::dev::ToEnvelope;
 use actix::{Actor, Addr, Handler, Message, Recipient};
@@ -10,7 +12,31 @@ use tracing::Span;
 
 use crate::trace;
 
-/// Where the answer to a command goes.
+/// What an actor is asked to do. The actor handles [`Request`]s of it.
+pub trait Command: fmt::Debug + Send + 'static {
+    /// What it is answered with when it was done.
+    type Answer: fmt::Debug + Send + 'static;
+    /// What it is answered with when it failed.
+    type Error: fmt::Debug + Send + 'static;
+}
+
+/// A command on its way to an actor.
+#[derive(Debug)]
+pub struct Request<C: Command> {
+    /// What to do.
+    pub command: C,
+    /// Where the answer goes.
+    pub reply: ReplyTo<C>,
+}
+
+impl<C: Command> Message for Request<C> {
+    type Result = ();
+}
+
+/// Where the answer to this command goes.
+pub type ReplyTo<C> = Reply<<C as Command>::Answer, <C as Command>::Error>;
+
+/// Where an answer goes.
 #[derive(Debug)]
 pub struct Reply<T, E> {
     answer: oneshot::Sender<Result<T, E>>,
@@ -59,14 +85,14 @@ pub enum AskError<E> {
 /// # Errors
 /// [`AskError::Busy`] when the mailbox is full, [`AskError::Gone`] when the actor has ended or ends before it
 /// answers, [`AskError::Failed`] with the actor's own error.
-pub async fn ask<A, M, T, E>(addr: &Addr<A>, command: impl FnOnce(Reply<T, E>) -> M) -> Result<T, AskError<E>>
+pub async fn ask<A, C>(addr: &Addr<A>, command: C) -> Result<C::Answer, AskError<C::Error>>
 where
-    A: Actor + Handler<M>,
-    A::Context: ToEnvelope<A, M>,
-    M: Message<Result = ()> + Send + 'static,
+    A: Actor + Handler<Request<C>>,
+    A::Context: ToEnvelope<A, Request<C>>,
+    C: Command,
 {
     let (reply, answer) = Reply::new();
-    tell(addr, command(reply)).map_err(|refusal| match refusal {
+    tell(addr, Request { command, reply }).map_err(|refusal| match refusal {
         TellError::Busy(actor) => AskError::Busy(actor),
         TellError::Gone(actor) => AskError::Gone(actor),
     })?;
@@ -137,12 +163,15 @@ mod tests {
         type Context = Context<Self>;
     }
 
-    #[derive(Message)]
-    #[rtype(result = "()")]
-    struct Say(Option<u32>, Reply<u32, String>);
-    impl Handler<Say> for Echo {
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    struct Say(Option<u32>);
+    impl Command for Say {
+        type Answer = u32;
+        type Error = String;
+    }
+    impl Handler<Request<Say>> for Echo {
         type Result = ();
-        fn handle(&mut self, Say(value, reply): Say, _: &mut Self::Context) {
+        fn handle(&mut self, Request { command: Say(value), reply }: Request<Say>, _: &mut Self::Context) {
             match value {
                 Some(7) => drop(reply),
                 Some(value) => reply.send(Ok(value)).unwrap(),
@@ -154,11 +183,8 @@ mod tests {
     #[actix::test]
     async fn an_answer_an_error_and_silence_are_told_apart() {
         let echo = Echo.start();
-        assert_eq!(ask(&echo, |reply| Say(Some(3), reply)).await, Ok(3));
-        assert_eq!(
-            ask(&echo, |reply| Say(None, reply)).await,
-            Err(AskError::Failed("nothing to say".into()))
-        );
-        assert_eq!(ask(&echo, |reply| Say(Some(7), reply)).await, Err(AskError::Gone("Echo")));
+        assert_eq!(ask(&echo, Say(Some(3))).await, Ok(3));
+        assert_eq!(ask(&echo, Say(None)).await, Err(AskError::Failed("nothing to say".into())));
+        assert_eq!(ask(&echo, Say(Some(7))).await, Err(AskError::Gone("Echo")));
     }
 }

@@ -9,7 +9,7 @@ use actix::{Actor, Addr, Handler, Message};
 use bulkhead_config::Settings;
 use futures::future::join_all;
 
-use crate::ask::{AskError, Reply, ask};
+use crate::ask::{AskError, Command, Request, ask};
 use crate::id::{ContainerId, SandboxId};
 use crate::pod_spec::Resources;
 use crate::registry::{self, List, Lookup, RecoveryReport, Registry};
@@ -52,7 +52,7 @@ impl Sandboxes {
     /// [`SandboxError::AlreadyExists`], or [`SandboxError::Ended`] with what failed; nothing is left then.
     pub async fn create(&self, request: CreateSandbox) -> Result<(), SandboxError> {
         let id = request.id.clone();
-        let asked = ask(&self.registry, |reply| registry::Create { request: Box::new(request), reply });
+        let asked = ask(&self.registry, registry::Create { request: Box::new(request) });
         asked.await.map_err(|error| flatten(error, &id))
     }
 
@@ -132,7 +132,7 @@ impl Sandboxes {
         resources: Resources,
         overhead: Resources,
     ) -> Result<(), SandboxError> {
-        self.command(id, |reply| Update { resources, overhead, reply }).await
+        self.command(id, Update { resources, overhead }).await
     }
 
     /// containerd's store does not know this sandbox: end it.
@@ -153,7 +153,7 @@ impl Sandboxes {
         id: &SandboxId,
         request: ContainerRequest,
     ) -> Result<PreparedContainer, SandboxError> {
-        self.command(id, |reply| PrepareContainer { request, reply }).await
+        self.command(id, PrepareContainer { request }).await
     }
 
     /// Undoes [`Sandboxes::prepare_container`]. Unknown ones are undone already.
@@ -165,7 +165,7 @@ impl Sandboxes {
         id: &SandboxId,
         container: ContainerId,
     ) -> Result<(), SandboxError> {
-        let released = self.command(id, |reply| ReleaseContainer { id: container, reply }).await;
+        let released = self.command(id, ReleaseContainer { id: container }).await;
         self.done_when_gone(id, released).await
     }
 
@@ -201,14 +201,10 @@ impl Sandboxes {
         found.ok().flatten().ok_or_else(|| SandboxError::NotFound(id.clone()))
     }
 
-    async fn command<M, T>(
-        &self,
-        id: &SandboxId,
-        command: impl FnOnce(Reply<T, SandboxError>) -> M,
-    ) -> Result<T, SandboxError>
+    async fn command<C>(&self, id: &SandboxId, command: C) -> Result<C::Answer, SandboxError>
     where
-        M: Message<Result = ()> + Send + 'static,
-        Sandbox: Handler<M>,
+        C: Command<Error = SandboxError>,
+        Sandbox: Handler<Request<C>>,
     {
         let sandbox = self.lookup(id).await?;
         ask(&sandbox, command).await.map_err(|error| flatten(error, id))

@@ -11,7 +11,7 @@ use super::{
     AgentError, AgentSilent, AgentView, AnnounceSocket, AwaitGuest, Grow, Guest, Listen, Observe, Ping,
     Session, Setup, Shutdown,
 };
-use crate::ask::{Reply, answer, report};
+use crate::ask::{Reply, ReplyTo, Request, answer, report};
 use crate::host::process::last_lines;
 use crate::orphan::EndWhenOrphaned;
 use crate::runtime_dir::VmDir;
@@ -60,7 +60,7 @@ enum State {
 /// Who waits for the guest, and the end of its patience.
 #[derive(Debug)]
 struct Waiter {
-    reply: Reply<Guest, AgentError>,
+    reply: ReplyTo<AwaitGuest>,
     deadline: SpawnHandle,
 }
 
@@ -264,9 +264,9 @@ impl Actor for Agent {
     }
 }
 
-impl Handler<Listen> for Agent {
+impl Handler<Request<Listen>> for Agent {
     type Result = ();
-    fn handle(&mut self, Listen { reply }: Listen, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Listen, reply }: Request<Listen>, ctx: &mut Self::Context) {
         if !matches!(self.state, State::Cold) {
             answer(reply, Err(AgentError::Refused { command: "listen", state: self.state.name() }));
             return;
@@ -282,9 +282,13 @@ impl Handler<Listen> for Agent {
     }
 }
 
-impl Handler<AwaitGuest> for Agent {
+impl Handler<Request<AwaitGuest>> for Agent {
     type Result = ();
-    fn handle(&mut self, AwaitGuest { reply }: AwaitGuest, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: AwaitGuest, reply }: Request<AwaitGuest>,
+        ctx: &mut Self::Context,
+    ) {
         let refused = AgentError::Refused { command: "be waited for", state: self.state.name() };
         match &mut self.state {
             State::Up(_) => answer(reply, self.guest.clone().ok_or(refused)),
@@ -301,17 +305,21 @@ impl Handler<AwaitGuest> for Agent {
     }
 }
 
-impl Handler<Setup> for Agent {
+impl Handler<Request<Setup>> for Agent {
     type Result = ();
-    fn handle(&mut self, Setup { request, reply }: Setup, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: Setup { request }, reply }: Request<Setup>,
+        ctx: &mut Self::Context,
+    ) {
         let call = |session: Session| async move { session.setup(&request).await };
         self.call("become a pod", reply, call, ctx);
     }
 }
 
-impl Handler<Grow> for Agent {
+impl Handler<Request<Grow>> for Agent {
     type Result = ();
-    fn handle(&mut self, Grow { to, reply }: Grow, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Grow { to }, reply }: Request<Grow>, ctx: &mut Self::Context) {
         let capable =
             self.guest.as_ref().is_none_or(|guest| guest.features.iter().any(|name| name == FEATURE_RESIZE));
         if !capable {
@@ -323,16 +331,20 @@ impl Handler<Grow> for Agent {
     }
 }
 
-impl Handler<Ping> for Agent {
+impl Handler<Request<Ping>> for Agent {
     type Result = ();
-    fn handle(&mut self, Ping { reply }: Ping, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Ping, reply }: Request<Ping>, ctx: &mut Self::Context) {
         self.call("be pinged", reply, |session| async move { session.ping(PING_WITHIN).await }, ctx);
     }
 }
 
-impl Handler<Shutdown> for Agent {
+impl Handler<Request<Shutdown>> for Agent {
     type Result = ();
-    fn handle(&mut self, Shutdown { grace, reply }: Shutdown, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: Shutdown { grace }, reply }: Request<Shutdown>,
+        ctx: &mut Self::Context,
+    ) {
         let session = match std::mem::replace(&mut self.state, State::Ended) {
             State::Up(session) => Some(session),
             // A guest that was taken over a moment ago may not have been reached yet.
@@ -359,9 +371,9 @@ impl Handler<Shutdown> for Agent {
     }
 }
 
-impl Handler<Observe> for Agent {
+impl Handler<Request<Observe>> for Agent {
     type Result = ();
-    fn handle(&mut self, Observe { reply }: Observe, _: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Observe, reply }: Request<Observe>, _: &mut Self::Context) {
         let state = if self.missed >= SILENT_AFTER { "silent" } else { self.state.name() };
         let heard = self.heard.map(|at| at.elapsed());
         answer(reply, Ok(AgentView { state, guest: self.guest.clone(), missed: self.missed, heard }));

@@ -10,52 +10,64 @@ use bulkhead_protocol::agent::SetupRequest;
 use bulkhead_protocol::version::NoCommonVersion;
 use serde::Serialize;
 
-use crate::ask::Reply;
+use crate::ask::Command;
 
 /// Listens for the guest's announcement. To be answered before the VMM starts: a guest that finds nobody loses two
 /// seconds.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Listen {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen;
+
+impl Command for Listen {
     /// Answered when the socket listens.
-    pub reply: Reply<(), AgentError>,
+    type Answer = ();
+    type Error = AgentError;
 }
 
 /// Waits until the guest has announced itself and answers, from now for as long as a boot may take. Legal after
 /// [`Listen`]; at once when the guest already answers.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct AwaitGuest {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AwaitGuest;
+
+impl Command for AwaitGuest {
     /// Who it is.
-    pub reply: Reply<Guest, AgentError>,
+    type Answer = Guest;
+    type Error = AgentError;
 }
 
 /// Makes the guest a pod.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Setup {
     /// What it becomes.
     pub request: Box<SetupRequest>,
+}
+
+impl Command for Setup {
     /// Answered when it is ready for containers.
-    pub reply: Reply<(), AgentError>,
+    type Answer = ();
+    type Error = AgentError;
 }
 
 /// Asks for a sign of life.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Ping {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ping;
+
+impl Command for Ping {
     /// How long the answer took.
-    pub reply: Reply<Duration, AgentError>,
+    type Answer = Duration;
+    type Error = AgentError;
 }
 
 /// Asks what CPUs and memory the guest uses, or has it use those that its VM was given.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grow {
     /// What it is to use; none: it is only asked, and is ready for memory from then on.
     pub to: Option<Capacity>,
+}
+
+impl Command for Grow {
     /// What it uses. Less than it was to: an error.
-    pub reply: Reply<Capacity, AgentError>,
+    type Answer = Capacity;
+    type Error = AgentError;
 }
 
 /// What a guest has to run containers with.
@@ -68,21 +80,26 @@ pub struct Capacity {
 }
 
 /// Asks the guest to end its containers and power off.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shutdown {
     /// How long its containers may take to end by SIGTERM.
     pub grace: Duration,
+}
+
+impl Command for Shutdown {
     /// Answered when the guest has heard it; its end is the VMM's.
-    pub reply: Reply<(), AgentError>,
+    type Answer = ();
+    type Error = AgentError;
 }
 
 /// Asks what the actor knows.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Observe {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observe;
+
+impl Command for Observe {
     /// Answered at once.
-    pub reply: Reply<AgentView, AgentError>,
+    type Answer = AgentView;
+    type Error = AgentError;
 }
 
 /// A guest that answers.

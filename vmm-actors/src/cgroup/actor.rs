@@ -3,26 +3,27 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
 use tokio::sync::Mutex;
 
 use super::{
-    CgroupError, Create, Delete, Place, Stats, Update, check_room, create, delete, place, stats, update,
+    CgroupError, CgroupRecord, Create, Delete, Stats, Update, check_room, create, delete, stats, update,
 };
-use crate::ask::Reply;
+use crate::ask::{Reply, Request, answer};
 
 /// The host cgroup of one pod.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cgroup {
+    record: CgroupRecord,
     /// Held while the cgroup is changed: commands that change it run one after the other, as they came.
     changing: Arc<Mutex<()>>,
 }
 
 impl Cgroup {
-    /// An actor that has done nothing yet.
+    /// The cgroup that was planned with [`plan`](super::plan) and is in the durable record: made already, or not yet.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(record: CgroupRecord) -> Self {
+        Self { record, changing: Arc::default() }
     }
 
     fn change<T, F>(&self, context: &mut Context<Self>, work: F, reply: Reply<T, CgroupError>)
@@ -35,19 +36,16 @@ impl Cgroup {
             let _turn = changing.lock().await;
             work.await
         };
-        Self::run(context, in_turn, reply);
+        self.run(context, in_turn, reply);
     }
 
-    fn run<T, F>(context: &mut Context<Self>, work: F, reply: Reply<T, CgroupError>)
+    /// Does it to its end, whether somebody waits or not: the record knows what is there.
+    fn run<T, F>(&self, context: &mut Context<Self>, work: F, reply: Reply<T, CgroupError>)
     where
         T: 'static,
         F: Future<Output = Result<T, CgroupError>> + 'static,
     {
-        let answer = |result, _: &mut Self, _: &mut Context<Self>| {
-            // Nobody waits any more: the record knows what is there.
-            drop(reply.send(result));
-        };
-        context.spawn(work.into_actor(&Self::default()).map(answer));
+        context.spawn(async move { answer(reply, work.await) }.into_actor(self));
     }
 }
 
@@ -62,11 +60,11 @@ impl Actor for Cgroup {
     type Context = Context<Self>;
 }
 
-impl Handler<Create> for Cgroup {
+impl Handler<Request<Create>> for Cgroup {
     type Result = ();
 
-    fn handle(&mut self, message: Create, context: &mut Context<Self>) {
-        let Create { record, limits, needed_bytes, reply } = message;
+    fn handle(&mut self, Request { command, reply }: Request<Create>, context: &mut Context<Self>) {
+        let (record, Create { limits, needed_bytes }) = (self.record.clone(), command);
         let work = move || {
             check_room(&record, needed_bytes, None)?;
             create(&record, &limits)
@@ -75,20 +73,11 @@ impl Handler<Create> for Cgroup {
     }
 }
 
-impl Handler<Place> for Cgroup {
+impl Handler<Request<Update>> for Cgroup {
     type Result = ();
 
-    fn handle(&mut self, message: Place, context: &mut Context<Self>) {
-        let Place { record, pid, reply } = message;
-        self.change(context, blocking(move || place(&record, pid)), reply);
-    }
-}
-
-impl Handler<Update> for Cgroup {
-    type Result = ();
-
-    fn handle(&mut self, message: Update, context: &mut Context<Self>) {
-        let Update { record, limits, needed_bytes, planned_bytes, reply } = message;
+    fn handle(&mut self, Request { command, reply }: Request<Update>, context: &mut Context<Self>) {
+        let (record, Update { limits, needed_bytes, planned_bytes }) = (self.record.clone(), command);
         let work = move || {
             check_room(&record, needed_bytes, planned_bytes)?;
             update(&record, &limits)
@@ -97,20 +86,20 @@ impl Handler<Update> for Cgroup {
     }
 }
 
-impl Handler<Stats> for Cgroup {
+impl Handler<Request<Stats>> for Cgroup {
     type Result = ();
 
-    fn handle(&mut self, message: Stats, context: &mut Context<Self>) {
-        let Stats { record, reply } = message;
-        Self::run(context, blocking(move || stats(&record)), reply);
+    fn handle(&mut self, Request { reply, .. }: Request<Stats>, context: &mut Context<Self>) {
+        let record = self.record.clone();
+        self.run(context, blocking(move || stats(&record)), reply);
     }
 }
 
-impl Handler<Delete> for Cgroup {
+impl Handler<Request<Delete>> for Cgroup {
     type Result = ();
 
-    fn handle(&mut self, message: Delete, context: &mut Context<Self>) {
-        let Delete { record, reply } = message;
+    fn handle(&mut self, Request { reply, .. }: Request<Delete>, context: &mut Context<Self>) {
+        let record = self.record.clone();
         self.change(context, async move { delete(&record).await }, reply);
     }
 }

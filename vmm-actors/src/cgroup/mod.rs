@@ -1,9 +1,9 @@
 //! The host cgroup of one pod: VMM, virtiofsd, helpers and shim proxy are in it, so its figures are the pod's.
 //!
 //! - **Owns** one directory below the pod's `cgroup_parent`, or beside that where the VM has no room below it, in every
-//!   hierarchy of cgroup v1 or in that of v2.
-//! - **Hears** [`Create`], [`Place`], [`Update`], [`Stats`], [`Delete`].
-//! - **Tells** nobody; each command carries its reply.
+//!   hierarchy of cgroup v1 or in that of v2; and its record, which does not change.
+//! - **Hears** [`Create`], [`Update`], [`Stats`], [`Delete`].
+//! - **Tells** nobody; each request carries its reply.
 //! - **Ends when** its address is dropped. The directory belongs to the record: only Delete removes it.
 //! - **Queue**: actix's default of 16. One parent speaks to it; Stats may come in between.
 //!
@@ -22,7 +22,7 @@ mod tree;
 
 pub use actor::Cgroup;
 pub use limits::Limits;
-pub use messages::{Create, Delete, Place, PodStats, Stats, Update};
+pub use messages::{Create, Delete, PodStats, Stats, Update};
 pub use orphans::find_by_name;
 pub use record::{CgroupRecord, plan, plan_outside};
 pub use room::{Bound, bounds, check_room};

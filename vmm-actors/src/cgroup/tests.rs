@@ -200,35 +200,17 @@ async fn a_running_process_is_placed_and_pid_0_is_not() {
 async fn the_actor_answers() {
     let pod = TestPod::new(&Layout::detect().unwrap(), "actor");
     let record = pod.0.clone();
-    let cgroup = Cgroup::new().start();
+    let cgroup = Cgroup::new(record.clone()).start();
     let limits = Limits::default();
-    let procs = ask(&cgroup, |reply| Create {
-        record: record.clone(),
-        limits: limits.clone(),
-        needed_bytes: 1,
-        reply,
-    })
-    .await
-    .unwrap();
+    let procs = ask(&cgroup, Create { limits: limits.clone(), needed_bytes: 1 }).await.unwrap();
     assert_eq!(procs.files().len(), record.directories.len());
     // Again, as after a crash between effect and answer.
-    ask(&cgroup, |reply| Create { record: record.clone(), limits: limits.clone(), needed_bytes: 1, reply })
-        .await
-        .unwrap();
+    ask(&cgroup, Create { limits: limits.clone(), needed_bytes: 1 }).await.unwrap();
     let dir = TempDir::new().unwrap();
     let process = sleeper(&dir, "exec sleep 60", &procs);
-    ask(&cgroup, |reply| Place { record: record.clone(), pid: process.identity().pid, reply }).await.unwrap();
-    ask(&cgroup, |reply| Update {
-        record: record.clone(),
-        limits,
-        needed_bytes: 1,
-        planned_bytes: None,
-        reply,
-    })
-    .await
-    .unwrap();
-    ask(&cgroup, |reply| Stats { record: record.clone(), reply }).await.unwrap();
-    ask(&cgroup, |reply| Delete { record: record.clone(), reply }).await.unwrap();
+    ask(&cgroup, Update { limits, needed_bytes: 1, planned_bytes: None }).await.unwrap();
+    ask(&cgroup, Stats).await.unwrap();
+    ask(&cgroup, Delete).await.unwrap();
     assert_eq!(process.wait().await, Exit::Signal(9));
 }
 

@@ -9,7 +9,7 @@ use actix::{Actor, AsyncContext, Context, Handler, Recipient, SpawnHandle, WrapF
 use tracing::{debug, warn};
 
 use super::tally::{is_v2, memory_directory};
-use super::{Oom, Pressure, Unwatch, Watch, oom_kills};
+use super::{Oom, Pressure, Watch, oom_kills};
 use crate::ask::report;
 use crate::cgroup::CgroupRecord;
 use crate::host::cgroup_events::CgroupEvents;
@@ -25,16 +25,17 @@ const LEVEL: &str = "critical";
 /// Watches the host's memory for one pod. See the [module](super).
 #[derive(Debug)]
 pub struct Monitor {
+    record: CgroupRecord,
     oom: Recipient<Oom>,
     pressure: Recipient<Pressure>,
     watching: Vec<SpawnHandle>,
 }
 
 impl Monitor {
-    /// A monitor that watches nothing yet, and tells these.
+    /// A monitor for the pod with this cgroup, that watches nothing yet, and tells these.
     #[must_use]
-    pub fn new(oom: Recipient<Oom>, pressure: Recipient<Pressure>) -> Self {
-        Self { oom, pressure, watching: Vec::new() }
+    pub fn new(record: CgroupRecord, oom: Recipient<Oom>, pressure: Recipient<Pressure>) -> Self {
+        Self { record, oom, pressure, watching: Vec::new() }
     }
 
     fn unwatch(&mut self, ctx: &mut Context<Self>) {
@@ -138,8 +139,9 @@ impl Actor for Monitor {
 impl Handler<Watch> for Monitor {
     type Result = ();
 
-    fn handle(&mut self, Watch { record }: Watch, ctx: &mut Self::Context) {
+    fn handle(&mut self, Watch: Watch, ctx: &mut Self::Context) {
         self.unwatch(ctx);
+        let record = self.record.clone();
         let Some(directory) = memory_directory(&record).map(Path::to_owned) else {
             return warn!("the host has no memory controller for the pod: its OOM killer goes unnoticed");
         };
@@ -148,13 +150,5 @@ impl Handler<Watch> for Monitor {
         self.listen("OOM kills", oom_events(&directory), |events| tell_kills(events, kills, oom), ctx);
         let told = pressure_events(&directory);
         self.listen("memory pressure", told, |events| tell_pressure(events, record, pressure), ctx);
-    }
-}
-
-impl Handler<Unwatch> for Monitor {
-    type Result = ();
-
-    fn handle(&mut self, _: Unwatch, ctx: &mut Self::Context) {
-        self.unwatch(ctx);
     }
 }

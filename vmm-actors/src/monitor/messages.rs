@@ -3,20 +3,11 @@
 use actix::Message;
 
 use super::OomKills;
-use crate::cgroup::CgroupRecord;
 
-/// Listens to what the kernel says about this cgroup, which is there. Another Watch replaces it.
-#[derive(Debug, Clone, Message)]
+/// Listens to what the kernel says about the pod's cgroup, which is there. A repeat replaces the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
-pub struct Watch {
-    /// The pod's cgroup.
-    pub record: CgroupRecord,
-}
-
-/// Listens no more.
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "()")]
-pub struct Unwatch;
+pub struct Watch;
 
 /// The host's OOM killer has killed a process of the pod.
 #[derive(Debug, Clone, PartialEq, Eq, Message)]

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | Owns | the kernel's notifications about the memory of the pod's cgroup |
-//! | Hears | [`Watch`], [`Unwatch`] |
+//! | Hears | [`Watch`] |
 //! | Tells | [`Oom`], each time the host has killed something of the pod; [`Pressure`], at most once a minute |
 //! | Ends when | its parent drops the address, at the latest with the cgroup |
 //! | Queue | actix's default of 16: its parent speaks to it once or twice |
@@ -17,7 +17,7 @@ mod messages;
 mod tally;
 
 pub use actor::Monitor;
-pub use messages::{Oom, Pressure, Unwatch, Watch};
+pub use messages::{Oom, Pressure, Watch};
 pub use tally::{OomKills, oom_kills};
 
 #[cfg(test)]

@@ -142,11 +142,11 @@ async fn a_kill_by_the_host_is_told_and_explained() {
     let Some((pod, procs)) = RealPod::new("eater", 16 << 20) else { return };
     let dir = TempDir::new().unwrap();
     let (parent, mut ooms, mut pressures) = parent();
-    let monitor = Monitor::new(parent.clone().recipient(), parent.clone().recipient()).start();
-    tell(&monitor, Watch { record: pod.0.clone() }).unwrap();
+    let monitor = Monitor::new(pod.0.clone(), parent.clone().recipient(), parent.clone().recipient()).start();
+    tell(&monitor, Watch).unwrap();
     assert_eq!(oom_kills(&pod.0), None);
     // The monitor takes one message after the other, and has taken this one when it has taken the next.
-    monitor.send(Watch { record: pod.0.clone() }).await.unwrap();
+    monitor.send(Watch).await.unwrap();
 
     assert_eq!(eater(&dir, &procs).wait().await, Exit::Signal(9));
     let kills = oom_kills(&pod.0).expect("the count is there when the process is not");
@@ -162,18 +162,19 @@ async fn a_kill_by_the_host_is_told_and_explained() {
 
     assert_eq!(eater(&dir, &procs).wait().await, Exit::Signal(9));
     assert_eq!(ooms.recv().await.unwrap().0.count, 2, "the second is told once and by its number");
-    monitor.send(Unwatch).await.unwrap();
+    drop(monitor);
+    tokio::task::yield_now().await;
     assert_eq!(eater(&dir, &procs).wait().await, Exit::Signal(9));
     let more = tokio::time::timeout(Duration::from_millis(50), ooms.recv()).await;
-    assert!(more.is_err(), "told after Unwatch: {more:?}");
+    assert!(more.is_err(), "told after its end: {more:?}");
 }
 
 #[actix::test]
 async fn the_end_of_the_cgroup_is_no_kill() {
     let Some((pod, _procs)) = RealPod::new("gone", 16 << 20) else { return };
     let (parent, mut ooms, mut pressures) = parent();
-    let monitor = Monitor::new(parent.clone().recipient(), parent.clone().recipient()).start();
-    monitor.send(Watch { record: pod.0.clone() }).await.unwrap();
+    let monitor = Monitor::new(pod.0.clone(), parent.clone().recipient(), parent.clone().recipient()).start();
+    monitor.send(Watch).await.unwrap();
     cgroup::delete(&pod.0).await.unwrap();
     assert!(!Path::new(&pod.0.directories[0]).exists());
     let more = tokio::time::timeout(Duration::from_millis(50), ooms.recv()).await;

@@ -4,11 +4,11 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
 use tokio::sync::Mutex;
 
 use super::{Close, MountsError, Open, Prepare, Release, close, open, prepare_for, release};
-use crate::ask::Reply;
+use crate::ask::{Reply, Request, answer};
 
 /// The mounts of one pod.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ impl Mounts {
         Self { share, changing: Arc::default() }
     }
 
+    /// Does it to its end, whether somebody waits or not: the record knows what is there.
     fn run<T, F>(&self, context: &mut Context<Self>, work: F, reply: Reply<T, MountsError>)
     where
         T: 'static,
@@ -34,13 +35,9 @@ impl Mounts {
         let changing = Arc::clone(&self.changing);
         let in_turn = async move {
             let _turn = changing.lock().await;
-            work.await
+            answer(reply, work.await);
         };
-        let answer = |result, _: &mut Self, _: &mut Context<Self>| {
-            // Nobody waits any more: the record knows what is there.
-            drop(reply.send(result));
-        };
-        context.spawn(in_turn.into_actor(self).map(answer));
+        context.spawn(in_turn.into_actor(self));
     }
 }
 
@@ -48,41 +45,39 @@ impl Actor for Mounts {
     type Context = Context<Self>;
 }
 
-impl Handler<Open> for Mounts {
+impl Handler<Request<Open>> for Mounts {
     type Result = ();
 
-    fn handle(&mut self, message: Open, context: &mut Context<Self>) {
+    fn handle(&mut self, Request { reply, .. }: Request<Open>, context: &mut Context<Self>) {
         let share = self.share.clone();
-        self.run(context, async move { open(&share).await }, message.reply);
+        self.run(context, async move { open(&share).await }, reply);
     }
 }
 
-impl Handler<Prepare> for Mounts {
+impl Handler<Request<Prepare>> for Mounts {
     type Result = ();
 
-    fn handle(&mut self, message: Prepare, context: &mut Context<Self>) {
-        let Prepare { container, rootfs, volumes, server, reply } = message;
-        let share = self.share.clone();
+    fn handle(&mut self, Request { command, reply }: Request<Prepare>, context: &mut Context<Self>) {
+        let (share, Prepare { container, rootfs, volumes, server }) = (self.share.clone(), command);
         let work = async move { prepare_for(server, &share, container, rootfs, volumes).await };
         self.run(context, work, reply);
     }
 }
 
-impl Handler<Release> for Mounts {
+impl Handler<Request<Release>> for Mounts {
     type Result = ();
 
-    fn handle(&mut self, message: Release, context: &mut Context<Self>) {
-        let Release { container, reply } = message;
-        let share = self.share.clone();
+    fn handle(&mut self, Request { command, reply }: Request<Release>, context: &mut Context<Self>) {
+        let (share, Release { container }) = (self.share.clone(), command);
         self.run(context, async move { release(&share, &container).await }, reply);
     }
 }
 
-impl Handler<Close> for Mounts {
+impl Handler<Request<Close>> for Mounts {
     type Result = ();
 
-    fn handle(&mut self, message: Close, context: &mut Context<Self>) {
+    fn handle(&mut self, Request { reply, .. }: Request<Close>, context: &mut Context<Self>) {
         let share = self.share.clone();
-        self.run(context, async move { close(&share).await }, message.reply);
+        self.run(context, async move { close(&share).await }, reply);
     }
 }

@@ -2,27 +2,26 @@
 
 use std::path::PathBuf;
 
-use actix::Message;
-
 use super::error::MountsError;
 use super::memory::MemoryVolume;
 use super::request::{BindMount, RootfsMount};
 use super::sockets::HostSocket;
-use crate::ask::Reply;
+use crate::ask::Command;
 use crate::host::process::ProcessIdentity;
 use crate::id::ContainerId;
 
 /// Makes the share, before its file server starts. Finding it made is fine.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Open {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Open;
+
+impl Command for Open {
     /// `shared/` may be exported.
-    pub reply: Reply<(), MountsError>,
+    type Answer = ();
+    type Error = MountsError;
 }
 
 /// Mounts a container's root file system and volumes into the share. Undoes itself on error.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepare {
     /// Whose they are.
     pub container: ContainerId,
@@ -32,30 +31,39 @@ pub struct Prepare {
     pub volumes: Volumes,
     /// Who serves the share, if somebody does already.
     pub server: Option<FileServer>,
+}
+
+impl Command for Prepare {
     /// Where the guest finds them.
-    pub reply: Reply<PreparedMounts, MountsError>,
+    type Answer = PreparedMounts;
+    type Error = MountsError;
 }
 
 /// Unmounts everything of a container. Call it after the guest has let go. As often as one likes.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
     /// Whose.
     pub container: ContainerId,
+}
+
+impl Command for Release {
     /// Nothing of it is left in the share.
-    pub reply: Reply<(), MountsError>,
+    type Answer = ();
+    type Error = MountsError;
 }
 
 /// Unmounts everything, the share included. Call it after the file server has ended. As often as one likes.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Close {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Close;
+
+impl Command for Close {
     /// Nothing is mounted below the pod's directory.
-    pub reply: Reply<(), MountsError>,
+    type Answer = ();
+    type Error = MountsError;
 }
 
 /// The volumes of a container.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Volumes {
     /// All of them.
     pub binds: Vec<BindMount>,
@@ -64,7 +72,7 @@ pub struct Volumes {
 }
 
 /// The process that exports the share, in a mount namespace of its own.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileServer {
     /// Which process.
     pub process: ProcessIdentity,

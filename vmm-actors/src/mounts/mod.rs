@@ -2,7 +2,7 @@
 //!
 //! - **Owns** `shared/` of the pod's directory and everything mounted in it, and `shared.rw` and `shared.ids` beside it.
 //! - **Hears** [`Open`], [`Prepare`], [`Release`], [`Close`].
-//! - **Tells** nobody; each command carries its reply.
+//! - **Tells** nobody; each request carries its reply.
 //! - **Ends when** its address is dropped. What is mounted belongs to the record: only Release and Close undo it.
 //! - **Queue**: actix's default of 16. One parent speaks to it, about as many containers as a pod has.
 //!

@@ -261,33 +261,17 @@ fn the_actor_answers_and_a_command_outlives_its_caller() {
     in_own_mounts(async |dir| {
         let share = dir.join("shared");
         let mounts = Mounts::new(share.clone()).start();
-        ask(&mounts, |reply| Open { reply }).await.unwrap();
+        ask(&mounts, Open).await.unwrap();
         let rootfs = vec![overlay(dir)];
+        let prepare = Prepare { container: id("c1"), rootfs, volumes: Volumes::default(), server: None };
         // Nobody waits for this one.
         let (reply, answer) = crate::ask::Reply::new();
         drop(answer);
-        crate::ask::tell(
-            &mounts,
-            Prepare {
-                container: id("c1"),
-                rootfs: rootfs.clone(),
-                volumes: Volumes::default(),
-                server: None,
-                reply,
-            },
-        )
-        .unwrap();
-        let again = ask(&mounts, |reply| Prepare {
-            container: id("c1"),
-            rootfs,
-            volumes: Volumes::default(),
-            server: None,
-            reply,
-        })
-        .await;
+        crate::ask::tell(&mounts, crate::ask::Request { command: prepare.clone(), reply }).unwrap();
+        let again = ask(&mounts, prepare).await;
         assert!(again.unwrap_err().to_string().contains("there already"));
-        ask(&mounts, |reply| Release { container: id("c1"), reply }).await.unwrap();
-        ask(&mounts, |reply| Close { reply }).await.unwrap();
+        ask(&mounts, Release { container: id("c1") }).await.unwrap();
+        ask(&mounts, Close).await.unwrap();
         assert!(!share.exists());
     });
 }

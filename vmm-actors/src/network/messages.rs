@@ -1,43 +1,40 @@
 //! What the network actor hears.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-
-use actix::Message;
 
 use super::stats::LinkStats;
 use super::{NetworkError, NetworkRecord, PodNetwork};
-use crate::ask::Reply;
+use crate::ask::Command;
 
 /// Puts a tap beside every link of the namespace and leads traffic both ways. What an earlier attempt left is
 /// replaced. Undoes itself on error.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Prepare {
-    /// The pod's network namespace as CNI left it.
-    pub netns: PathBuf,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prepare;
+
+impl Command for Prepare {
     /// What the VM and its guest need.
-    pub reply: Reply<Prepared, NetworkError>,
+    type Answer = Prepared;
+    type Error = NetworkError;
 }
 
 /// Removes taps and redirects. As often as one likes; a namespace that is gone has been released.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Release {
-    /// From [`plan`](super::plan) or [`Prepared`].
-    pub record: NetworkRecord,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Release;
+
+impl Command for Release {
     /// Nothing of ours is left in the namespace, nor does it still have an open descriptor here.
-    pub reply: Reply<(), NetworkError>,
+    type Answer = ();
+    type Error = NetworkError;
 }
 
 /// Reads the counters of the pod's links.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Stats {
-    /// From [`Prepared`].
-    pub record: NetworkRecord,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats;
+
+impl Command for Stats {
     /// One entry a link.
-    pub reply: Reply<Vec<LinkStats>, NetworkError>,
+    type Answer = Vec<LinkStats>;
+    type Error = NetworkError;
 }
 
 /// A pod's network, ready for its VM.

@@ -1,8 +1,8 @@
 //! The network of one pod: what CNI left in its namespace, led into the VM.
 //!
-//! - **Owns** a tap beside each link that CNI left, and the tc redirects between the two.
+//! - **Owns** a tap beside each link that CNI left, the tc redirects between the two, and the record of both.
 //! - **Hears** [`Prepare`], [`Release`], [`Stats`].
-//! - **Tells** nobody; each command carries its reply.
+//! - **Tells** nobody; each request carries its reply.
 //! - **Ends when** its address is dropped. It holds no descriptor between commands: an open namespace would keep the
 //!   links on the host alive after CNI has removed it.
 //! - **Queue**: actix's default of 16. One parent speaks to it, a command at a time; Stats may come in between.

@@ -340,18 +340,13 @@ async fn a_namespace_that_is_gone_is_released_but_cannot_be_prepared() {
 #[actix::test]
 async fn the_actor_answers_and_lets_the_namespace_go() {
     let (pod, host) = pod();
-    let network = Network::new().start();
-    let netns = pod.path();
-    let (first, second) = tokio::join!(
-        ask(&network, |reply| Prepare { netns: netns.clone(), reply }),
-        ask(&network, |reply| Prepare { netns: netns.clone(), reply }),
-    );
+    let network = Network::new(plan(&pod.path())).start();
+    let (first, second) = tokio::join!(ask(&network, Prepare), ask(&network, Prepare),);
     drop(first.unwrap());
     let prepared = second.unwrap();
-    let record = prepared.record.clone();
-    let counted = ask(&network, |reply| Stats { record: record.clone(), reply }).await.unwrap();
+    let counted = ask(&network, Stats).await.unwrap();
     assert_eq!(counted.len(), 1);
-    ask(&network, |reply| Release { record: record.clone(), reply }).await.unwrap();
+    ask(&network, Release).await.unwrap();
     drop(prepared);
     assert_eq!(pod.tc(), "");
     // The host's end goes when the pod's end does, and that goes with the namespace's last user.

@@ -10,6 +10,7 @@ use tracing::{error, warn};
 
 use super::messages::{Create, List, Lookup};
 use super::recovery::origin_of;
+use crate::ask::Request;
 use crate::id::SandboxId;
 use crate::sandbox::record::{Found, Record};
 use crate::sandbox::state::Cause;
@@ -89,10 +90,14 @@ impl Actor for Registry {
     }
 }
 
-impl Handler<Create> for Registry {
+impl Handler<Request<Create>> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Create { request, reply }: Create, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: Create { request }, reply }: Request<Create>,
+        ctx: &mut Self::Context,
+    ) {
         let id = request.id.clone();
         match self.sandboxes.entry(id.clone()) {
             Entry::Occupied(_) => {

@@ -2,18 +2,21 @@
 
 use actix::{Addr, Message};
 
-use crate::ask::Reply;
+use crate::ask::Command;
 use crate::id::SandboxId;
 use crate::sandbox::{CreateSandbox, Sandbox, SandboxError};
 
 /// Make a sandbox; answered when the host's side of it is there and its VM is being launched.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Create {
     /// What.
     pub request: Box<CreateSandbox>,
+}
+
+impl Command for Create {
     /// The answer.
-    pub reply: Reply<(), SandboxError>,
+    type Answer = ();
+    type Error = SandboxError;
 }
 
 /// Find a sandbox.

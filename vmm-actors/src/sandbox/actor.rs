@@ -22,7 +22,7 @@ use super::sizing::beyond_the_pod;
 use super::state::{Cause, Class, Effect, Event, State};
 use super::timeline::Timeline;
 use super::waiters::Waiters;
-use crate::ask::tell;
+use crate::ask::{Request, tell};
 use crate::id::SandboxId;
 
 /// Requests of one pod that may wait: kubelet asks for Status often, and every container adds a few calls.
@@ -195,7 +195,6 @@ impl Sandbox {
         self.record.virtiofsd = Some(up.virtiofsd);
         self.record.shim = Some(up.shim);
         self.record.network = up.network;
-        self.record.cgroup = up.cgroup;
         self.record.guest_memory_volumes = up.guest_memory_volumes;
         self.note(Event::BroughtUp, ctx);
     }
@@ -331,7 +330,7 @@ impl Actor for Sandbox {
             Some(StartMode::Undo(cause)) => self.note(Event::BringUpFailed(cause), ctx),
             Some(StartMode::Lost(cause)) => self.died(cause.reason, ctx),
             Some(StartMode::Adopt) if gone.is_empty() => {
-                self.children.iter().for_each(|children| children.watch_memory(&self.record));
+                self.children.iter().for_each(Children::watch_memory);
                 self.detach_in_background(ctx);
                 self.measure(ctx);
                 info!(pid = self.vmm_pid(), "took over a running sandbox");
@@ -346,10 +345,10 @@ impl Actor for Sandbox {
     }
 }
 
-impl Handler<Start> for Sandbox {
+impl Handler<Request<Start>> for Sandbox {
     type Result = ();
 
-    fn handle(&mut self, Start(reply): Start, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Start, reply }: Request<Start>, ctx: &mut Self::Context) {
         self.start.add(reply);
         if let Err(refusal) = self.happen(Event::StartAsked, ctx) {
             self.start.refuse_newest(refusal);
@@ -357,28 +356,28 @@ impl Handler<Start> for Sandbox {
     }
 }
 
-impl Handler<Stop> for Sandbox {
+impl Handler<Request<Stop>> for Sandbox {
     type Result = ();
 
-    fn handle(&mut self, Stop(reply): Stop, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Stop, reply }: Request<Stop>, ctx: &mut Self::Context) {
         self.stop.add(reply);
         self.note(Event::StopAsked, ctx);
     }
 }
 
-impl Handler<Shutdown> for Sandbox {
+impl Handler<Request<Shutdown>> for Sandbox {
     type Result = ();
 
-    fn handle(&mut self, Shutdown(reply): Shutdown, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Shutdown, reply }: Request<Shutdown>, ctx: &mut Self::Context) {
         self.stop.add(reply);
         self.note(Event::ShutdownAsked, ctx);
     }
 }
 
-impl Handler<Wait> for Sandbox {
+impl Handler<Request<Wait>> for Sandbox {
     type Result = ();
 
-    fn handle(&mut self, Wait(reply): Wait, _: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Wait, reply }: Request<Wait>, _: &mut Self::Context) {
         self.wait.add(reply);
         if let State::Stopped(cause) | State::Stuck(cause) | State::Gone(cause) = &self.state {
             let exited = Exited { status: cause.exit_status(), at: self.end_time().into() };

@@ -34,7 +34,6 @@ pub(super) struct BroughtUp {
     pub(super) virtiofsd: VirtiofsdRecord,
     pub(super) shim: ShimRecord,
     pub(super) network: network::NetworkRecord,
-    pub(super) cgroup: cgroup::CgroupRecord,
     /// [`Record::guest_memory_volumes`].
     pub(super) guest_memory_volumes: bool,
 }
@@ -126,9 +125,8 @@ impl BringUp {
         let booted = self.boot(procs, links).await?;
         let guest = self.guest(description).await?;
         self.attach(&booted).await?;
-        let cgroup = self.record.cgroup.clone();
         let guest_memory_volumes = guest.features.iter().any(|feature| feature == FEATURE_MEMORY_VOLUMES);
-        Ok(BroughtUp { vm: booted, virtiofsd, shim, network, cgroup, guest_memory_volumes })
+        Ok(BroughtUp { vm: booted, virtiofsd, shim, network, guest_memory_volumes })
     }
 
     async fn record_intent(&self) -> Result<(), BringUpError> {
@@ -151,8 +149,7 @@ impl BringUp {
     }
 
     async fn network(&self) -> Result<Prepared, BringUpError> {
-        let prepare = |reply| network::Prepare { netns: self.record.netns.clone(), reply };
-        let prepared = ask(&self.children.network, prepare);
+        let prepared = ask(&self.children.network, network::Prepare);
         self.timeline.step("network", prepared).await.map_err(BringUpError::Network)
     }
 
@@ -165,34 +162,30 @@ impl BringUp {
     async fn cgroup(&self) -> Result<CgroupProcs, BringUpError> {
         let limits = self.record.host_limits(&self.node.settings);
         let needed_bytes = self.record.needed_bytes(&self.node.settings);
-        let record = self.record.cgroup.clone();
-        let create = |reply| cgroup::Create { record, limits, needed_bytes, reply };
-        let created = ask(&self.children.cgroup, create);
+        let created = ask(&self.children.cgroup, cgroup::Create { limits, needed_bytes });
         let procs = self.timeline.step("cgroup", created).await.map_err(BringUpError::Cgroup)?;
-        self.children.watch_memory(&self.record);
+        self.children.watch_memory();
         Ok(procs)
     }
 
     async fn share(&self) -> Result<(), BringUpError> {
-        let opened = ask(&self.children.mounts, |reply| mounts::Open { reply });
+        let opened = ask(&self.children.mounts, mounts::Open);
         self.timeline.step("share", opened).await.map_err(BringUpError::Mounts)
     }
 
     async fn virtiofsd(&self, cgroup: CgroupProcs) -> Result<VirtiofsdRecord, BringUpError> {
-        let spawn = |reply| virtiofsd::Spawn { cgroup: Some(cgroup), reply };
-        let spawned = ask(&self.children.virtiofsd, spawn);
+        let spawned = ask(&self.children.virtiofsd, virtiofsd::Spawn { cgroup: Some(cgroup) });
         self.timeline.step("virtiofsd", spawned).await.map_err(BringUpError::Virtiofsd)
     }
 
     async fn shim(&self, cgroup: CgroupProcs) -> Result<ShimRecord, BringUpError> {
-        let spawn = |reply| shim::Spawn { cgroup: Some(cgroup), reply };
-        let spawned = ask(&self.children.shim, spawn);
+        let spawned = ask(&self.children.shim, shim::Spawn { cgroup: Some(cgroup) });
         self.timeline.step("shim proxy", spawned).await.map_err(BringUpError::Shim)
     }
 
     /// The guest's announcement must find somebody: a dial without a listener costs it two seconds.
     async fn listen(&self) -> Result<(), BringUpError> {
-        let listening = ask(&self.children.agent, |reply| agent::Listen { reply });
+        let listening = ask(&self.children.agent, agent::Listen);
         self.timeline.step("listen for the guest", listening).await.map_err(BringUpError::Listen)
     }
 
@@ -205,24 +198,23 @@ impl BringUp {
         spec.size = self.record.size(&self.node.settings);
         spec.cgroup = Some(procs);
         spec.nics = links.into_iter().map(nic).collect();
-        let booted = ask(&self.children.vm, |reply| vm::Boot { spec: Box::new(spec), reply });
+        let booted = ask(&self.children.vm, vm::Boot { spec: Box::new(spec) });
         let booted = self.timeline.step("launch the VMM", booted).await.map_err(BringUpError::Boot)?;
         Ok(booted.record)
     }
 
     async fn guest(&self, network: network::PodNetwork) -> Result<agent::Guest, BringUpError> {
-        let announced = ask(&self.children.agent, |reply| agent::AwaitGuest { reply });
+        let announced = ask(&self.children.agent, agent::AwaitGuest);
         let guest = self.timeline.step("boot the guest", announced).await.map_err(BringUpError::Guest)?;
         let request = Box::new(self.setup_request(network));
-        let set_up = ask(&self.children.agent, |reply| agent::Setup { request, reply });
+        let set_up = ask(&self.children.agent, agent::Setup { request });
         self.timeline.step("set up the guest", set_up).await.map_err(BringUpError::Setup)?;
         Ok(guest)
     }
 
     async fn attach(&self, vm: &VmRecord) -> Result<(), BringUpError> {
         let (vmm, vsock, netns) = (vm.vmm.clone(), vm.dir.vsock(), self.record.netns.clone());
-        let attach = |reply| shim::Attach { vmm, vsock, netns, reply };
-        let attached = ask(&self.children.shim, attach);
+        let attached = ask(&self.children.shim, shim::Attach { vmm, vsock, netns });
         self.timeline.step("attach the shim proxy", attached).await.map_err(BringUpError::Attach)
     }
 

@@ -63,9 +63,9 @@ impl Children {
     pub(super) fn start(node: &NodeContext, record: &Record, parent: &Parent) -> (Self, Vec<&'static str>) {
         let mut gone = Vec::new();
         let children = Self {
-            cgroup: Cgroup::new().start(),
-            monitor: Monitor::new(parent.oom.clone(), parent.pressure.clone()).start(),
-            network: Network::new().start(),
+            cgroup: Cgroup::new(record.cgroup.clone()).start(),
+            monitor: Monitor::new(record.cgroup.clone(), parent.oom.clone(), parent.pressure.clone()).start(),
+            network: Network::new(record.network.clone()).start(),
             mounts: Mounts::new(record.vm_dir().shared()).start(),
             vm: start_vm(node, record, parent, &mut gone),
             virtiofsd: start_virtiofsd(node, record, parent, &mut gone),
@@ -76,8 +76,8 @@ impl Children {
     }
 
     /// Has the host's memory watched for the pod, whose cgroup is there.
-    pub(super) fn watch_memory(&self, record: &Record) {
-        if let Err(refusal) = tell(&self.monitor, monitor::Watch { record: record.cgroup.clone() }) {
+    pub(super) fn watch_memory(&self) {
+        if let Err(refusal) = tell(&self.monitor, monitor::Watch) {
             warn!(%refusal, "the host's memory is not watched for the pod");
         }
     }

@@ -17,17 +17,21 @@ use super::messages::{
 use super::record::ContainerRecord;
 use super::state::State;
 use super::waiters::Waiters;
-use crate::ask::{AskError, Reply, ask};
+use crate::ask::{AskError, ReplyTo, Request, ask};
 use crate::guest_spec::{Bind, GuestSpec, LeftToGuest, Propagation, ReadOnly, Target, for_guest};
 use crate::id::ContainerId;
 use crate::mounts;
 use crate::pod_spec::PodSpec;
 use crate::trace::step;
 
-impl Handler<PrepareContainer> for Sandbox {
+impl Handler<Request<PrepareContainer>> for Sandbox {
     type Result = ();
 
-    fn handle(&mut self, PrepareContainer { request, reply }: PrepareContainer, ctx: &mut Context<Self>) {
+    fn handle(
+        &mut self,
+        Request { command: PrepareContainer { request }, reply }: Request<PrepareContainer>,
+        ctx: &mut Context<Self>,
+    ) {
         if self.state != State::Running {
             let state = self.state.name();
             drop(reply.send(Err(SandboxError::NotRunning { id: self.id(), state })));
@@ -42,10 +46,14 @@ impl Handler<PrepareContainer> for Sandbox {
     }
 }
 
-impl Handler<ReleaseContainer> for Sandbox {
+impl Handler<Request<ReleaseContainer>> for Sandbox {
     type Result = ();
 
-    fn handle(&mut self, ReleaseContainer { id, reply }: ReleaseContainer, ctx: &mut Context<Self>) {
+    fn handle(
+        &mut self,
+        Request { command: ReleaseContainer { id }, reply }: Request<ReleaseContainer>,
+        ctx: &mut Context<Self>,
+    ) {
         match self.containers.0.get_mut(&id) {
             None => drop(reply.send(Ok(()))),
             Some(Container::Preparing { release, .. } | Container::Releasing(release)) => release.add(reply),
@@ -72,7 +80,7 @@ impl Sandbox {
     fn prepare(
         &mut self,
         request: ContainerRequest,
-        reply: Reply<PreparedContainer, SandboxError>,
+        reply: ReplyTo<PrepareContainer>,
         ctx: &mut Context<Self>,
     ) {
         let Some(children) = self.children.clone() else { return };
@@ -237,7 +245,7 @@ async fn make_mounts(
     let ContainerRequest { id, rootfs, .. } = request;
     let container = id.clone();
     let volumes = mounts::Volumes { binds: spec.binds.iter().map(bind_mount).collect(), memory_of };
-    let asked = ask(mounts, |reply| mounts::Prepare { container: id, rootfs, volumes, server, reply });
+    let asked = ask(mounts, mounts::Prepare { container: id, rootfs, volumes, server });
     let made = asked.await.map_err(|failed| not_mounted(container.clone(), &failed))?;
     let left = LeftToGuest {
         sockets: made.sockets.iter().map(|socket| socket.number).collect(),
@@ -288,7 +296,7 @@ fn bind_mount(bind: &Bind) -> mounts::BindMount {
 
 async fn release_mounts(mounts: &actix::Addr<mounts::Mounts>, id: &ContainerId) -> Result<(), SandboxError> {
     let (container, owned) = (id.clone(), id.clone());
-    let asked = ask(mounts, |reply| mounts::Release { container: owned, reply });
+    let asked = ask(mounts, mounts::Release { container: owned });
     asked.await.map_err(|failed| not_mounted(container, &failed))
 }
 

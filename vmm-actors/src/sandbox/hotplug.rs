@@ -125,7 +125,7 @@ impl AttachingDisks {
 
 /// A guest of an older image would leave the disks out without a word.
 async fn expect_feature(agent: &Addr<Agent>) -> Result<(), String> {
-    let view = ask(agent, |reply| agent::Observe { reply }).await;
+    let view = ask(agent, agent::Observe).await;
     match view.ok().and_then(|view| view.guest) {
         Some(guest) if !guest.features.iter().any(|feature| feature == FEATURE_DISKS) => Err(format!(
             "the guest's agent (build {}) knows no block devices; install the guest image of this release",
@@ -224,7 +224,7 @@ impl Sandbox {
 fn attach_disk(vm: Addr<Vm>, disk: vm::Disk) -> Attachment {
     let attached = async move {
         let device = Device::Disk(disk);
-        let added = ask(&vm, |reply| vm::AddDevice { device, reply }).await;
+        let added = ask(&vm, vm::AddDevice { device }).await;
         added.map_err(|failed| NotAttached { blame: blame(&failed), reason: chain(&failed) })
     };
     attached.boxed_local().shared()
@@ -239,7 +239,7 @@ fn blame(failed: &AskError<VmError>) -> Blame {
 }
 
 async fn detach(vm: &Addr<Vm>, number: u32) -> (u32, Result<(), String>) {
-    let outcome = match ask(vm, |reply| vm::RemoveDevice { id: id(number), reply }).await {
+    let outcome = match ask(vm, vm::RemoveDevice { id: id(number) }).await {
         // The VM has ended, or is about to.
         Ok(()) | Err(AskError::Failed(VmError::Refused { .. })) => Ok(()),
         Err(failed) => Err(chain(&failed)),

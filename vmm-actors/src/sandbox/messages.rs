@@ -9,15 +9,19 @@ use serde::Serialize;
 
 use super::error::SandboxError;
 use super::state::Event;
-use crate::ask::Reply;
+use crate::ask::Command;
 use crate::id::ContainerId;
 use crate::pod_spec::Resources;
 use crate::vm::Size;
 
 /// Start the sandbox; answered when its guest is set up and its record says Running.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Start(pub Reply<Started, SandboxError>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start;
+
+impl Command for Start {
+    type Answer = Started;
+    type Error = SandboxError;
+}
 
 /// A started sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,19 +35,31 @@ pub struct Started {
 }
 
 /// End the VM and release everything; answered when that is done. Repeats join.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Stop(pub Reply<(), SandboxError>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop;
+
+impl Command for Stop {
+    type Answer = ();
+    type Error = SandboxError;
+}
 
 /// Stop, then forget the sandbox; answered when nothing is left.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Shutdown(pub Reply<(), SandboxError>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shutdown;
+
+impl Command for Shutdown {
+    type Answer = ();
+    type Error = SandboxError;
+}
 
 /// Answered when the sandbox has ended.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Wait(pub Reply<Exited, SandboxError>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait;
+
+impl Command for Wait {
+    type Answer = Exited;
+    type Error = SandboxError;
+}
 
 /// How a sandbox ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,13 +132,16 @@ pub struct StepTime {
 }
 
 /// Make a container's mounts; answered with what the guest needs. A repeat joins the first or gets its answer.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrepareContainer {
     /// What.
     pub request: ContainerRequest,
+}
+
+impl Command for PrepareContainer {
     /// The answer.
-    pub reply: Reply<PreparedContainer, SandboxError>,
+    type Answer = PreparedContainer;
+    type Error = SandboxError;
 }
 
 /// A container as the Task API's Create describes it.
@@ -154,13 +173,16 @@ pub struct PreparedContainer {
 }
 
 /// Undo [`PrepareContainer`]. Unknown containers are fine.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReleaseContainer {
     /// The container.
     pub id: ContainerId,
+}
+
+impl Command for ReleaseContainer {
     /// The answer.
-    pub reply: Reply<(), SandboxError>,
+    type Answer = ();
+    type Error = SandboxError;
 }
 
 /// The container's init runs as this pid in the guest.
@@ -174,9 +196,13 @@ pub struct ContainerStarted {
 }
 
 /// Read the pod's figures on the host.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Metrics(pub Reply<PodMetrics, SandboxError>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metrics;
+
+impl Command for Metrics {
+    type Answer = PodMetrics;
+    type Error = SandboxError;
+}
 
 /// The pod's figures as the host sees them.
 #[derive(Debug, Clone)]
@@ -190,15 +216,18 @@ pub struct PodMetrics {
 }
 
 /// Give the pod other limits. What is not set keeps what it is; a VM that has to grow does, or nothing is changed.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
     /// Sum of what the pod's containers may use.
     pub resources: Resources,
     /// What the sandbox itself may use beside them.
     pub overhead: Resources,
+}
+
+impl Command for Update {
     /// The answer.
-    pub reply: Reply<(), SandboxError>,
+    type Answer = ();
+    type Error = SandboxError;
 }
 
 /// From the actor's own futures: an event of the state machine.

@@ -6,31 +6,29 @@ use bulkhead_protocol::error::chain;
 use super::actor::Sandbox;
 use super::error::SandboxError;
 use super::messages::{Metrics, PodMetrics};
-use crate::ask::{answer, ask};
+use crate::ask::{Request, answer, ask};
 use crate::{agent, cgroup, network};
 
-impl Handler<Metrics> for Sandbox {
+impl Handler<Request<Metrics>> for Sandbox {
     type Result = ();
 
-    fn handle(&mut self, Metrics(reply): Metrics, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Request { command: Metrics, reply }: Request<Metrics>, ctx: &mut Context<Self>) {
         let (None, Some(children)) = (self.state.cause(), self.children.clone()) else {
             // What is left of it counts for nothing, and nobody waits for its release.
             return answer(reply, Err(SandboxError::NoMetrics { id: self.id(), state: self.state.name() }));
         };
-        let (id, cgroup, network) = (self.id(), self.record.cgroup.clone(), self.record.network.clone());
+        let id = self.id();
         let work = async move {
             let (cgroup, network, guest) = tokio::join!(
-                ask(&children.cgroup, |reply| cgroup::Stats { record: cgroup, reply }),
-                ask(&children.network, |reply| network::Stats { record: network, reply }),
-                ask(&children.agent, |reply| agent::Observe { reply }),
+                ask(&children.cgroup, cgroup::Stats),
+                ask(&children.network, network::Stats),
+                ask(&children.agent, agent::Observe),
             );
             // A pod whose network is gone still has CPU and memory to show.
             let network = network.unwrap_or_default();
             let guest_heard = guest.ok().and_then(|view| view.heard);
             let metrics = cgroup.map(|cgroup| PodMetrics { cgroup, network, guest_heard });
-            drop(
-                reply.send(metrics.map_err(|failed| SandboxError::Resources { id, reason: chain(&failed) })),
-            );
+            answer(reply, metrics.map_err(|failed| SandboxError::Resources { id, reason: chain(&failed) }));
         };
         ctx.spawn(work.into_actor(self));
     }

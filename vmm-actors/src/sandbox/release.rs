@@ -71,16 +71,15 @@ impl Release {
         let mut left = Vec::new();
         let grace = self.end_guest().await;
         let shim = self.tell_shim().await;
-        let vm = ask(&self.children.vm, |reply| vm::Shutdown { grace, reply });
+        let vm = ask(&self.children.vm, vm::Shutdown { grace });
         left.note("the VM", self.step("the VM", grace + STEP, vm).await);
-        let virtiofsd = ask(&self.children.virtiofsd, |reply| virtiofsd::Kill { reply });
-        let network = self.record.network.clone();
-        let network = ask(&self.children.network, |reply| network::Release { record: network, reply });
+        let virtiofsd = ask(&self.children.virtiofsd, virtiofsd::Kill);
+        let network = ask(&self.children.network, network::Release);
         let (virtiofsd, network) =
             tokio::join!(self.step("virtiofsd", STEP, virtiofsd), self.step("network", STEP, network));
         left.note("virtiofsd", virtiofsd);
         left.note("network", network);
-        let mounts = ask(&self.children.mounts, |reply| mounts::Close { reply });
+        let mounts = ask(&self.children.mounts, mounts::Close);
         left.note("mounts", self.step("mounts", STEP, mounts).await);
         if self.scope == Scope::Everything || self.is_idle(shim).await {
             self.release_last(&mut left).await;
@@ -90,10 +89,9 @@ impl Release {
 
     /// What a shim proxy needs that still answers for containers, and itself.
     async fn release_last(&self, left: &mut Vec<String>) {
-        let shim = ask(&self.children.shim, |reply| shim::Shutdown { reply });
+        let shim = ask(&self.children.shim, shim::Shutdown);
         left.note("the shim proxy", self.step("the shim proxy", STEP, shim).await);
-        let cgroup = self.record.cgroup.clone();
-        let cgroup = ask(&self.children.cgroup, |reply| cgroup::Delete { record: cgroup, reply });
+        let cgroup = ask(&self.children.cgroup, cgroup::Delete);
         let of_vm = self.record.vm_dir();
         let (cgroup, vm_directory, directory) = tokio::join!(
             self.step("cgroup", STEP, cgroup),
@@ -118,7 +116,7 @@ impl Release {
     /// A guest that still answers ends its containers, syncs and powers off; one that does not is not waited for.
     /// Answers how long the VMM has to end by itself.
     async fn end_guest(&self) -> Duration {
-        let asked = ask(&self.children.agent, |reply| agent::Shutdown { grace: Duration::ZERO, reply });
+        let asked = ask(&self.children.agent, agent::Shutdown { grace: Duration::ZERO });
         match self.step("tell the guest", AGENT_HEARS, asked).await {
             Ok(()) => return GUEST_ENDS,
             Err(StepError::Failed(failed)) => {
@@ -135,8 +133,7 @@ impl Release {
     async fn tell_shim(&self) -> Hearing {
         let reason = self.cause.as_ref().map_or_else(String::new, |cause| cause.reason.clone());
         let exited_at = self.ended_at.0;
-        let gone =
-            |reply| shim::VmGone { exit_status: KILLED_STATUS, exited_at_nanos: exited_at, reason, reply };
+        let gone = shim::VmGone { exit_status: KILLED_STATUS, exited_at_nanos: exited_at, reason };
         let told = ask(&self.children.shim, gone);
         match self.step("tell the shim proxy", SHIM_ANSWERS, told).await {
             Ok(()) => Hearing::Hears,
@@ -158,7 +155,7 @@ impl Release {
             Hearing::Hangs => return false,
             Hearing::Hears => {}
         }
-        let asked = ask(&self.children.shim, |reply| shim::Observe { reply });
+        let asked = ask(&self.children.shim, shim::Observe);
         match timeout(SHIM_ANSWERS, asked).await {
             Ok(Ok(view)) => view.containers.is_empty(),
             Ok(Err(failed)) => {

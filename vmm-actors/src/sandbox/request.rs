@@ -6,7 +6,7 @@ use crate::id::{ContainerdNamespace, SandboxId};
 use crate::pod_spec::PodSpec;
 
 /// A pod that needs a sandbox.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreateSandbox {
     /// Its id.
     pub id: SandboxId,

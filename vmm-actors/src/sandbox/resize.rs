@@ -41,22 +41,22 @@ impl Resize {
                 "its VM would have to grow, {growth}: {why}; nothing was changed, a new pod would have it"
             )
         };
-        let sizes = ask(&vm, |reply| vm::Measure { reply }).await;
+        let sizes = ask(&vm, vm::Measure).await;
         let limit = sizes.map_err(|failed| refused(chain(&failed)))?.limit;
         if !limit.holds(to) {
             return Err(refused(chain(&VmError::NoRoom { wanted: to, limit })));
         }
-        let guest = ask(&agent, |reply| agent::Grow { to: None, reply }).await;
+        let guest = ask(&agent, agent::Grow { to: None }).await;
         let guest = guest.map_err(|failed| refused(chain(&failed)))?;
         Ok(Self { vm, agent, from, to, guest })
     }
 
     /// Makes it so, and believes it when the guest says so. On error the VM is what [`ResizeFailed`] says.
     pub(super) async fn grow(&self) -> Result<(), ResizeFailed> {
-        let why = match ask(&self.vm, |reply| vm::Resize { to: self.to, reply }).await {
+        let why = match ask(&self.vm, vm::Resize { to: self.to }).await {
             Ok(_reached) => {
                 let to = Some(wanted(self.guest, self.from, self.to));
-                match ask(&self.agent, |reply| agent::Grow { to, reply }).await {
+                match ask(&self.agent, agent::Grow { to }).await {
                     Ok(_used) => return Ok(()),
                     Err(failed) => chain(&failed),
                 }
@@ -75,7 +75,7 @@ impl Resize {
 
     /// What the VM has afterwards.
     async fn back(&self) -> Size {
-        match ask(&self.vm, |reply| vm::Resize { to: self.from, reply }).await {
+        match ask(&self.vm, vm::Resize { to: self.from }).await {
             Ok(has) | Err(AskError::Failed(VmError::NotResized { has, .. })) => has,
             // Nobody knows. What it may have is what the host has to give.
             Err(failed) => {

@@ -12,7 +12,7 @@ use super::record::{Phase, Record};
 use super::resize::{Resize, ResizeFailed};
 use super::sizing::size_of;
 use super::state::State;
-use crate::ask::{AskError, answer, ask};
+use crate::ask::{AskError, ReplyTo, Request, answer, ask};
 use crate::cgroup::{self, CgroupError, Limits};
 use crate::vm::{self, Size};
 
@@ -63,12 +63,10 @@ impl Change {
 
     /// The new limits on the host, or none of them.
     async fn limit(&self, children: &Children, settings: &bulkhead_config::Settings) -> Result<(), String> {
-        let update = |reply| cgroup::Update {
-            record: self.after.cgroup.clone(),
+        let update = cgroup::Update {
             limits: self.after.host_limits(settings),
             needed_bytes: self.after.needed_bytes(settings),
             planned_bytes: self.after.planned_bytes(),
-            reply,
         };
         let Err(failed) = ask(&children.cgroup, update).await else { return Ok(()) };
         // What was refused before anything was written has nothing to take back.
@@ -80,39 +78,37 @@ impl Change {
 
     async fn unlimit(&self, children: &Children, settings: &bulkhead_config::Settings) {
         let limits = self.old.clone().instead_of(&self.after.host_limits(settings));
-        let record = self.after.cgroup.clone();
-        let back = |reply| cgroup::Update { record, limits, needed_bytes: 0, planned_bytes: None, reply };
+        let back = cgroup::Update { limits, needed_bytes: 0, planned_bytes: None };
         if let Err(failed) = ask(&children.cgroup, back).await {
             warn!(error = chain(&failed), "some of the new limits hold");
         }
     }
 }
 
-impl Handler<Update> for Sandbox {
+impl Handler<Request<Update>> for Sandbox {
     type Result = ();
 
-    fn handle(&mut self, update: Update, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Request { command: update, reply }: Request<Update>, ctx: &mut Context<Self>) {
         let id = self.id();
         let refuse = |reason: String| Err(SandboxError::Unchangeable { id: self.id(), reason });
         let (Some(children), State::Running) = (self.children.clone(), &self.state) else {
-            return answer(update.reply, refuse(format!("it is {}", self.state.name())));
+            return answer(reply, refuse(format!("it is {}", self.state.name())));
         };
         if std::mem::replace(&mut self.updating, true) {
-            return answer(update.reply, Err(SandboxError::Busy(id)));
+            return answer(reply, Err(SandboxError::Busy(id)));
         }
         let (settings, record) = (std::sync::Arc::clone(&self.node.settings), self.record.clone());
         let made = async move {
             let has = measured(&children).await.unwrap_or_else(|| record.size(&settings));
-            let made = Change::of(&record, &update, &settings, has).make(children, &settings).await;
-            (made, update)
+            Change::of(&record, &update, &settings, has).make(children, &settings).await
         };
-        ctx.spawn(made.into_actor(self).map(move |(made, update), sandbox, ctx| {
+        ctx.spawn(made.into_actor(self).map(move |made, sandbox, ctx| {
             sandbox.updating = false;
             match made {
-                Ok(after) => sandbox.changed(after, update, ctx),
+                Ok(after) => sandbox.changed(after, reply, ctx),
                 Err(ResizeFailed { reason, has }) => {
                     sandbox.sized(has, ctx);
-                    answer(update.reply, Err(SandboxError::Unchangeable { id, reason }));
+                    answer(reply, Err(SandboxError::Unchangeable { id, reason }));
                 }
             }
         }));
@@ -121,12 +117,12 @@ impl Handler<Update> for Sandbox {
 
 /// What the VMM says; none where it cannot say.
 async fn measured(children: &Children) -> Option<Size> {
-    ask(&children.vm, |reply| vm::Measure { reply }).await.ok().map(|sizes| sizes.now)
+    ask(&children.vm, vm::Measure).await.ok().map(|sizes| sizes.now)
 }
 
 impl Sandbox {
     /// The new limits hold: they belong into the record, beside what else has happened meanwhile.
-    fn changed(&mut self, after: Record, update: Update, ctx: &mut Context<Self>) {
+    fn changed(&mut self, after: Record, reply: ReplyTo<Update>, ctx: &mut Context<Self>) {
         self.record.pod.resources = after.pod.resources;
         self.record.pod.overhead = after.pod.overhead;
         self.record.size = after.size;
@@ -140,7 +136,7 @@ impl Sandbox {
         let (id, save) = (self.id(), self.save());
         let saved = async move {
             let saved = save.await.map_err(|source| SandboxError::Record { id, source });
-            answer(update.reply, saved);
+            answer(reply, saved);
         };
         ctx.spawn(saved.into_actor(self));
     }

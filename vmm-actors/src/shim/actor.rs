@@ -11,10 +11,10 @@ use bulkhead_protocol::{SHIM_SOCKET_FD, TASK_SOCKET_FD};
 
 use super::peer::Peer;
 use super::{
-    Attach, EndCause, Keep, Kill, Observe, ShimError, ShimExited, ShimRecord, ShimSpec, ShimView, Shutdown,
-    Spawn, VmGone,
+    Attach, EndCause, Keep, Observe, ShimError, ShimExited, ShimRecord, ShimSpec, ShimView, Shutdown, Spawn,
+    VmGone,
 };
-use crate::ask::{Reply, answer, report};
+use crate::ask::{Reply, Request, answer, report};
 use crate::host::process::supervised::{Ended, EndedBy, Grace, Processes, Supervised};
 use crate::host::process::{self, CgroupProcs, Exit, OwnedProcess, last_lines};
 use crate::host::socket;
@@ -148,9 +148,13 @@ impl Actor for Shim {
     }
 }
 
-impl Handler<Spawn> for Shim {
+impl Handler<Request<Spawn>> for Shim {
     type Result = ();
-    fn handle(&mut self, Spawn { cgroup, reply }: Spawn, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: Spawn { cgroup }, reply }: Request<Spawn>,
+        ctx: &mut Self::Context,
+    ) {
         let Some(spec) = self.spec.as_ref().filter(|_| self.process.is_cold()) else {
             answer(reply, Err(ShimError::Refused { command: "be started", state: self.process.name() }));
             return;
@@ -174,9 +178,13 @@ impl Handler<Keep> for Shim {
     }
 }
 
-impl Handler<Attach> for Shim {
+impl Handler<Request<Attach>> for Shim {
     type Result = ();
-    fn handle(&mut self, Attach { vmm, vsock, netns, reply }: Attach, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: Attach { vmm, vsock, netns }, reply }: Request<Attach>,
+        ctx: &mut Self::Context,
+    ) {
         let request = AttachRequest {
             vmm_pid: vmm.pid,
             vmm_start_time: vmm.start_time,
@@ -189,11 +197,11 @@ impl Handler<Attach> for Shim {
     }
 }
 
-impl Handler<VmGone> for Shim {
+impl Handler<Request<VmGone>> for Shim {
     type Result = ();
     fn handle(
         &mut self,
-        VmGone { exit_status, exited_at_nanos, reason, reply }: VmGone,
+        Request { command: VmGone { exit_status, exited_at_nanos, reason }, reply }: Request<VmGone>,
         ctx: &mut Self::Context,
     ) {
         let request = VmGoneRequest { exit_status, exited_at_nanos, reason, ..VmGoneRequest::default() };
@@ -202,28 +210,21 @@ impl Handler<VmGone> for Shim {
     }
 }
 
-impl Handler<Observe> for Shim {
+impl Handler<Request<Observe>> for Shim {
     type Result = ();
-    fn handle(&mut self, Observe { reply }: Observe, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Observe, reply }: Request<Observe>, ctx: &mut Self::Context) {
         let call = |socket: PathBuf| async move { Peer::connect(&socket).await?.observe().await };
         self.call::<ShimView, _>("be observed", reply, call, ctx);
     }
 }
 
-impl Handler<Shutdown> for Shim {
+impl Handler<Request<Shutdown>> for Shim {
     type Result = ();
-    fn handle(&mut self, Shutdown { reply }: Shutdown, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Shutdown, reply }: Request<Shutdown>, ctx: &mut Self::Context) {
         if self.process.pid().is_some() {
             ctx.spawn(ask_to_end(self.dir.shim_sock()).into_actor(self));
         }
         self.end(Grace { by_itself: ENDS_WITHIN, by_sigterm: TERM_GRACE }, reply, ctx);
-    }
-}
-
-impl Handler<Kill> for Shim {
-    type Result = ();
-    fn handle(&mut self, Kill { reply }: Kill, ctx: &mut Self::Context) {
-        self.end(Grace::NONE, reply, ctx);
     }
 }
 

@@ -9,7 +9,7 @@ use bulkhead_config::Settings;
 use bulkhead_protocol::CONTROL_SOCKET;
 use serde::{Deserialize, Serialize};
 
-use crate::ask::Reply;
+use crate::ask::Command;
 use crate::host::process::{CgroupProcs, Exit, ProcessError, ProcessIdentity, StillAlive};
 use crate::id::{ContainerdNamespace, SandboxId};
 use crate::runtime_dir::PodDir;
@@ -58,13 +58,16 @@ pub struct ShimRecord {
 }
 
 /// Starts the shim proxy. Legal once.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spawn {
     /// It starts in it.
     pub cgroup: Option<CgroupProcs>,
+}
+
+impl Command for Spawn {
     /// Answered when the process runs and both sockets take connections.
-    pub reply: Reply<ShimRecord, ShimError>,
+    type Answer = ShimRecord;
+    type Error = ShimError;
 }
 
 /// The record is durable: the process outlives this actor from now on.
@@ -73,8 +76,7 @@ pub struct Spawn {
 pub struct Keep;
 
 /// Tells the proxy that its VM is up and its guest a pod.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attach {
     /// The VMM, whose end the proxy notices by itself.
     pub vmm: ProcessIdentity,
@@ -82,13 +84,16 @@ pub struct Attach {
     pub vsock: PathBuf,
     /// The pod's network namespace, whose loopback the proxy leads into the guest.
     pub netns: PathBuf,
+}
+
+impl Command for Attach {
     /// Answered when Task calls can reach the guest.
-    pub reply: Reply<(), ShimError>,
+    type Answer = ();
+    type Error = ShimError;
 }
 
 /// Tells the proxy that its VM is gone or about to be ended: every Wait ends.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmGone {
     /// Exit status of everything that still ran, as a shell says it.
     pub exit_status: u32,
@@ -96,33 +101,33 @@ pub struct VmGone {
     pub exited_at_nanos: i64,
     /// For people.
     pub reason: String,
+}
+
+impl Command for VmGone {
     /// Answered when the proxy knows.
-    pub reply: Reply<(), ShimError>,
+    type Answer = ();
+    type Error = ShimError;
 }
 
 /// Asks what the proxy has in memory.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Observe {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observe;
+
+impl Command for Observe {
     /// Answered when the proxy has, or cannot.
-    pub reply: Reply<ShimView, ShimError>,
+    type Answer = ShimView;
+    type Error = ShimError;
 }
 
 /// Lets the proxy answer everyone who waits and end; ends it by force where it does not. A repeat joins; an ended one,
 /// or one that was never started, answers at once.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Shutdown {
-    /// Answered when the process is gone, or with [`ShimError::StillAlive`] 10 s after SIGKILL.
-    pub reply: Reply<Exit, ShimError>,
-}
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shutdown;
 
-/// Ends the proxy at once.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Kill {
+impl Command for Shutdown {
     /// Answered when the process is gone, or with [`ShimError::StillAlive`] 10 s after SIGKILL.
-    pub reply: Reply<Exit, ShimError>,
+    type Answer = Exit;
+    type Error = ShimError;
 }
 
 /// A shim proxy as it sees itself.

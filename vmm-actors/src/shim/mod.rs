@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | Owns | the shim proxy's process and the sockets it serves: `task.sock` for containerd, `shim.sock` for us |
-//! | Hears | [`Spawn`], [`Keep`], [`Attach`], [`VmGone`], [`Observe`], [`Shutdown`], [`Kill`] |
+//! | Hears | [`Spawn`], [`Keep`], [`Attach`], [`VmGone`], [`Observe`], [`Shutdown`] |
 //! | Tells | [`ShimExited`], once, to its parent |
 //! | Ends when | its parent drops the address; it answers for an ended process until then |
 //! | Queue | 16: one parent that has at most a few commands under way |
@@ -17,6 +17,6 @@ mod peer;
 
 pub use actor::Shim;
 pub use messages::{
-    Attach, ContainerView, EndCause, Keep, Kill, Observe, ShimError, ShimExited, ShimRecord, ShimSpec,
-    ShimView, Shutdown, Spawn, VmGone,
+    Attach, ContainerView, EndCause, Keep, Observe, ShimError, ShimExited, ShimRecord, ShimSpec, ShimView,
+    Shutdown, Spawn, VmGone,
 };

@@ -9,7 +9,7 @@ use bulkhead_config::{CacheMode, Virtiofsd as Settings};
 use super::{
     EndCause, Keep, Kill, Observe, Spawn, VirtiofsdError, VirtiofsdExited, VirtiofsdRecord, VirtiofsdView,
 };
-use crate::ask::{answer, report};
+use crate::ask::{Request, answer, report};
 use crate::host::process::supervised::{Ended, EndedBy, Grace, Processes, Supervised};
 use crate::host::process::{self, CgroupProcs, Exit, OwnedProcess, last_lines};
 use crate::host::socket;
@@ -143,9 +143,13 @@ impl Actor for Virtiofsd {
     }
 }
 
-impl Handler<Spawn> for Virtiofsd {
+impl Handler<Request<Spawn>> for Virtiofsd {
     type Result = ();
-    fn handle(&mut self, Spawn { cgroup, reply }: Spawn, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: Spawn { cgroup }, reply }: Request<Spawn>,
+        ctx: &mut Self::Context,
+    ) {
         let Some(settings) = self.settings.as_ref().filter(|_| self.process.is_cold()) else {
             answer(reply, Err(VirtiofsdError::Refused { state: self.process.name() }));
             return;
@@ -169,18 +173,18 @@ impl Handler<Keep> for Virtiofsd {
     }
 }
 
-impl Handler<Kill> for Virtiofsd {
+impl Handler<Request<Kill>> for Virtiofsd {
     type Result = ();
-    fn handle(&mut self, Kill { reply }: Kill, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Kill, reply }: Request<Kill>, ctx: &mut Self::Context) {
         let ended = self.process.end(Grace { by_sigterm: TERM_GRACE, ..Grace::NONE });
         let ended = async move { answer(reply, ended.await.map_err(VirtiofsdError::StillAlive)) };
         ctx.spawn(ended.into_actor(self));
     }
 }
 
-impl Handler<Observe> for Virtiofsd {
+impl Handler<Request<Observe>> for Virtiofsd {
     type Result = ();
-    fn handle(&mut self, Observe { reply }: Observe, _: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Observe, reply }: Request<Observe>, _: &mut Self::Context) {
         let view = VirtiofsdView {
             state: self.process.name(),
             pid: self.process.pid(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use actix::Message;
 use serde::{Deserialize, Serialize};
 
-use crate::ask::Reply;
+use crate::ask::Command;
 use crate::host::process::{CgroupProcs, Exit, ProcessError, ProcessIdentity, StillAlive};
 use crate::runtime_dir::VmDir;
 
@@ -21,13 +21,16 @@ pub struct VirtiofsdRecord {
 }
 
 /// Starts the daemon. Legal once.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spawn {
     /// The daemon starts in it.
     pub cgroup: Option<CgroupProcs>,
+}
+
+impl Command for Spawn {
     /// Answered when the process runs and its socket takes connections.
-    pub reply: Reply<VirtiofsdRecord, VirtiofsdError>,
+    type Answer = VirtiofsdRecord;
+    type Error = VirtiofsdError;
 }
 
 /// The record is durable: the process outlives this actor from now on.
@@ -36,19 +39,23 @@ pub struct Spawn {
 pub struct Keep;
 
 /// Ends the daemon. A repeat joins; an ended one, or one that was never started, answers at once.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Kill {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kill;
+
+impl Command for Kill {
     /// Answered when the process is gone, or with [`VirtiofsdError::StillAlive`] 10 s after SIGKILL.
-    pub reply: Reply<Exit, VirtiofsdError>,
+    type Answer = Exit;
+    type Error = VirtiofsdError;
 }
 
 /// Asks what the actor knows.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Observe {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observe;
+
+impl Command for Observe {
     /// Answered at once.
-    pub reply: Reply<VirtiofsdView, VirtiofsdError>,
+    type Answer = VirtiofsdView;
+    type Error = VirtiofsdError;
 }
 
 /// The daemon as its actor sees it.

@@ -8,10 +8,10 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, Sp
 
 use super::output::{bound_console, exited};
 use super::{
-    AddDevice, Boot, Booted, Driver, EndCause, Keep, Kill, Launched, Measure, Observe, RemoveDevice, Resize,
+    AddDevice, Boot, Booted, Driver, EndCause, Keep, Launched, Measure, Observe, RemoveDevice, Resize,
     Shutdown, VmError, VmRecord, VmView, VmmExited,
 };
-use crate::ask::{Reply, answer, report};
+use crate::ask::{Reply, ReplyTo, Request, answer, report};
 use crate::host::process::Exit;
 use crate::host::process::supervised::{Grace, Processes, Supervised};
 use crate::orphan::EndWhenOrphaned;
@@ -47,7 +47,7 @@ pub struct Vm {
 struct Booting {
     launch: SpawnHandle,
     dir: VmDir,
-    reply: Reply<Booted, VmError>,
+    reply: ReplyTo<Boot>,
 }
 
 impl Vm {
@@ -116,7 +116,7 @@ impl Vm {
     }
 
     /// Ends the VM in whatever state it is; `grace` is the guest's.
-    fn end(&mut self, grace: Duration, reply: Reply<Exit, VmError>, ctx: &mut Context<Self>) {
+    fn end(&mut self, grace: Duration, reply: ReplyTo<Shutdown>, ctx: &mut Context<Self>) {
         if let Some(Booting { launch, reply, .. }) = self.booting.take() {
             // Dropping the future drops the guards of what it had started.
             ctx.cancel_future(launch);
@@ -173,9 +173,9 @@ impl Actor for Vm {
     }
 }
 
-impl Handler<Boot> for Vm {
+impl Handler<Request<Boot>> for Vm {
     type Result = ();
-    fn handle(&mut self, Boot { spec, reply }: Boot, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Boot { spec }, reply }: Request<Boot>, ctx: &mut Self::Context) {
         if !self.processes.is_cold() || self.booting.is_some() {
             answer(reply, Err(VmError::Refused { command: "boot", state: self.state() }));
             return;
@@ -194,55 +194,64 @@ impl Handler<Keep> for Vm {
     }
 }
 
-impl Handler<Shutdown> for Vm {
+impl Handler<Request<Shutdown>> for Vm {
     type Result = ();
-    fn handle(&mut self, Shutdown { grace, reply }: Shutdown, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: Shutdown { grace }, reply }: Request<Shutdown>,
+        ctx: &mut Self::Context,
+    ) {
         self.end(grace, reply, ctx);
     }
 }
 
-impl Handler<Kill> for Vm {
+impl Handler<Request<AddDevice>> for Vm {
     type Result = ();
-    fn handle(&mut self, Kill { reply }: Kill, ctx: &mut Self::Context) {
-        self.end(Duration::ZERO, reply, ctx);
-    }
-}
-
-impl Handler<AddDevice> for Vm {
-    type Result = ();
-    fn handle(&mut self, AddDevice { device, reply }: AddDevice, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: AddDevice { device }, reply }: Request<AddDevice>,
+        ctx: &mut Self::Context,
+    ) {
         let call = |driver: Arc<dyn Driver>, vm| async move { driver.add_device(&vm, device).await };
         self.command("add a device", reply, call, ctx);
     }
 }
 
-impl Handler<RemoveDevice> for Vm {
+impl Handler<Request<RemoveDevice>> for Vm {
     type Result = ();
-    fn handle(&mut self, RemoveDevice { id, reply }: RemoveDevice, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: RemoveDevice { id }, reply }: Request<RemoveDevice>,
+        ctx: &mut Self::Context,
+    ) {
         let call = |driver: Arc<dyn Driver>, vm| async move { driver.remove_device(&vm, &id).await };
         self.command("remove a device", reply, call, ctx);
     }
 }
 
-impl Handler<Measure> for Vm {
+impl Handler<Request<Measure>> for Vm {
     type Result = ();
-    fn handle(&mut self, Measure { reply }: Measure, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Measure, reply }: Request<Measure>, ctx: &mut Self::Context) {
         let call = |driver: Arc<dyn Driver>, vm| async move { driver.sizes(&vm).await };
         self.command("be measured", reply, call, ctx);
     }
 }
 
-impl Handler<Resize> for Vm {
+impl Handler<Request<Resize>> for Vm {
     type Result = ();
-    fn handle(&mut self, Resize { to, reply }: Resize, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Request { command: Resize { to }, reply }: Request<Resize>,
+        ctx: &mut Self::Context,
+    ) {
         let call = move |driver: Arc<dyn Driver>, vm| async move { driver.resize(&vm, to).await };
         self.command("be resized", reply, call, ctx);
     }
 }
 
-impl Handler<Observe> for Vm {
+impl Handler<Request<Observe>> for Vm {
     type Result = ();
-    fn handle(&mut self, Observe { reply }: Observe, ctx: &mut Self::Context) {
+    fn handle(&mut self, Request { command: Observe, reply }: Request<Observe>, ctx: &mut Self::Context) {
         let mut view = self.view();
         let Some(record) = self.running().filter(|_| self.processes.is_up()).cloned() else {
             answer(reply, Ok(view));

@@ -27,7 +27,7 @@ pub enum VmError {
         /// Why not, or what would be needed.
         why: String,
     },
-    /// The boot was ended by [`Kill`](super::Kill) or [`Shutdown`](super::Shutdown).
+    /// The boot was ended by [`Shutdown`](super::Shutdown).
     #[error("the VM was ended while it was being started")]
     Cancelled,
     /// The driver could not do it, or the VMM did not.

@@ -7,17 +7,20 @@ use actix::Message;
 use serde::{Deserialize, Serialize};
 
 use super::{Acceleration, Device, GuestState, LaunchSpec, Size, Sizes, VmError, VmRecord};
-use crate::ask::Reply;
+use crate::ask::Command;
 use crate::host::process::Exit;
 
 /// Starts the VM. Legal once, before anything else.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug)]
 pub struct Boot {
     /// What to start.
     pub spec: Box<LaunchSpec>,
+}
+
+impl Command for Boot {
     /// Answered when the processes run.
-    pub reply: Reply<Booted, VmError>,
+    type Answer = Booted;
+    type Error = VmError;
 }
 
 /// The processes run.
@@ -41,68 +44,77 @@ impl Booted {
 pub struct Keep;
 
 /// Lets the guest end by itself within `grace` (the agent has been told), then ends the VMM with SIGTERM and at last
-/// with SIGKILL. A repeat joins; an ended VM answers at once.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+/// with SIGKILL; at once where `grace` is zero. A VM that is being started is ended, too. A repeat joins; an ended VM answers
+/// at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shutdown {
     /// How long the guest may take.
     pub grace: Duration,
-    /// Answered when every process of the VM is gone, or with [`VmError::StillAlive`] 10 s after SIGKILL.
-    pub reply: Reply<Exit, VmError>,
 }
 
-/// Ends the VM at once, also one that is being started.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Kill {
+impl Command for Shutdown {
     /// Answered when every process of the VM is gone, or with [`VmError::StillAlive`] 10 s after SIGKILL.
-    pub reply: Reply<Exit, VmError>,
+    type Answer = Exit;
+    type Error = VmError;
 }
 
 /// Plugs a device into the running VM.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddDevice {
     /// The device.
     pub device: Device,
+}
+
+impl Command for AddDevice {
     /// Answered when the VMM has it.
-    pub reply: Reply<(), VmError>,
+    type Answer = ();
+    type Error = VmError;
 }
 
 /// Unplugs a device that was added.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoveDevice {
     /// The id it was added with.
     pub id: String,
+}
+
+impl Command for RemoveDevice {
     /// Answered when the VMM has let go of it.
-    pub reply: Reply<(), VmError>,
+    type Answer = ();
+    type Error = VmError;
 }
 
 /// Asks how large the running VM is, and can become.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Measure {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Measure;
+
+impl Command for Measure {
     /// What the VMM says.
-    pub reply: Reply<Sizes, VmError>,
+    type Answer = Sizes;
+    type Error = VmError;
 }
 
 /// Changes the size of the running VM.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resize {
     /// The new size.
     pub to: Size,
+}
+
+impl Command for Resize {
     /// Answered when the VMM says that it is so, with the size.
-    pub reply: Reply<Size, VmError>,
+    type Answer = Size;
+    type Error = VmError;
 }
 
 /// Asks what the actor knows and what the VMM says.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Observe {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observe;
+
+impl Command for Observe {
     /// Never an error of its own: what is not known is missing.
-    pub reply: Reply<VmView, VmError>,
+    type Answer = VmView;
+    type Error = VmError;
 }
 
 /// A VM as its actor sees it.
@@ -123,7 +135,7 @@ pub struct VmView {
 }
 
 /// The VM has ended: no process of it runs any more. Told once, whether it was asked to end or not. One that SIGKILL
-/// does not end may be left; the next [`Kill`] or [`Shutdown`] says so.
+/// does not end may be left; the next [`Shutdown`] says so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Message)]
 #[rtype(result = "()")]
 pub struct VmmExited {

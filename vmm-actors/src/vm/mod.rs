@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | Owns | the VMM process, the vsock helper beside it, the way to the VMM's API |
-//! | Hears | [`Boot`], [`Keep`], [`Shutdown`], [`Kill`], [`AddDevice`], [`RemoveDevice`], [`Measure`], [`Resize`], [`Observe`] |
+//! | Hears | [`Boot`], [`Keep`], [`Shutdown`], [`AddDevice`], [`RemoveDevice`], [`Measure`], [`Resize`], [`Observe`] |
 //! | Tells | [`VmmExited`], once, to its parent |
 //! | Ends when | its parent drops the address; it answers for an ended VM until then |
 //! | Queue | 16: one parent that has at most a few commands under way |
@@ -31,7 +31,7 @@ pub use driver::{
 pub use error::{DriverError, VmError};
 pub use launch::{LaunchSpec, Nic, Share};
 pub use messages::{
-    AddDevice, Boot, Booted, EndCause, Keep, Kill, Measure, Observe, RemoveDevice, Resize, Shutdown, VmView,
+    AddDevice, Boot, Booted, EndCause, Keep, Measure, Observe, RemoveDevice, Resize, Shutdown, VmView,
     VmmExited,
 };
 pub use record::{Acceleration, DriverState, VmRecord};

@@ -19,16 +19,16 @@ async fn boots_answers_and_powers_off(machine: Machine) {
     let Some(mut rig) = Rig::new(machine) else { return };
     let booted = rig.boot().await;
     println!("{machine:?}: up as {}", booted.record.acceleration);
-    let guest = ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    let guest = ask(&rig.agent, agent::AwaitGuest).await.unwrap();
     println!("{machine:?}: {guest:?}");
     rig.set_up().await;
-    let view = ask(&rig.vm, |reply| vm::Observe { reply }).await.unwrap();
+    let view = ask(&rig.vm, vm::Observe).await.unwrap();
     assert_eq!((view.state, view.guest), ("up", Some(GuestState::Running)));
-    ask(&rig.agent, |reply| agent::Ping { reply }).await.unwrap();
+    ask(&rig.agent, agent::Ping).await.unwrap();
 
-    ask(&rig.agent, |reply| agent::Shutdown { grace: Duration::ZERO, reply }).await.unwrap();
+    ask(&rig.agent, agent::Shutdown { grace: Duration::ZERO }).await.unwrap();
     let grace = Duration::from_secs(20);
-    let exit = ask(&rig.vm, |reply| vm::Shutdown { grace, reply }).await.unwrap();
+    let exit = ask(&rig.vm, vm::Shutdown { grace }).await.unwrap();
     assert_eq!(exit, Exit::Code(0), "the guest powers off by itself");
     let exited = rig.vmm_exited.recv().await.unwrap();
     assert_eq!(exited.cause, EndCause::Asked);
@@ -56,7 +56,7 @@ async fn finds_its_network_device(machine: Machine) {
     let nic = |tap: Tap| vm::Nic { tap: tap.into_fd(), mac: mac.to_owned(), mtu: 1400 };
     rig.nics.replace(taps.into_iter().map(nic).collect());
     rig.boot().await;
-    ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    ask(&rig.agent, agent::AwaitGuest).await.unwrap();
     let interface = Interface {
         mac: mac.to_owned(),
         name: "eth0".to_owned(),
@@ -66,8 +66,8 @@ async fn finds_its_network_device(machine: Machine) {
     };
     let request =
         SetupRequest { sandbox_id: "rig".to_owned(), interfaces: vec![interface], ..SetupRequest::default() };
-    ask(&rig.agent, |reply| agent::Setup { request: Box::new(request), reply }).await.unwrap();
-    ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+    ask(&rig.agent, agent::Setup { request: Box::new(request) }).await.unwrap();
+    ask(&rig.vm, vm::Shutdown { grace: Duration::ZERO }).await.unwrap();
     rig.virtiofsd_exited.recv().await.unwrap();
     rig.assert_nothing_runs();
 }
@@ -91,11 +91,11 @@ async fn a_disk_comes_and_goes(machine: Machine) {
     let device = match LoopDevice::attach(&file) {
         Ok(device) => device,
         Err(why) => {
-            ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+            ask(&rig.vm, vm::Shutdown { grace: Duration::ZERO }).await.unwrap();
             return say_skipped(&why);
         }
     };
-    let pid = ask(&rig.vm, |reply| vm::Observe { reply }).await.unwrap().vmm_pid.unwrap();
+    let pid = ask(&rig.vm, vm::Observe).await.unwrap().vmm_pid.unwrap();
     let disk = |id: &str, slot| Disk {
         id: id.to_owned(),
         slot,
@@ -104,10 +104,10 @@ async fn a_disk_comes_and_goes(machine: Machine) {
         logical_block_size: 512,
         physical_block_size: 4096,
     };
-    let plug = |disk| ask(&rig.vm, |reply| vm::AddDevice { device: Device::Disk(disk), reply });
+    let plug = |disk| ask(&rig.vm, vm::AddDevice { device: Device::Disk(disk) });
     let unplug = |id: &str| {
         let id = id.to_owned();
-        ask(&rig.vm, |reply| vm::RemoveDevice { id, reply })
+        ask(&rig.vm, vm::RemoveDevice { id })
     };
     for _ in 0..2 {
         plug(disk("disk0", 0)).await.unwrap();
@@ -125,7 +125,7 @@ async fn a_disk_comes_and_goes(machine: Machine) {
     let missing = Disk { path: "/nonexistent/disk".into(), ..disk("disk3", 3) };
     let refused = plug(missing).await.unwrap_err().to_string();
     assert!(refused.contains("/nonexistent/disk"), "{refused}");
-    ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+    ask(&rig.vm, vm::Shutdown { grace: Duration::ZERO }).await.unwrap();
     rig.virtiofsd_exited.recv().await.unwrap();
     rig.assert_nothing_runs();
 }
@@ -144,35 +144,35 @@ async fn a_disk_comes_and_goes_on_q35() {
 async fn a_running_q35_grows_and_gives_back_what_it_was_given() {
     let Some(mut rig) = Rig::new(Machine::Q35) else { return };
     rig.boot().await;
-    ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    ask(&rig.agent, agent::AwaitGuest).await.unwrap();
     rig.set_up().await;
-    let sizes = ask(&rig.vm, |reply| vm::Measure { reply }).await.unwrap();
+    let sizes = ask(&rig.vm, vm::Measure).await.unwrap();
     let size = |vcpus: u32, memory_mib: u32| vm::Size {
         vcpus: vcpus.try_into().unwrap(),
         memory_mib: memory_mib.try_into().unwrap(),
     };
     assert_eq!((sizes.now, sizes.limit), (size(1, 256), size(8, 16 * 1024)));
-    let before = ask(&rig.agent, |reply| agent::Grow { to: None, reply }).await.unwrap();
+    let before = ask(&rig.agent, agent::Grow { to: None }).await.unwrap();
     assert_eq!(before.cpus, 1);
 
     let to = size(3, 256 + 644);
-    assert_eq!(ask(&rig.vm, |reply| vm::Resize { to, reply }).await.unwrap(), to);
+    assert_eq!(ask(&rig.vm, vm::Resize { to }).await.unwrap(), to);
     let more = agent::Capacity { cpus: 3, memory_bytes: before.memory_bytes + (644 << 20) };
-    let now = ask(&rig.agent, |reply| agent::Grow { to: Some(more), reply }).await.unwrap();
+    let now = ask(&rig.agent, agent::Grow { to: Some(more) }).await.unwrap();
     assert_eq!(now, more, "all of it, to the byte");
-    assert_eq!(ask(&rig.vm, |reply| vm::Measure { reply }).await.unwrap().now, to);
+    assert_eq!(ask(&rig.vm, vm::Measure).await.unwrap().now, to);
 
     // Processors always; of memory all but where the guest's kernel itself has something by now.
-    let left = match ask(&rig.vm, |reply| vm::Resize { to: sizes.now, reply }).await {
+    let left = match ask(&rig.vm, vm::Resize { to: sizes.now }).await {
         Ok(has) | Err(AskError::Failed(VmError::NotResized { has, .. })) => has,
         Err(failed) => panic!("{failed}"),
     };
     assert!(left.vcpus == sizes.now.vcpus && left.memory_mib.get() < 256 + 64, "{left}");
-    let after = ask(&rig.agent, |reply| agent::Grow { to: None, reply }).await.unwrap();
+    let after = ask(&rig.agent, agent::Grow { to: None }).await.unwrap();
     let kept = u64::from(left.memory_mib.get() - 256) << 20;
     assert_eq!(after, agent::Capacity { memory_bytes: before.memory_bytes + kept, ..before });
-    ask(&rig.agent, |reply| agent::Ping { reply }).await.unwrap();
-    ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+    ask(&rig.agent, agent::Ping).await.unwrap();
+    ask(&rig.vm, vm::Shutdown { grace: Duration::ZERO }).await.unwrap();
     rig.virtiofsd_exited.recv().await.unwrap();
     rig.assert_nothing_runs();
 }
@@ -181,11 +181,11 @@ async fn a_running_q35_grows_and_gives_back_what_it_was_given() {
 async fn a_running_vm_is_kept_and_taken_over() {
     let Some(mut rig) = Rig::new(Machine::Microvm) else { return };
     let booted = rig.boot().await;
-    ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    ask(&rig.agent, agent::AwaitGuest).await.unwrap();
     rig.set_up().await;
     tell(&rig.vm, vm::Keep).unwrap();
     tell(&rig.virtiofsd, virtiofsd::Keep).unwrap();
-    ask(&rig.vm, |reply| vm::Observe { reply }).await.unwrap();
+    ask(&rig.vm, vm::Observe).await.unwrap();
     let (record, daemon) = (booted.record, rig.virtiofsd_record.clone().unwrap());
     let mut second = rig.drop_actors().await;
     assert_eq!(second.running().len(), 4, "VMM, vsock helper and two processes of virtiofsd live on");
@@ -195,11 +195,11 @@ async fn a_running_vm_is_kept_and_taken_over() {
     let daemon = virtiofsd::Virtiofsd::adopt(&daemon, second.parent.clone().recipient());
     let _daemon = daemon.unwrap().expect("virtiofsd lives").start();
     let agent = agent::Agent::adopt(second.dir.clone(), second.parent.clone().recipient()).start();
-    let guest = ask(&agent, |reply| agent::AwaitGuest { reply }).await.unwrap();
+    let guest = ask(&agent, agent::AwaitGuest).await.unwrap();
     assert_eq!(guest.version, 1);
-    let view = ask(&vm, |reply| vm::Observe { reply }).await.unwrap();
+    let view = ask(&vm, vm::Observe).await.unwrap();
     assert_eq!(view.guest, Some(GuestState::Running), "QMP takes the next client");
-    ask(&vm, |reply| vm::Kill { reply }).await.unwrap();
+    ask(&vm, vm::Shutdown { grace: Duration::ZERO }).await.unwrap();
     assert_eq!(second.vmm_exited.recv().await.unwrap().cause, EndCause::Asked);
     second.virtiofsd_exited.recv().await.unwrap();
     second.assert_nothing_runs();
@@ -215,7 +215,7 @@ async fn the_end_of_any_process_is_told_and_leaves_none() {
             "virtiofsd" => {
                 let exited = rig.virtiofsd_exited.recv().await.unwrap();
                 assert_eq!(exited.cause, virtiofsd::EndCause::Crashed, "{exited}");
-                ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+                ask(&rig.vm, vm::Shutdown { grace: Duration::ZERO }).await.unwrap();
             }
             "vhost-device-vsock" => {
                 let exited = rig.vmm_exited.recv().await.unwrap();
@@ -262,7 +262,7 @@ async fn a_guest_without_an_agent_is_given_up_with_its_console() {
         return;
     };
     rig.boot().await;
-    let error = ask(&rig.agent, |reply| agent::AwaitGuest { reply }).await.unwrap_err().to_string();
+    let error = ask(&rig.agent, agent::AwaitGuest).await.unwrap_err().to_string();
     assert!(error.contains("did not announce itself within 8s") && error.contains("panic"), "{error}");
     rig.drop_actors().await.assert_nothing_runs();
 }
@@ -279,7 +279,7 @@ async fn later_mounts_are_seen_by_the_guests_file_server() {
     let seen = rig.file_server_sees("late/mark");
     rig.unmount_below_share("late");
     assert!(seen, "virtiofsd does not see a mount made after its start");
-    ask(&rig.vm, |reply| vm::Kill { reply }).await.unwrap();
+    ask(&rig.vm, vm::Shutdown { grace: Duration::ZERO }).await.unwrap();
     rig.drop_actors().await.assert_nothing_runs();
 }
 
@@ -330,6 +330,6 @@ impl Rig {
             share_tag: bulkhead_protocol::SHARE_TAG.to_owned(),
             ..SetupRequest::default()
         });
-        ask(&self.agent, |reply| agent::Setup { request, reply }).await.unwrap();
+        ask(&self.agent, agent::Setup { request }).await.unwrap();
     }
 }

@@ -60,9 +60,9 @@ async fn up(
     agent: &actix::Addr<Agent>,
     fault: Fault,
 ) -> Result<FakeGuest, AskError<AgentError>> {
-    ask(agent, |reply| Listen { reply }).await.unwrap();
+    ask(agent, Listen).await.unwrap();
     let guest = bench.guest(fault);
-    ask(agent, |reply| AwaitGuest { reply }).await.map(|_| guest)
+    ask(agent, AwaitGuest).await.map(|_| guest)
 }
 
 #[actix::test]
@@ -71,11 +71,11 @@ async fn a_guest_announces_itself_becomes_a_pod_and_powers_off() {
     let guest = up(&bench, &agent, Fault::None).await.unwrap();
     assert!(!AnnounceSocket::path(&bench.dir.vsock()).exists(), "one announcement is all there is");
     let request = || Box::new(SetupRequest { sandbox_id: "p".into(), ..SetupRequest::default() });
-    ask(&agent, |reply| Setup { request: request(), reply }).await.unwrap();
-    ask(&agent, |reply| Ping { reply }).await.unwrap();
-    let view = ask(&agent, |reply| Observe { reply }).await.unwrap();
+    ask(&agent, Setup { request: request() }).await.unwrap();
+    ask(&agent, Ping).await.unwrap();
+    let view = ask(&agent, Observe).await.unwrap();
     assert_eq!((view.state, view.guest.unwrap().booted_in), ("up", Some(Duration::from_millis(5))));
-    ask(&agent, |reply| Shutdown { grace: Duration::ZERO, reply }).await.unwrap();
+    ask(&agent, Shutdown { grace: Duration::ZERO }).await.unwrap();
     bench.vmm.wait().await;
     assert_eq!(guest.calls(), ["Hello", "Setup p", "Ping", "Shutdown"]);
 }
@@ -101,7 +101,7 @@ async fn an_agent_of_another_protocol_is_refused_before_it_is_asked_anything() {
 async fn a_setup_that_fails_says_what_the_guest_said() {
     let (bench, agent) = Bench::new();
     let _guest = up(&bench, &agent, Fault::SetupFails).await.unwrap();
-    let error = ask(&agent, |reply| Setup { request: Box::default(), reply }).await.unwrap_err();
+    let error = ask(&agent, Setup { request: Box::default() }).await.unwrap_err();
     let AskError::Failed(AgentError::Call { call: "Setup", source }) = error else { panic!("{error}") };
     assert!(source.to_string().contains("told to fail"), "{source}");
 }
@@ -109,9 +109,9 @@ async fn a_setup_that_fails_says_what_the_guest_said() {
 #[actix::test]
 async fn commands_without_a_session_are_refused() {
     let (_bench, agent) = Bench::new();
-    let error = ask(&agent, |reply| Ping { reply }).await.unwrap_err();
+    let error = ask(&agent, Ping).await.unwrap_err();
     assert!(matches!(error, AskError::Failed(AgentError::Refused { state: "cold", .. })), "{error}");
-    let error = ask(&agent, |reply| AwaitGuest { reply }).await.unwrap_err();
+    let error = ask(&agent, AwaitGuest).await.unwrap_err();
     assert!(matches!(error, AskError::Failed(AgentError::Refused { .. })), "{error}");
 }
 
@@ -120,11 +120,11 @@ async fn a_running_guest_is_taken_over_and_its_silence_told_once() {
     let (mut bench, _) = Bench::new();
     let guest = bench.guest(Fault::IgnoresPings);
     let agent = Agent::adopt(bench.dir.clone(), bench.parent.clone().recipient()).start();
-    assert_eq!(ask(&agent, |reply| AwaitGuest { reply }).await.unwrap().agent_build, "fake");
+    assert_eq!(ask(&agent, AwaitGuest).await.unwrap().agent_build, "fake");
     tokio::time::pause();
     let silent = bench.silences.recv().await.unwrap();
     assert_eq!(silent.missed, SILENT_AFTER);
-    assert_eq!(ask(&agent, |reply| Observe { reply }).await.unwrap().state, "silent");
+    assert_eq!(ask(&agent, Observe).await.unwrap().state, "silent");
     tokio::time::sleep(BEAT_EVERY * 10).await;
     assert!(bench.silences.try_recv().is_err(), "told twice");
     drop(guest);
@@ -145,7 +145,7 @@ async fn a_lost_connection_is_dialled_again() {
         tokio::time::sleep(BEAT_EVERY).await;
     }
     tokio::time::resume();
-    ask(&agent, |reply| Ping { reply }).await.unwrap();
+    ask(&agent, Ping).await.unwrap();
     assert!(second.calls().contains(&"Hello".to_owned()), "{:?}", second.calls());
 }
 
@@ -154,7 +154,7 @@ async fn a_guest_that_was_just_taken_over_hears_of_its_end() {
     let (bench, _) = Bench::new();
     let guest = bench.guest(Fault::NeverAnnounces);
     let agent = Agent::adopt(bench.dir.clone(), bench.parent.clone().recipient()).start();
-    ask(&agent, |reply| Shutdown { grace: Duration::ZERO, reply }).await.unwrap();
+    ask(&agent, Shutdown { grace: Duration::ZERO }).await.unwrap();
     bench.vmm.wait().await;
     assert!(guest.calls().contains(&"Shutdown".to_owned()), "{:?}", guest.calls());
 }
@@ -163,10 +163,10 @@ async fn a_guest_that_was_just_taken_over_hears_of_its_end() {
 async fn nobody_listens_for_a_guest_that_was_told_to_end() {
     let (mut bench, _) = Bench::new();
     let agent = Agent::adopt(bench.dir.clone(), bench.parent.clone().recipient()).start();
-    ask(&agent, |reply| Shutdown { grace: Duration::ZERO, reply }).await.unwrap_err();
+    ask(&agent, Shutdown { grace: Duration::ZERO }).await.unwrap_err();
     tokio::time::pause();
     tokio::time::sleep(BEAT_EVERY * 10).await;
     assert!(bench.silences.try_recv().is_err(), "the silence of an ended guest was told");
-    let view = ask(&agent, |reply| Observe { reply }).await.unwrap();
+    let view = ask(&agent, Observe).await.unwrap();
     assert_eq!((view.state, view.missed), ("ended", 0));
 }

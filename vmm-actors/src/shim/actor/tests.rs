@@ -71,21 +71,23 @@ fn the_command_line_is_the_one_that_the_proxy_expects() {
 #[actix::test]
 async fn a_proxy_is_reachable_at_once_called_and_ended_gracefully() {
     let (mut bench, shim) = Bench::new(fake_shim);
-    let record = ask(&shim, |reply| Spawn { cgroup: None, reply }).await.unwrap();
+    let record = ask(&shim, Spawn { cgroup: None }).await.unwrap();
     std::os::unix::net::UnixStream::connect(bench.spec.dir.task_sock()).unwrap();
-    ask(&shim, |reply| Attach {
-        vmm: record.process.clone(),
-        vsock: "/run/b/vm/0123456789ab/vsock.sock".into(),
-        netns: "/run/netns/none".into(),
-        reply,
-    })
+    ask(
+        &shim,
+        Attach {
+            vmm: record.process.clone(),
+            vsock: "/run/b/vm/0123456789ab/vsock.sock".into(),
+            netns: "/run/netns/none".into(),
+        },
+    )
     .await
     .unwrap();
-    let view = ask(&shim, |reply| Observe { reply }).await.unwrap();
+    let view = ask(&shim, Observe).await.unwrap();
     assert_eq!((view.containers[0].id.as_str(), view.open_connections), ("c1", 1));
-    let gone = |reply| VmGone { exit_status: 137, exited_at_nanos: 1, reason: "a test".into(), reply };
+    let gone = VmGone { exit_status: 137, exited_at_nanos: 1, reason: "a test".into() };
     ask(&shim, gone).await.unwrap();
-    let exit = ask(&shim, |reply| Shutdown { reply }).await.unwrap();
+    let exit = ask(&shim, Shutdown).await.unwrap();
     assert_eq!(exit, Exit::Code(0), "{}", bench.printed());
     assert_eq!(bench.exits.recv().await.unwrap().cause, EndCause::Asked);
     assert!(bench.printed().contains("vm gone (137): a test"), "{}", bench.printed());
@@ -94,38 +96,38 @@ async fn a_proxy_is_reachable_at_once_called_and_ended_gracefully() {
 #[actix::test]
 async fn a_proxy_that_dies_is_told_with_its_last_words() {
     let (mut bench, shim) = Bench::new(|dir| write_program(dir, "shim", "echo oh no; exit 4"));
-    ask(&shim, |reply| Spawn { cgroup: None, reply }).await.unwrap();
+    ask(&shim, Spawn { cgroup: None }).await.unwrap();
     let exited = bench.exits.recv().await.unwrap();
     assert_eq!(
         (exited.exit, exited.cause, exited.last_words.as_str()),
         (Exit::Code(4), EndCause::Crashed, "oh no")
     );
-    let late = ask(&shim, |reply| Observe { reply }).await.unwrap_err();
+    let late = ask(&shim, Observe).await.unwrap_err();
     assert!(matches!(late, AskError::Failed(ShimError::Refused { state: "gone", .. })), "{late}");
-    assert_eq!(ask(&shim, |reply| Shutdown { reply }).await.unwrap(), Exit::Code(4));
+    assert_eq!(ask(&shim, Shutdown).await.unwrap(), Exit::Code(4));
 }
 
 #[actix::test]
 async fn a_missing_program_is_the_settings_fault_and_named() {
     let (_bench, shim) = Bench::new(|dir| Ok(dir.join("missing")));
-    let error = ask(&shim, |reply| Spawn { cgroup: None, reply }).await.unwrap_err();
+    let error = ask(&shim, Spawn { cgroup: None }).await.unwrap_err();
     let AskError::Failed(error) = error else { panic!("{error}") };
     assert!(error.is_misconfigured() && error.to_string().contains("[shim] binary"), "{error}");
-    assert_eq!(ask(&shim, |reply| Kill { reply }).await.unwrap(), Exit::Unknown);
+    assert_eq!(ask(&shim, Shutdown).await.unwrap(), Exit::Unknown);
 }
 
 #[actix::test]
 async fn a_kept_proxy_is_taken_over() {
     let (mut bench, shim) = Bench::new(fake_shim);
-    let record = ask(&shim, |reply| Spawn { cgroup: None, reply }).await.unwrap();
+    let record = ask(&shim, Spawn { cgroup: None }).await.unwrap();
     tell(&shim, Keep).unwrap();
-    ask(&shim, |reply| Observe { reply }).await.unwrap();
+    ask(&shim, Observe).await.unwrap();
     drop(shim);
     tokio::time::sleep(Duration::from_millis(20)).await;
     let adopted = Shim::adopt(&record, bench.parent.clone().recipient()).unwrap();
     let shim = adopted.expect("it lives").start();
-    ask(&shim, |reply| Observe { reply }).await.unwrap();
-    ask(&shim, |reply| Kill { reply }).await.unwrap();
+    ask(&shim, Observe).await.unwrap();
+    ask(&shim, Shutdown).await.unwrap();
     assert_eq!(bench.exits.recv().await.unwrap().cause, EndCause::Asked);
     assert!(Shim::adopt(&record, bench.parent.clone().recipient()).unwrap().is_none());
 }

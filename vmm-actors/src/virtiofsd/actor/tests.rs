@@ -39,21 +39,21 @@ async fn a_daemon_is_started_once_taken_over_and_ended() {
     let parent = Parent(sender).start();
     let daemon = Virtiofsd::new(dir, settings, parent.clone().recipient()).start();
 
-    let record = ask(&daemon, |reply| Spawn { cgroup: None, reply }).await.unwrap();
-    let view = ask(&daemon, |reply| Observe { reply }).await.unwrap();
+    let record = ask(&daemon, Spawn { cgroup: None }).await.unwrap();
+    let view = ask(&daemon, Observe).await.unwrap();
     assert_eq!((view.state, view.pid), ("up", Some(record.process.pid)));
-    let again = ask(&daemon, |reply| Spawn { cgroup: None, reply }).await.unwrap_err();
+    let again = ask(&daemon, Spawn { cgroup: None }).await.unwrap_err();
     assert!(matches!(again, AskError::Failed(VirtiofsdError::Refused { state: "up" })), "{again}");
     tell(&daemon, Keep).unwrap();
-    ask(&daemon, |reply| Observe { reply }).await.unwrap();
+    ask(&daemon, Observe).await.unwrap();
     drop(daemon);
 
     let daemon = Virtiofsd::adopt(&record, parent.recipient()).unwrap().expect("it lives").start();
-    let again = ask(&daemon, |reply| Spawn { cgroup: None, reply }).await.unwrap_err();
+    let again = ask(&daemon, Spawn { cgroup: None }).await.unwrap_err();
     assert!(matches!(again, AskError::Failed(VirtiofsdError::Refused { state: "up" })), "{again}");
-    let exit = ask(&daemon, |reply| Kill { reply }).await.unwrap();
+    let exit = ask(&daemon, Kill).await.unwrap();
     let exited = exits.recv().await.unwrap();
     assert_eq!((exited.exit, exited.cause), (exit, EndCause::Asked));
-    let view = ask(&daemon, |reply| Observe { reply }).await.unwrap();
+    let view = ask(&daemon, Observe).await.unwrap();
     assert_eq!((view.state, view.exited), ("gone", Some(exited)));
 }

@@ -7,6 +7,9 @@ use crate::id::VmId;
 use crate::testing::{FakeDriver, Fault};
 use crate::vm::{Access, Device, Disk, GuestState, LaunchSpec};
 
+/// The end at once.
+const KILL: Shutdown = Shutdown { grace: Duration::ZERO };
+
 struct Parent(UnboundedSender<VmmExited>);
 
 impl Actor for Parent {
@@ -40,9 +43,8 @@ impl Bench {
         (bench, vm)
     }
 
-    fn boot(&self) -> impl FnOnce(Reply<Booted, VmError>) -> Boot {
-        let spec = Box::new(LaunchSpec::new(self.dir.clone(), &bulkhead_config::Settings::default()));
-        move |reply| Boot { spec, reply }
+    fn boot(&self) -> Boot {
+        Boot { spec: Box::new(LaunchSpec::new(self.dir.clone(), &bulkhead_config::Settings::default())) }
     }
 
     fn vmm_lives(&self) -> bool {
@@ -63,13 +65,13 @@ async fn a_vm_boots_once_and_ends_when_asked() {
     assert_eq!(booted.record.vmm, bench.driver.launched()[0]);
     let again = ask(&vm, bench.boot()).await;
     assert!(matches!(again, Err(AskError::Failed(VmError::Refused { state: "up", .. }))), "{again:?}");
-    let view = ask(&vm, |reply| Observe { reply }).await.unwrap();
+    let view = ask(&vm, Observe).await.unwrap();
     assert_eq!((view.state, view.guest), ("up", Some(GuestState::Running)));
 
-    let exit = ask(&vm, |reply| Shutdown { grace: Duration::from_millis(1), reply }).await.unwrap();
+    let exit = ask(&vm, Shutdown { grace: Duration::from_millis(1) }).await.unwrap();
     assert_eq!(exit, Exit::Signal(15), "the guest did not end by itself, so the VMM was told");
     assert_eq!(bench.exits.recv().await.unwrap().cause, EndCause::Asked);
-    assert_eq!(ask(&vm, |reply| Kill { reply }).await.unwrap(), exit, "an ended VM answers at once");
+    assert_eq!(ask(&vm, KILL).await.unwrap(), exit, "an ended VM answers at once");
     assert!(!bench.vmm_lives());
 }
 
@@ -80,7 +82,7 @@ async fn an_unasked_end_is_told_with_the_last_words() {
     let exited = bench.exits.recv().await.unwrap();
     assert_eq!((exited.exit, exited.cause), (Exit::Code(3), EndCause::VmmEnded));
     assert!(exited.to_string().contains("no such machine"), "{exited}");
-    let view = ask(&vm, |reply| Observe { reply }).await.unwrap();
+    let view = ask(&vm, Observe).await.unwrap();
     assert_eq!((view.state, view.exited), ("gone", Some(exited)));
 }
 
@@ -97,7 +99,7 @@ async fn a_launch_that_hangs_can_be_killed_and_its_caller_hears_of_it() {
     let boot = ask(&vm, bench.boot());
     let kill = async {
         tokio::task::yield_now().await;
-        ask(&vm, |reply| Kill { reply }).await
+        ask(&vm, KILL).await
     };
     let (booted, killed) = tokio::join!(boot, kill);
     assert!(matches!(booted, Err(AskError::Failed(VmError::Cancelled))), "{booted:?}");
@@ -109,7 +111,7 @@ async fn a_kept_vm_outlives_its_actor_and_is_taken_over() {
     let (mut bench, vm) = Bench::new(Fault::None);
     let record = ask(&vm, bench.boot()).await.unwrap().record;
     tell(&vm, Keep).unwrap();
-    ask(&vm, |reply| Observe { reply }).await.unwrap();
+    ask(&vm, Observe).await.unwrap();
     drop(vm);
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(bench.vmm_lives());
@@ -117,7 +119,7 @@ async fn a_kept_vm_outlives_its_actor_and_is_taken_over() {
     let driver: Arc<dyn Driver> = bench.driver.clone();
     let parent = bench.parent.clone().recipient();
     let vm = Vm::adopt(&record, driver.clone(), parent.clone()).unwrap().unwrap().start();
-    ask(&vm, |reply| Kill { reply }).await.unwrap();
+    ask(&vm, KILL).await.unwrap();
     assert_eq!(bench.exits.recv().await.unwrap().cause, EndCause::Asked);
     assert!(Vm::adopt(&record, driver, parent).unwrap().is_none(), "an ended VM is not taken over");
 }
@@ -144,15 +146,15 @@ async fn what_the_driver_cannot_is_said_and_what_the_state_forbids_refused() {
             physical_block_size: 512,
         })
     };
-    let early = ask(&vm, |reply| AddDevice { device: plug(), reply }).await;
+    let early = ask(&vm, AddDevice { device: plug() }).await;
     assert!(matches!(early, Err(AskError::Failed(VmError::Refused { state: "cold", .. }))), "{early:?}");
     ask(&vm, bench.boot()).await.unwrap();
-    ask(&vm, |reply| AddDevice { device: plug(), reply }).await.unwrap();
+    ask(&vm, AddDevice { device: plug() }).await.unwrap();
     assert_eq!(bench.driver.disks().len(), 1);
-    ask(&vm, |reply| RemoveDevice { id: "d".into(), reply }).await.unwrap();
+    ask(&vm, RemoveDevice { id: "d".into() }).await.unwrap();
     assert!(bench.driver.disks().is_empty());
     let to = LaunchSpec::new(bench.dir.clone(), &bulkhead_config::Settings::default()).size;
-    let refused = ask(&vm, |reply| Resize { to, reply }).await.unwrap_err();
+    let refused = ask(&vm, Resize { to }).await.unwrap_err();
     assert_eq!(refused.to_string(), "fake cannot resize a running VM, which this fake was told not to");
 }
 
@@ -164,7 +166,7 @@ async fn a_console_that_floods_is_emptied() {
     tokio::time::pause();
     tokio::time::advance(CONSOLE_CHECK + Duration::from_millis(1)).await;
     tokio::time::resume();
-    ask(&vm, |reply| Observe { reply }).await.unwrap();
+    ask(&vm, Observe).await.unwrap();
     assert_eq!(std::fs::metadata(bench.dir.console()).unwrap().len(), 0);
 }
 
@@ -178,7 +180,7 @@ async fn a_vmm_that_sigkill_does_not_end_is_an_answer_and_its_later_end_is_told(
         Err(error) => return println!("skipped: no process can be made to ignore SIGKILL here: {error}"),
     };
     let asked = vm.clone();
-    let killed = actix::spawn(async move { ask(&asked, |reply| Kill { reply }).await });
+    let killed = actix::spawn(async move { ask(&asked, KILL).await });
     while !killed.is_finished() {
         tokio::time::sleep(Duration::from_millis(2)).await;
         tokio::time::pause();
@@ -188,9 +190,9 @@ async fn a_vmm_that_sigkill_does_not_end_is_an_answer_and_its_later_end_is_told(
     let left = killed.await.unwrap().unwrap_err();
     let AskError::Failed(VmError::StillAlive(left)) = left else { panic!("{left}") };
     assert_eq!(left.pid, vmm.pid);
-    let view = ask(&vm, |reply| Observe { reply }).await.unwrap();
+    let view = ask(&vm, Observe).await.unwrap();
     assert_eq!((view.state, view.vmm_pid, view.exited), ("ending", Some(vmm.pid), None));
-    let refused = ask(&vm, |reply| RemoveDevice { id: "d".into(), reply }).await;
+    let refused = ask(&vm, RemoveDevice { id: "d".into() }).await;
     assert!(
         matches!(refused, Err(AskError::Failed(VmError::Refused { state: "ending", .. }))),
         "{refused:?}"
@@ -198,5 +200,5 @@ async fn a_vmm_that_sigkill_does_not_end_is_an_answer_and_its_later_end_is_told(
     drop(frozen);
     let exited = bench.exits.recv().await.unwrap();
     assert_eq!(exited.cause, EndCause::Asked);
-    assert_eq!(ask(&vm, |reply| Kill { reply }).await.unwrap(), exited.exit);
+    assert_eq!(ask(&vm, KILL).await.unwrap(), exited.exit);
 }

@@ -37,7 +37,7 @@ impl Guest {
     pub(crate) async fn pod(machine: Machine) -> Option<Self> {
         let mut rig = Rig::new(machine)?;
         rig.boot().await;
-        ask(&rig.agent, |reply| AwaitGuest { reply }).await.unwrap();
+        ask(&rig.agent, AwaitGuest).await.unwrap();
         let agent = dial(&rig.dir.vsock(), AGENT_PORT, DIAL_TIMEOUT).await.unwrap();
         let agent = AgentClient::new(Client::new(Socket::new(agent)));
         let hello = agent.hello(soon(), &version::agent_hello("test")).await.unwrap();

@@ -215,17 +215,17 @@ impl Rig {
 
     /// Starts everything, as a sandbox does.
     pub(crate) async fn boot(&mut self) -> Booted {
-        let daemon = ask(&self.virtiofsd, |reply| Spawn { cgroup: None, reply }).await.unwrap();
+        let daemon = ask(&self.virtiofsd, Spawn { cgroup: None }).await.unwrap();
         self.virtiofsd_record = Some(daemon);
         self.try_boot().await.unwrap()
     }
 
     /// Starts the VM alone.
     pub(crate) async fn try_boot(&self) -> Result<Booted, VmError> {
-        ask(&self.agent, |reply| Listen { reply }).await.unwrap();
+        ask(&self.agent, Listen).await.unwrap();
         let mut spec = Box::new(LaunchSpec::new(self.dir.clone(), &self.settings));
         spec.nics = self.nics.take();
-        ask(&self.vm, |reply| Boot { spec, reply }).await.map_err(|error| match error {
+        ask(&self.vm, Boot { spec }).await.map_err(|error| match error {
             AskError::Failed(error) => error,
             unanswered @ (AskError::Busy(_) | AskError::Gone(_)) => panic!("{unanswered}"),
         })
