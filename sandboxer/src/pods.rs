@@ -20,9 +20,10 @@ use tracing::Instrument;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, TtrpcContext};
 use vmm_actors::Sandboxes;
+use vmm_actors::containers::ContainerRequest;
 use vmm_actors::id::{ContainerId, SandboxId};
 use vmm_actors::mounts::RootfsMount;
-use vmm_actors::sandbox::{ContainerRequest, SandboxError};
+use vmm_actors::sandbox::SandboxError;
 
 use crate::status::{failure, invalid, ttrpc};
 use crate::traces;

@@ -3,8 +3,9 @@
 use bulkhead_protocol::error::chain;
 use containerd_sandbox::{Code, Failure};
 
+use vmm_actors::containers::ContainerError;
+use vmm_actors::sandbox::SandboxError;
 use vmm_actors::sandbox::state::{Cause, Class};
-use vmm_actors::sandbox::{Blame, SandboxError};
 
 use crate::pod_config::PodConfigError;
 use crate::update::UpdateError;
@@ -64,26 +65,32 @@ fn code(error: &SandboxError) -> Code {
     match error {
         SandboxError::AlreadyExists(_) => Code::AlreadyExists,
         SandboxError::NotFound(_) => Code::NotFound,
-        SandboxError::Refused { .. }
-        | SandboxError::NotRunning { .. }
-        | SandboxError::HostDisk { .. }
-        | SandboxError::Unchangeable { .. } => Code::FailedPrecondition,
+        SandboxError::Refused { .. } | SandboxError::Unchangeable { .. } => Code::FailedPrecondition,
         SandboxError::Ended { cause, .. } => cause_code(cause),
         SandboxError::Busy(_) => Code::ResourceExhausted,
         // containerd leaves a pod out of its statistics on Unavailable, and fails all of them on Internal.
         SandboxError::Gone(_) | SandboxError::NoMetrics { .. } | SandboxError::Resources { .. } => {
             Code::Unavailable
         }
-        SandboxError::ReadBundle { .. }
-        | SandboxError::Spec { .. }
-        | SandboxError::Mount { blame: Blame::Caller, .. } => Code::InvalidArgument,
+        SandboxError::Container(error) => container_code(error),
+        SandboxError::Leftover { .. } | SandboxError::Record { .. } => Code::Internal,
+    }
+}
+
+fn container_code(error: &ContainerError) -> Code {
+    match error {
+        ContainerError::NotRunning { .. } | ContainerError::HostDisk { .. } => Code::FailedPrecondition,
+        ContainerError::Busy(_) | ContainerError::Releasing(_) => Code::ResourceExhausted,
+        ContainerError::Ended(_) => Code::Unavailable,
+        ContainerError::ReadBundle { .. } | ContainerError::Spec { .. } => Code::InvalidArgument,
+        ContainerError::Mount { .. } if error.is_callers() => Code::InvalidArgument,
         // What the pod's VM has not is no fault of the request itself.
-        SandboxError::Attach { blame: Blame::Caller, .. } => Code::FailedPrecondition,
-        SandboxError::Leftover { .. }
-        | SandboxError::Record { .. }
-        | SandboxError::Mount { blame: Blame::Host, .. }
-        | SandboxError::Attach { blame: Blame::Host, .. }
-        | SandboxError::Detach { .. } => Code::Internal,
+        ContainerError::Attach { .. } if error.is_callers() => Code::FailedPrecondition,
+        ContainerError::Record { .. }
+        | ContainerError::Mount { .. }
+        | ContainerError::Attach { .. }
+        | ContainerError::Detach { .. } => Code::Internal,
+        ContainerError::Shared(error) => container_code(error),
     }
 }
 
@@ -112,11 +119,15 @@ mod tests {
     use std::io;
 
     use super::*;
+    use vmm_actors::ask::AskError;
+    use vmm_actors::containers::AttachError;
     use vmm_actors::guest_spec::SpecError;
     use vmm_actors::host::block::{BlockError, Number};
     use vmm_actors::id::{ContainerId, SandboxId};
+    use vmm_actors::mounts::MountsError;
     use vmm_actors::sandbox::record::RecordError;
     use vmm_actors::sandbox::state::Refused;
+    use vmm_actors::vm::VmError;
 
     fn id() -> SandboxId {
         SandboxId::new("p").unwrap()
@@ -130,13 +141,17 @@ mod tests {
         SandboxError::Ended { id: id(), cause: Cause { class, reason: String::new() } }
     }
 
-    /// Every error, and what its caller hears.
+    fn not_found() -> io::Error {
+        io::Error::from(io::ErrorKind::NotFound)
+    }
+
+    fn unwritten() -> RecordError {
+        RecordError::Write { path: "/x".into(), source: not_found() }
+    }
+
+    /// Every error about a sandbox, and what its caller hears.
     fn table() -> Vec<(SandboxError, Code)> {
-        let (reason, source) = (String::new, || io::Error::from(io::ErrorKind::NotFound));
-        let unwritten = RecordError::Write { path: "/x".into(), source: source() };
-        let unknown = BlockError::Unknown { number: Number { major: 7, minor: 0 }, source: source() };
-        let mount = |blame| SandboxError::Mount { container: container(), blame, reason: reason() };
-        let plug = |blame| SandboxError::Attach { container: container(), blame, reason: reason() };
+        let reason = String::new;
         vec![
             (SandboxError::AlreadyExists(id()), Code::AlreadyExists),
             (SandboxError::NotFound(id()), Code::NotFound),
@@ -147,30 +162,61 @@ mod tests {
             (ended(Class::TimedOut), Code::DeadlineExceeded),
             (ended(Class::Lost), Code::Unavailable),
             (SandboxError::Leftover { id: id(), left: Vec::new() }, Code::Internal),
-            (SandboxError::Record { id: id(), source: unwritten }, Code::Internal),
+            (SandboxError::Record { id: id(), source: unwritten() }, Code::Internal),
             (SandboxError::Busy(id()), Code::ResourceExhausted),
             (SandboxError::Gone(id()), Code::Unavailable),
-            (SandboxError::NotRunning { id: id(), state: "x" }, Code::FailedPrecondition),
-            (
-                SandboxError::ReadBundle { container: container(), path: "/x".into(), source: source() },
-                Code::InvalidArgument,
-            ),
-            (
-                SandboxError::Spec { container: container(), source: SpecError::NoProcess },
-                Code::InvalidArgument,
-            ),
-            (
-                SandboxError::HostDisk { container: container(), path: "/x".into(), source: unknown },
-                Code::FailedPrecondition,
-            ),
-            (plug(Blame::Caller), Code::FailedPrecondition),
-            (plug(Blame::Host), Code::Internal),
-            (SandboxError::Detach { container: container(), reason: reason() }, Code::Internal),
-            (mount(Blame::Caller), Code::InvalidArgument),
-            (mount(Blame::Host), Code::Internal),
             (SandboxError::Unchangeable { id: id(), reason: reason() }, Code::FailedPrecondition),
             (SandboxError::Resources { id: id(), reason: reason() }, Code::Unavailable),
             (SandboxError::NoMetrics { id: id(), state: "x" }, Code::Unavailable),
+            (SandboxError::Container(ContainerError::Ended(id())), Code::Unavailable),
+        ]
+    }
+
+    /// Every error about a container, and what its caller hears.
+    fn container_table() -> Vec<(ContainerError, Code)> {
+        let unknown = || BlockError::Unknown { number: Number { major: 7, minor: 0 }, source: not_found() };
+        let mount = |source| ContainerError::Mount { container: container(), source };
+        let attach = |source| ContainerError::Attach { container: container(), source };
+        let device = |error| AttachError::Device {
+            device: "/x".into(),
+            path: "/y".into(),
+            source: std::sync::Arc::new(AskError::Failed(error)),
+        };
+        let unsupported = || VmError::Unsupported { driver: "x".into(), what: "x", why: "x".into() };
+        let host_disk =
+            || ContainerError::HostDisk { container: container(), path: "/x".into(), source: unknown() };
+        let old_guest = || AttachError::OldGuest { agent_build: String::new() };
+        vec![
+            (ContainerError::NotRunning { sandbox: id(), state: "x" }, Code::FailedPrecondition),
+            (ContainerError::Ended(id()), Code::Unavailable),
+            (ContainerError::Busy(id()), Code::ResourceExhausted),
+            (ContainerError::Releasing(container()), Code::ResourceExhausted),
+            (
+                ContainerError::Record { container: container(), source: AskError::Failed(unwritten()) },
+                Code::Internal,
+            ),
+            (
+                ContainerError::ReadBundle { container: container(), path: "/x".into(), source: not_found() },
+                Code::InvalidArgument,
+            ),
+            (
+                ContainerError::Spec { container: container(), source: SpecError::NoProcess },
+                Code::InvalidArgument,
+            ),
+            (host_disk(), Code::FailedPrecondition),
+            (attach(AttachError::Incapable(String::new())), Code::FailedPrecondition),
+            (attach(old_guest()), Code::FailedPrecondition),
+            (attach(device(unsupported())), Code::FailedPrecondition),
+            (attach(device(VmError::Cancelled)), Code::Internal),
+            (ContainerError::Detach { container: container(), source: AskError::Gone("Vm") }, Code::Internal),
+            (
+                mount(AskError::Failed(MountsError::NoRootfs { container: container() })),
+                Code::InvalidArgument,
+            ),
+            (mount(AskError::Failed(MountsError::CutOff)), Code::Internal),
+            (mount(AskError::Gone("Mounts")), Code::Internal),
+            (ContainerError::Shared(host_disk().into()), Code::FailedPrecondition),
+            (ContainerError::Shared(attach(old_guest()).into()), Code::FailedPrecondition),
         ]
     }
 
@@ -185,16 +231,28 @@ mod tests {
             SandboxError::Record { .. } => 5,
             SandboxError::Busy(_) => 6,
             SandboxError::Gone(_) => 7,
-            SandboxError::NotRunning { .. } => 8,
-            SandboxError::ReadBundle { .. } => 9,
-            SandboxError::Spec { .. } => 10,
-            SandboxError::HostDisk { .. } => 11,
-            SandboxError::Attach { .. } => 12,
-            SandboxError::Detach { .. } => 13,
-            SandboxError::Mount { .. } => 14,
-            SandboxError::Unchangeable { .. } => 15,
-            SandboxError::Resources { .. } => 16,
-            SandboxError::NoMetrics { .. } => 17,
+            SandboxError::Container(_) => 8,
+            SandboxError::Unchangeable { .. } => 9,
+            SandboxError::Resources { .. } => 10,
+            SandboxError::NoMetrics { .. } => 11,
+        }
+    }
+
+    /// The same of errors about containers.
+    fn place_of_container(error: &ContainerError) -> usize {
+        match error {
+            ContainerError::NotRunning { .. } => 0,
+            ContainerError::Ended(_) => 1,
+            ContainerError::Busy(_) => 2,
+            ContainerError::Releasing(_) => 3,
+            ContainerError::Record { .. } => 4,
+            ContainerError::ReadBundle { .. } => 5,
+            ContainerError::Spec { .. } => 6,
+            ContainerError::HostDisk { .. } => 7,
+            ContainerError::Attach { .. } => 8,
+            ContainerError::Detach { .. } => 9,
+            ContainerError::Mount { .. } => 10,
+            ContainerError::Shared(_) => 11,
         }
     }
 
@@ -205,6 +263,17 @@ mod tests {
             assert_eq!(code(&error), wanted, "{error:?}");
             seen.insert(place(&error));
         }
-        assert!(seen.into_iter().eq(0..18), "an error is missing in the table");
+        assert!(seen.into_iter().eq(0..12), "an error is missing in the table");
+    }
+
+    #[test]
+    fn the_same_of_containers() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (error, wanted) in container_table() {
+            assert_eq!(container_code(&error), wanted, "{error:?}");
+            seen.insert(place_of_container(&error));
+            assert_eq!(code(&SandboxError::from(error)), wanted, "as an error of its sandbox");
+        }
+        assert!(seen.into_iter().eq(0..12), "an error is missing in the table");
     }
 }

@@ -6,6 +6,7 @@
 //!    ├─ Cgroup      the pod's host cgroup
 //!    ├─ Monitor     the host's memory: OOM kills and pressure in that cgroup
 //!    ├─ Network     taps and tc redirects in the pod's network namespace
+//!    ├─ Containers  what a container needs before the guest runs it: its record, disks, mounts
 //!    ├─ Mounts      the tree exported to the guest
 //!    ├─ Virtiofsd   its file server
 //!    ├─ Vm          the VMM and its vsock helper, through a driver
@@ -17,6 +18,7 @@ pub mod agent;
 pub mod ask;
 mod cause;
 pub mod cgroup;
+pub mod containers;
 pub mod guest_spec;
 pub mod host;
 pub mod id;
@@ -25,6 +27,7 @@ pub mod mounts;
 pub mod network;
 pub mod orphan;
 mod pod_spec;
+pub mod record_part;
 pub mod registry;
 pub mod runtime_dir;
 pub mod sandbox;
@@ -36,6 +39,7 @@ pub mod testing;
 pub mod trace;
 pub mod virtiofsd;
 pub mod vm;
+mod waiters;
 
 pub use pod_spec::{PodSpec, PortMapping, ResourceLimit, Resources};
 pub use sandboxes::Sandboxes;

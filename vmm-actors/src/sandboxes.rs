@@ -10,14 +10,14 @@ use bulkhead_config::Settings;
 use futures::future::join_all;
 
 use crate::ask::{AskError, Command, Request, ask};
+use crate::containers::{self, ContainerRequest, PreparedContainer};
 use crate::id::{ContainerId, SandboxId};
 use crate::pod_spec::Resources;
 use crate::registry::{self, List, Lookup, RecoveryReport, Registry};
 use crate::sandbox::record::{RecordError, Store};
 use crate::sandbox::{
-    Abandon, ContainerRequest, ContainerStarted, CreateSandbox, Exited, Metrics, NodeContext, Observe,
-    Orphan, PodMetrics, PrepareContainer, PreparedContainer, ReleaseContainer, Sandbox, SandboxError,
-    Shutdown, Snapshot, Start, Started, Stop, Update, Wait,
+    Abandon, CreateSandbox, Exited, Metrics, NodeContext, Observe, Orphan, PodMetrics, PrepareContainer,
+    Sandbox, SandboxError, Shutdown, Snapshot, Start, Started, Stop, Update, Wait,
 };
 use crate::telemetry::Telemetry;
 use crate::vm::Drivers;
@@ -143,11 +143,11 @@ impl Sandboxes {
         }
     }
 
-    /// Makes a container's mounts.
+    /// Makes what a container needs: its block devices and mounts.
     ///
     /// # Errors
-    /// [`SandboxError::NotRunning`], [`SandboxError::ReadBundle`], [`SandboxError::Spec`], [`SandboxError::Mount`],
-    /// [`SandboxError::Record`]; nothing is left then.
+    /// [`SandboxError::NotFound`], [`SandboxError::Gone`], or [`SandboxError::Container`] with what failed; nothing is left
+    /// then.
     pub async fn prepare_container(
         &self,
         id: &SandboxId,
@@ -159,13 +159,13 @@ impl Sandboxes {
     /// Undoes [`Sandboxes::prepare_container`]. Unknown ones are undone already.
     ///
     /// # Errors
-    /// [`SandboxError::Mount`].
+    /// [`SandboxError::Container`] with what could not be undone; a repeat tries it again.
     pub async fn release_container(
         &self,
         id: &SandboxId,
         container: ContainerId,
     ) -> Result<(), SandboxError> {
-        let released = self.command(id, ReleaseContainer { id: container }).await;
+        let released = self.command(id, containers::Release { id: container }).await;
         self.done_when_gone(id, released).await
     }
 
@@ -179,7 +179,7 @@ impl Sandboxes {
         container: ContainerId,
         guest_pid: u32,
     ) -> Result<(), SandboxError> {
-        self.query(id, ContainerStarted { id: container, guest_pid }).await
+        self.query(id, containers::Started { id: container, guest_pid }).await
     }
 
     /// Stop, Shutdown and release have reached their end when the sandbox is not there, or left while they were on
@@ -203,7 +203,7 @@ impl Sandboxes {
 
     async fn command<C>(&self, id: &SandboxId, command: C) -> Result<C::Answer, SandboxError>
     where
-        C: Command<Error = SandboxError>,
+        C: Command<Error: Into<SandboxError>>,
         Sandbox: Handler<Request<C>>,
     {
         let sandbox = self.lookup(id).await?;
@@ -221,9 +221,9 @@ impl Sandboxes {
     }
 }
 
-fn flatten(error: AskError<SandboxError>, id: &SandboxId) -> SandboxError {
+fn flatten(error: AskError<impl Into<SandboxError>>, id: &SandboxId) -> SandboxError {
     match error {
-        AskError::Failed(error) => error,
+        AskError::Failed(error) => error.into(),
         AskError::Busy(_) => SandboxError::Busy(id.clone()),
         AskError::Gone(_) => SandboxError::Gone(id.clone()),
     }

@@ -6,10 +6,8 @@ use actix::{
 use bulkhead_protocol::error::chain;
 use tracing::{Instrument, Span, error, info, info_span, warn};
 
-use super::attachments::Attachments;
 use super::bring_up::{BringUp, BroughtUp};
 use super::children::{Children, NodeContext, Parent};
-use super::container_table::Containers;
 use super::error::SandboxError;
 use super::messages::{
     Abandon, Exited, Happened, Orphan, START_OVERDUE, Shutdown, Start, Started, Stop, Wait,
@@ -21,9 +19,11 @@ use super::release::{Release, Scope};
 use super::sizing::beyond_the_pod;
 use super::state::{Cause, Class, Effect, Event, State};
 use super::timeline::Timeline;
-use super::waiters::Waiters;
 use crate::ask::{Request, tell};
+use crate::containers::DetachUnused;
 use crate::id::SandboxId;
+use crate::record_part::RecordHandle;
+use crate::waiters::Waiters;
 
 /// Requests of one pod that may wait: kubelet asks for Status often, and every container adds a few calls.
 const MAILBOX: usize = 256;
@@ -34,8 +34,6 @@ pub struct Sandbox {
     pub(super) record: Record,
     pub(super) state: State,
     pub(super) children: Option<Children>,
-    pub(super) containers: Containers,
-    pub(super) attachments: Attachments,
     pub(super) span: Span,
     pub(super) timeline: Timeline,
     pub(super) warnings: Vec<String>,
@@ -45,10 +43,10 @@ pub struct Sandbox {
     pub(super) left: Vec<String>,
     bringing_up: Option<SpawnHandle>,
     releasing: bool,
-    create: Waiters<()>,
-    start: Waiters<Started>,
-    stop: Waiters<()>,
-    wait: Waiters<Exited>,
+    create: Waiters<(), SandboxError>,
+    start: Waiters<Started, SandboxError>,
+    stop: Waiters<(), SandboxError>,
+    wait: Waiters<Exited, SandboxError>,
     start_mode: Option<StartMode>,
     place: Place,
     recorder: Recorder,
@@ -69,8 +67,6 @@ impl Sandbox {
         let (state, ended_at) = start_mode.state(&record);
         let span = info_span!("sandbox", id = %record.id);
         Self {
-            containers: Containers::recorded(&record),
-            attachments: Attachments::default(),
             recorder: Recorder::new(node.store.clone()),
             timeline: Timeline::begin(node.telemetry.clone()),
             node,
@@ -221,6 +217,14 @@ impl Sandbox {
         self.recorder.save(&self.record)
     }
 
+    /// A previous process may not have got to it.
+    fn detach_unused(&self) {
+        let told = self.children.as_ref().map(|children| tell(&children.containers, DetachUnused));
+        if let Some(Err(refusal)) = told {
+            warn!(parent: &self.span, %refusal, "a block device may still be attached");
+        }
+    }
+
     fn keep_and_answer_start(&mut self) {
         if let Some(children) = &self.children {
             children.keep();
@@ -262,8 +266,6 @@ impl Sandbox {
             return self.release(ctx);
         }
         self.record.containers.clear();
-        self.containers = Containers::default();
-        self.forget_disks();
         let event = if left.is_empty() { Event::Released } else { Event::ReleaseFailed };
         if !left.is_empty() {
             warn!(parent: &self.span, left = left.join("; "), "something could not be released");
@@ -314,6 +316,7 @@ fn parent(sandbox: &Addr<Sandbox>) -> Parent {
         agent: sandbox.clone().recipient(),
         oom: sandbox.clone().recipient(),
         pressure: sandbox.clone().recipient(),
+        containers: RecordHandle::new(sandbox.clone().recipient()),
     }
 }
 
@@ -331,7 +334,7 @@ impl Actor for Sandbox {
             Some(StartMode::Lost(cause)) => self.died(cause.reason, ctx),
             Some(StartMode::Adopt) if gone.is_empty() => {
                 self.children.iter().for_each(Children::watch_memory);
-                self.detach_in_background(ctx);
+                self.detach_unused();
                 self.measure(ctx);
                 info!(pid = self.vmm_pid(), "took over a running sandbox");
             }

@@ -6,15 +6,17 @@ use std::time::Duration;
 use actix::{Actor, Addr, Recipient};
 use bulkhead_config::Settings;
 use bulkhead_protocol::error::chain;
-use tracing::warn;
+use tracing::{Span, warn};
 
 use super::record::{Phase, Record, Store};
 use crate::agent::{self, Agent};
 use crate::ask::tell;
 use crate::cgroup::Cgroup;
+use crate::containers::{self, Containers, ContainersRecord};
 use crate::monitor::{self, Monitor};
 use crate::mounts::Mounts;
 use crate::network::Network;
+use crate::record_part::RecordHandle;
 use crate::shim::{self, Shim, ShimSpec};
 use crate::telemetry::Telemetry;
 use crate::virtiofsd::{self, Virtiofsd};
@@ -42,6 +44,7 @@ pub(super) struct Parent {
     pub(super) agent: Recipient<agent::AgentSilent>,
     pub(super) oom: Recipient<monitor::Oom>,
     pub(super) pressure: Recipient<monitor::Pressure>,
+    pub(super) containers: RecordHandle<ContainersRecord>,
 }
 
 /// One of each, alive as long as the sandbox actor.
@@ -50,6 +53,7 @@ pub(super) struct Children {
     pub(super) cgroup: Addr<Cgroup>,
     pub(super) monitor: Addr<Monitor>,
     pub(super) network: Addr<Network>,
+    pub(super) containers: Addr<Containers>,
     pub(super) mounts: Addr<Mounts>,
     pub(super) virtiofsd: Addr<Virtiofsd>,
     pub(super) vm: Addr<Vm>,
@@ -62,14 +66,27 @@ impl Children {
     /// looked at. Those begin anew; the cgroup still has every process.
     pub(super) fn start(node: &NodeContext, record: &Record, parent: &Parent) -> (Self, Vec<&'static str>) {
         let mut gone = Vec::new();
+        let mounts = Mounts::new(record.vm_dir().shared()).start();
+        let vm = start_vm(node, record, parent, &mut gone);
+        let agent = start_agent(node, record, parent);
+        let context = containers::PodContext {
+            sandbox: record.id.clone(),
+            pod: record.pod.clone(),
+            mounts: mounts.clone(),
+            vm: vm.clone(),
+            agent: agent.clone(),
+            record: parent.containers.clone(),
+            span: Span::current(),
+        };
         let children = Self {
             cgroup: Cgroup::new(record.cgroup.clone()).start(),
             monitor: Monitor::new(record.cgroup.clone(), parent.oom.clone(), parent.pressure.clone()).start(),
             network: Network::new(record.network.clone()).start(),
-            mounts: Mounts::new(record.vm_dir().shared()).start(),
-            vm: start_vm(node, record, parent, &mut gone),
+            containers: Containers::new(context, record.containers.clone()).start(),
+            mounts,
+            vm,
             virtiofsd: start_virtiofsd(node, record, parent, &mut gone),
-            agent: start_agent(node, record, parent),
+            agent,
             shim: start_shim(node, record, parent, &mut gone),
         };
         (children, gone)

@@ -2,9 +2,8 @@
 
 use super::record::RecordError;
 use super::state::{Cause, Refused};
-use crate::guest_spec::SpecError;
-use crate::host::block::BlockError;
-use crate::id::{ContainerId, SandboxId};
+use crate::containers::ContainerError;
+use crate::id::SandboxId;
 
 /// Why a request to a sandbox has no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -53,70 +52,9 @@ pub enum SandboxError {
     /// The actor ended while it worked on the request.
     #[error("sandbox {0} ended before it could answer; ask again")]
     Gone(SandboxId),
-    /// A container needs a running sandbox.
-    #[error("sandbox {id} is {state}; a container needs a running one")]
-    NotRunning {
-        /// The sandbox.
-        id: SandboxId,
-        /// Name of its state.
-        state: &'static str,
-    },
-    /// The bundle has no readable spec.
-    #[error("container {container} has no readable {}", path.display())]
-    ReadBundle {
-        /// The container.
-        container: ContainerId,
-        /// The file.
-        path: std::path::PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The spec asks for what a VM cannot give.
-    #[error("container {container} cannot run in a VM")]
-    Spec {
-        /// The container.
-        container: ContainerId,
-        /// Why.
-        source: SpecError,
-    },
-    /// A block device of the host that it wants is not usable.
-    #[error("container {container} cannot have its block device {}", path.display())]
-    HostDisk {
-        /// The container.
-        container: ContainerId,
-        /// Where it wants it.
-        path: std::path::PathBuf,
-        /// Why.
-        source: BlockError,
-    },
-    /// A block device could not be attached to the VM.
-    #[error("container {container} cannot have its block devices: {reason}")]
-    Attach {
-        /// The container.
-        container: ContainerId,
-        /// Whose fault it is.
-        blame: Blame,
-        /// What failed, causes included.
-        reason: String,
-    },
-    /// A block device could not be unplugged.
-    #[error("container {container} has gone, but its block devices are not unplugged yet: {reason}")]
-    Detach {
-        /// The container.
-        container: ContainerId,
-        /// What failed, causes included.
-        reason: String,
-    },
-    /// Its mounts could not be made.
-    #[error("container {container}: {reason}")]
-    Mount {
-        /// The container.
-        container: ContainerId,
-        /// Whose fault it is.
-        blame: Blame,
-        /// What failed, causes included.
-        reason: String,
-    },
+    /// What was asked about a container.
+    #[error(transparent)]
+    Container(ContainerError),
     /// The pod's resources cannot be changed that way; they are what they were.
     #[error("sandbox {id} keeps its resources: {reason}")]
     Unchangeable {
@@ -143,11 +81,21 @@ pub enum SandboxError {
     },
 }
 
-/// Whose fault a failure is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blame {
-    /// The request asks for what cannot be had, however often it is repeated.
-    Caller,
-    /// The host or one of its processes failed.
-    Host,
+impl From<ContainerError> for SandboxError {
+    fn from(error: ContainerError) -> Self {
+        match error {
+            ContainerError::Ended(id) => Self::Gone(id),
+            ContainerError::Busy(id) => Self::Busy(id),
+            other @ (ContainerError::NotRunning { .. }
+            | ContainerError::Releasing(_)
+            | ContainerError::Record { .. }
+            | ContainerError::ReadBundle { .. }
+            | ContainerError::Spec { .. }
+            | ContainerError::HostDisk { .. }
+            | ContainerError::Attach { .. }
+            | ContainerError::Detach { .. }
+            | ContainerError::Mount { .. }
+            | ContainerError::Shared(_)) => Self::Container(other),
+        }
+    }
 }

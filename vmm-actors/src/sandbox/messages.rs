@@ -1,7 +1,6 @@
 //! What a sandbox hears.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use actix::Message;
@@ -10,7 +9,7 @@ use serde::Serialize;
 use super::error::SandboxError;
 use super::state::Event;
 use crate::ask::Command;
-use crate::id::ContainerId;
+use crate::containers::{ContainerError, ContainerRequest, PreparedContainer};
 use crate::pod_spec::Resources;
 use crate::vm::Size;
 
@@ -131,7 +130,7 @@ pub struct StepTime {
     pub micros: u64,
 }
 
-/// Make a container's mounts; answered with what the guest needs. A repeat joins the first or gets its answer.
+/// Make what a container needs; answered with what the guest must know. A repeat joins the first or gets its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrepareContainer {
     /// What.
@@ -139,60 +138,8 @@ pub struct PrepareContainer {
 }
 
 impl Command for PrepareContainer {
-    /// The answer.
     type Answer = PreparedContainer;
-    type Error = SandboxError;
-}
-
-/// A container as the Task API's Create describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerRequest {
-    /// The container.
-    pub id: ContainerId,
-    /// containerd's bundle, with `config.json`.
-    pub bundle: PathBuf,
-    /// The snapshotter's mounts of the root file system, outermost last.
-    pub rootfs: Vec<crate::mounts::RootfsMount>,
-    /// Stdin, stdout, stderr as containerd named them.
-    pub stdio: [String; 3],
-}
-
-/// What the guest needs to run a container.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PreparedContainer {
-    /// OCI runtime spec as JSON, fit for the guest.
-    pub spec: Vec<u8>,
-    /// Root file system as the guest sees it.
-    pub rootfs: String,
-    /// Unix sockets of the host that the container has.
-    pub sockets: Vec<crate::mounts::HostSocket>,
-    /// Volumes in memory that the container has.
-    pub memory: Vec<bulkhead_protocol::agent::MemoryVolume>,
-    /// Block devices that were attached to the VM for it.
-    pub disks: Vec<bulkhead_protocol::agent::Disk>,
-}
-
-/// Undo [`PrepareContainer`]. Unknown containers are fine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReleaseContainer {
-    /// The container.
-    pub id: ContainerId,
-}
-
-impl Command for ReleaseContainer {
-    /// The answer.
-    type Answer = ();
-    type Error = SandboxError;
-}
-
-/// The container's init runs as this pid in the guest.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct ContainerStarted {
-    /// The container.
-    pub id: ContainerId,
-    /// Its pid in the guest.
-    pub guest_pid: u32,
+    type Error = ContainerError;
 }
 
 /// Read the pod's figures on the host.

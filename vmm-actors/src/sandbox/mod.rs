@@ -1,10 +1,10 @@
 //! One pod's sandbox: its life cycle, its durable record, its children.
 //!
-//! - **Owns**: the record, the state machine, the callers that wait, and one child of each kind: `Cgroup`, `Network`,
-//!   `Mounts`, `Virtiofsd`, `Vm`, `Agent`, `Shim`.
+//! - **Owns**: the record, the state machine, the callers that wait, and one child of each kind: `Cgroup`, `Monitor`,
+//!   `Network`, `Containers`, `Mounts`, `Virtiofsd`, `Vm`, `Agent`, `Shim`.
 //! - **Hears**: [`Start`], [`Stop`], [`Shutdown`], [`Wait`], [`Observe`], [`Abandon`], [`Orphan`], [`Metrics`],
-//!   [`Update`], [`PrepareContainer`], [`ReleaseContainer`], [`ContainerStarted`]; the ends of VMM, virtiofsd and shim
-//!   proxy.
+//!   [`Update`], [`PrepareContainer`], and what else it passes on to `Containers`; the ends of VMM, virtiofsd and shim
+//!   proxy; new versions of its children's parts of the record.
 //! - **Tells**: its children, the callers that wait, and the registry when nothing is left of it.
 //! - **Ends when**: everything is released and the record is deleted.
 //! - **Queue**: 256. No handler waits: long work is a future whose result comes back as a message.
@@ -12,15 +12,11 @@
 //! The life cycle is the table in [`state`]; what a successor does with a record is decided in [`verdict`].
 
 mod actor;
-mod attachments;
 mod bring_up;
 mod child_events;
 mod children;
-mod container_table;
 mod containers;
-pub mod disks;
 mod error;
-mod hotplug;
 mod messages;
 mod metrics;
 mod observe;
@@ -35,15 +31,13 @@ pub mod state;
 mod timeline;
 mod update;
 pub mod verdict;
-mod waiters;
 
 pub use actor::Sandbox;
 pub use children::NodeContext;
-pub use error::{Blame, SandboxError};
+pub use error::SandboxError;
 pub use messages::{
-    Abandon, ContainerRequest, ContainerStarted, Exited, Metrics, Observe, Orphan, PodMetrics,
-    PrepareContainer, PreparedContainer, ReleaseContainer, Shutdown, Snapshot, Start, Started, StepTime,
-    Stop, Update, Wait,
+    Abandon, Exited, Metrics, Observe, Orphan, PodMetrics, PrepareContainer, Shutdown, Snapshot, Start,
+    Started, StepTime, Stop, Update, Wait,
 };
 pub use origin::Origin;
 

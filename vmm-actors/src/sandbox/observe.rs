@@ -59,7 +59,7 @@ impl Sandbox {
             pod: format!("{}/{}", self.record.pod.namespace, self.record.pod.name),
             vmm,
             size,
-            containers: self.record.containers.keys().map(ToString::to_string).collect(),
+            containers: self.record.containers.by_id.keys().map(ToString::to_string).collect(),
             steps: self.timeline.steps(),
         }
     }

@@ -2,22 +2,23 @@
 
 mod store;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bulkhead_config::{Settings, WithoutOverhead};
 use serde::{Deserialize, Serialize};
 
-pub use store::{Broken, Found, RecordError, Store};
+pub use store::{Broken, Found, Store};
 
-use super::disks::Disks;
+pub use crate::record_part::RecordError;
+
 use super::request::CreateSandbox;
 use super::sizing::{Basis, size_of};
 use super::state::{Cause, Class};
 use crate::cgroup::{self, CgroupError, CgroupRecord, Limits};
+use crate::containers::ContainersRecord;
 use crate::host::process::boot_id;
-use crate::id::{ContainerId, ContainerdNamespace, SandboxId, VmId};
+use crate::id::{ContainerdNamespace, SandboxId, VmId};
 use crate::network::{self, NetworkRecord};
 use crate::pod_spec::PodSpec;
 use crate::runtime_dir::{PodDir, VmDir};
@@ -64,15 +65,13 @@ pub struct Record {
     pub virtiofsd: Option<VirtiofsdRecord>,
     /// The shim proxy, once started.
     pub shim: Option<ShimRecord>,
-    /// Block devices of the host that are, or may be, attached to the VM.
-    #[serde(default)]
-    pub disks: Disks,
     /// Its volumes in memory are tmpfs of the guest, whose agent can make them. Not so in records of releases that shared
     /// the node's with it.
     #[serde(default)]
     pub guest_memory_volumes: bool,
-    /// Containers whose mounts exist or may exist.
-    pub containers: BTreeMap<ContainerId, ContainerRecord>,
+    /// Its containers, and what is attached to the VM for them.
+    #[serde(flatten)]
+    pub containers: ContainersRecord,
 }
 
 impl Record {
@@ -99,9 +98,8 @@ impl Record {
             vm: None,
             virtiofsd: None,
             shim: None,
-            disks: Disks::default(),
             guest_memory_volumes: false,
-            containers: BTreeMap::new(),
+            containers: ContainersRecord::default(),
             containerd_namespace,
             id,
         })
@@ -205,18 +203,6 @@ pub enum Phase {
         /// When.
         at: Nanos,
     },
-}
-
-/// One container of the pod.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ContainerRecord {
-    /// containerd's bundle.
-    pub bundle: PathBuf,
-    /// The container's stdio as containerd named it: stdin, stdout, stderr; empty where there is none.
-    pub stdio: [String; 3],
-    /// Pid of its init in the guest, once it runs.
-    pub guest_pid: Option<u32>,
 }
 
 /// A point in time, nanoseconds since the Unix epoch.

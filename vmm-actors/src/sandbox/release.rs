@@ -9,6 +9,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
 
+use actix::{Handler, Message};
 use bulkhead_protocol::KILLED_STATUS;
 use bulkhead_protocol::error::chain;
 use tokio::time::timeout;
@@ -18,9 +19,10 @@ use super::children::Children;
 use super::record::{Nanos, Record};
 use super::state::Cause;
 use crate::ask::ask;
+use crate::containers::Containers;
 use crate::host::dir::{self, DirError};
 use crate::trace::{self, Step};
-use crate::{agent, cgroup, mounts, network, shim, virtiofsd, vm};
+use crate::{agent, cgroup, containers, mounts, network, shim, virtiofsd, vm};
 
 /// How long the agent may take to answer that it heard of the end.
 const AGENT_HEARS: Duration = Duration::from_secs(2);
@@ -69,6 +71,7 @@ impl Release {
 
     async fn parts(&self) -> Vec<String> {
         let mut left = Vec::new();
+        self.tell_containers(containers::Close).await;
         let grace = self.end_guest().await;
         let shim = self.tell_shim().await;
         let vm = ask(&self.children.vm, vm::Shutdown { grace });
@@ -84,6 +87,7 @@ impl Release {
         if self.scope == Scope::Everything || self.is_idle(shim).await {
             self.release_last(&mut left).await;
         }
+        self.tell_containers(containers::Forget).await;
         left
     }
 
@@ -111,6 +115,17 @@ impl Release {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, StepError<E>> {
         trace::step(&self.call, name, in_time(deadline, work)).await
+    }
+
+    /// What it is told must not be lost: it waits for room in the mailbox, which nothing there keeps from being read.
+    async fn tell_containers<M>(&self, message: M)
+    where
+        M: Message<Result = ()> + Send + 'static,
+        Containers: Handler<M>,
+    {
+        if self.children.containers.send(message).await.is_err() {
+            debug!("the containers' actor has ended before its sandbox");
+        }
     }
 
     /// A guest that still answers ends its containers, syncs and powers off; one that does not is not waited for.

@@ -4,11 +4,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_protocol::error::chain;
 use serde_json::json;
+use vmm_actors::containers::{ContainerError, ContainerRequest, PreparedContainer};
 use vmm_actors::id::ContainerId;
 use vmm_actors::mounts::RootfsMount;
+use vmm_actors::sandbox::SandboxError;
 use vmm_actors::sandbox::record::Phase;
-use vmm_actors::sandbox::{ContainerRequest, PreparedContainer, SandboxError};
 use vmm_actors::testing::FakeDriver;
 
 use crate::node::{Node, Service, sandbox};
@@ -66,7 +68,7 @@ fn in_share(node: &Node, id: &str, path: &str) -> PathBuf {
 }
 
 pub(crate) fn recorded(node: &Node) -> Vec<String> {
-    node.record("p").unwrap().containers.keys().map(ToString::to_string).collect()
+    node.record("p").unwrap().containers.by_id.keys().map(ToString::to_string).collect()
 }
 
 pub(crate) async fn running(node: &Node) -> Service {
@@ -215,10 +217,13 @@ async fn a_bundle_without_a_spec_is_named_and_leaves_nothing() {
     let config = request.bundle.join("config.json");
     std::fs::remove_file(&config).unwrap();
     let error = service.prepare(&request).await.unwrap_err();
-    assert!(matches!(&error, SandboxError::ReadBundle { path, .. } if *path == config), "{error}");
+    assert!(
+        matches!(&error, SandboxError::Container(ContainerError::ReadBundle { path, .. }) if *path == config),
+        "{error}"
+    );
     std::fs::write(&config, "no json").unwrap();
     let error = service.prepare(&request).await.unwrap_err();
-    assert!(matches!(error, SandboxError::Spec { .. }), "{error}");
+    assert!(matches!(error, SandboxError::Container(ContainerError::Spec { .. })), "{error}");
     assert!(service.status("p").await.unwrap().containers.is_empty());
     service.prepare(&bundle(&node, "c1")).await.unwrap();
     service.shutdown("p").await;
@@ -233,12 +238,12 @@ async fn a_mount_that_fails_takes_the_others_with_it() {
     let mut request = bundle(&node, "c1");
     let image = request.rootfs[0].source.clone();
     request.rootfs[0].source = "/nonexistent/image".to_owned();
-    let error = service.prepare(&request).await.unwrap_err().to_string();
+    let error = chain(&service.prepare(&request).await.unwrap_err());
     assert!(error.contains("c1") && error.contains("/nonexistent/image"), "{error}");
 
     request.rootfs[0].source = image;
     std::fs::remove_dir_all(node.root.path().join("volumes/c1")).unwrap();
-    let error = service.prepare(&request).await.unwrap_err().to_string();
+    let error = chain(&service.prepare(&request).await.unwrap_err());
     assert!(error.contains("volumes/c1"), "{error}");
     assert_eq!(node.mounts(), before);
 
@@ -254,10 +259,16 @@ async fn only_a_running_pod_takes_containers() {
     let request = bundle(&node, "c1");
     assert!(matches!(service.prepare(&request).await, Err(SandboxError::NotFound(_))));
     service.create("p").await.unwrap();
-    assert!(matches!(service.prepare(&request).await, Err(SandboxError::NotRunning { .. })));
+    assert!(matches!(
+        service.prepare(&request).await,
+        Err(SandboxError::Container(ContainerError::NotRunning { .. }))
+    ));
     service.start("p").await.unwrap();
     service.stop("p").await;
-    assert!(matches!(service.prepare(&request).await, Err(SandboxError::NotRunning { .. })));
+    assert!(matches!(
+        service.prepare(&request).await,
+        Err(SandboxError::Container(ContainerError::NotRunning { .. }))
+    ));
     service.release("c1").await.unwrap();
     service.shutdown("p").await;
     service.release("c1").await.unwrap();
@@ -286,7 +297,10 @@ async fn a_prepare_under_way_is_told_of_the_stop() {
     let request = bundle(&node, "c1");
     let (prepared, ()) = tokio::join!(biased; service.prepare(&request), service.stop("p"));
     if let Err(error) = prepared {
-        assert!(matches!(error, SandboxError::Gone(_) | SandboxError::Mount { .. }), "{error}");
+        assert!(
+            matches!(error, SandboxError::Gone(_) | SandboxError::Container(ContainerError::Mount { .. })),
+            "{error}"
+        );
     }
     assert!(node.mounts().is_empty(), "{:?}", node.mounts());
     service.shutdown("p").await;

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use bulkhead_protocol::error::chain;
 use serde_json::{Value, json};
+use vmm_actors::containers::{ContainerError, ContainerRecord, ContainerRequest};
 use vmm_actors::host::block::{BlockDevice, Number};
-use vmm_actors::sandbox::record::ContainerRecord;
-use vmm_actors::sandbox::{Blame, ContainerRequest, SandboxError};
+use vmm_actors::sandbox::SandboxError;
 use vmm_actors::testing::{FakeDriver, Fault};
 use vmm_actors::vm::{Access, Disk};
 
@@ -54,17 +55,19 @@ fn plugged(service: &Service) -> Vec<String> {
     service.driver.disks().into_iter().map(|disk| disk.id).collect()
 }
 
-/// Decided by what the pod was made with, and before anything is recorded or asked of the VMM.
+/// Decided by what the pod was made with, and before any disk is recorded or the VMM is asked.
 #[actix::test]
 async fn a_pod_made_without_block_volumes_takes_none_and_says_what_to_do() {
     let (Some(mut node), Some([(one, _), _])) = (Node::new(), two_devices()) else { return };
     node.place.settings.vm.block_volumes = false;
     let service = running(&node).await;
     let error = service.prepare(&wanting(&node, "a", &[(one, "rw")])).await.unwrap_err();
-    assert!(matches!(&error, SandboxError::Attach { blame: Blame::Caller, .. }), "{error}");
-    assert!(error.to_string().contains("set it to true"), "{error}");
+    let text = chain(&error);
+    let SandboxError::Container(error @ ContainerError::Attach { .. }) = error else { panic!("{text}") };
+    assert!(error.is_callers(), "{text}");
+    assert!(text.contains("set it to true"), "{text}");
     assert_eq!(service.driver.disk_calls(), [] as [String; 0]);
-    assert_eq!(node.record("p").unwrap().disks.count(), 0);
+    assert_eq!(node.record("p").unwrap().containers.disks.count(), 0);
     service.prepare(&wanting(&node, "b", &[])).await.unwrap();
     service.shutdown("p").await;
     node.assert_nothing_left();
@@ -89,7 +92,7 @@ async fn a_device_is_plugged_in_once_and_goes_with_its_last_container() {
     assert_eq!((&disks[0].path, disks[0].access), (&device.path, Access::ReadWrite));
     assert_eq!(disks[0].logical_block_size, device.logical_block_size);
     assert_eq!(disks[1].access, Access::ReadOnly);
-    assert_eq!(node.record("p").unwrap().disks.count(), 2);
+    assert_eq!(node.record("p").unwrap().containers.disks.count(), 2);
 
     let (second, third) = (wanting(&node, "c2", &[(one, "mrw")]), wanting(&node, "c3", &[(one, "rw")]));
     let (second, third) = tokio::join!(service.prepare(&second), service.prepare(&third));
@@ -131,8 +134,8 @@ async fn a_device_that_fails_takes_the_others_with_it() {
     let mounts = node.mounts();
     let request = wanting(&node, "c1", &[(one, "rw"), (two, "rw")]);
     let error = service.prepare(&request).await.unwrap_err();
-    let text = bulkhead_protocol::error::chain(&error);
-    assert!(matches!(error, SandboxError::Attach { .. }), "{error}");
+    let text = chain(&error);
+    assert!(matches!(error, SandboxError::Container(ContainerError::Attach { .. })), "{error}");
     assert!(text.contains(&bad.path.display().to_string()) && text.contains("/dev/block1"), "{text}");
     assert!(!text.contains(&format!("{} for", device.path.display())), "{text}");
     assert_eq!((plugged(&service), node.mounts()), (Vec::new(), mounts));
@@ -161,8 +164,8 @@ async fn a_device_that_is_not_there_is_named() {
     let service = running(&node).await;
     let nobodys = Number { major: 4095, minor: 77 };
     let error = service.prepare(&wanting(&node, "c1", &[(nobodys, "rw")])).await.unwrap_err();
-    let text = bulkhead_protocol::error::chain(&error);
-    assert!(matches!(error, SandboxError::HostDisk { .. }), "{error}");
+    let text = chain(&error);
+    assert!(matches!(error, SandboxError::Container(ContainerError::HostDisk { .. })), "{error}");
     assert!(text.contains("4095:77") && text.contains("/dev/block0"), "{text}");
     assert!(recorded(&node).is_empty() && service.driver.disk_calls().is_empty());
     service.shutdown("p").await;
@@ -176,8 +179,8 @@ async fn a_disk_that_stays_is_said_and_tried_again() {
     service.run("p").await.unwrap();
     service.prepare(&wanting(&node, "c1", &[(one, "rw")])).await.unwrap();
     let error = service.release("c1").await.unwrap_err();
-    assert!(matches!(error, SandboxError::Detach { .. }), "{error}");
-    assert_eq!(node.record("p").unwrap().disks.count(), 1);
+    assert!(matches!(error, SandboxError::Container(ContainerError::Detach { .. })), "{error}");
+    assert_eq!(node.record("p").unwrap().containers.disks.count(), 1);
     service.driver.heal_disks();
     service.release("c1").await.unwrap();
     assert!(plugged(&service).is_empty());
@@ -190,7 +193,7 @@ async fn a_guest_of_an_older_image_is_not_relied_on() {
     let (Some(node), Some([(one, _), _])) = (Node::new(), two_devices()) else { return };
     let service = node.serve(FakeDriver::default().then(Fault::OldAgent));
     service.run("p").await.unwrap();
-    let error = service.prepare(&wanting(&node, "c1", &[(one, "rw")])).await.unwrap_err().to_string();
+    let error = chain(&service.prepare(&wanting(&node, "c1", &[(one, "rw")])).await.unwrap_err());
     assert!(error.contains("guest image"), "{error}");
     service.prepare(&bundle(&node, "c2")).await.unwrap();
     service.shutdown("p").await;
@@ -208,11 +211,11 @@ async fn a_successor_knows_what_is_plugged_in_and_unplugs_what_nobody_has() {
         let Number { major, minor } = device;
         json!({"number": number, "major": major, "minor": minor, "access": "read-write", "users": users})
     };
-    record.disks = serde_json::from_value(json!({
+    record.containers.disks = serde_json::from_value(json!({
         "next": 9, "disks": [disk(3, one, &["c1"]), disk(8, two, &[])],
     }))
     .unwrap();
-    record.containers.insert(container("c1"), ContainerRecord::default());
+    record.containers.by_id.insert(container("c1"), ContainerRecord::default());
     node.store().save(&record).unwrap();
     let known = |id: &str, slot| Disk {
         id: id.to_owned(),
@@ -225,7 +228,7 @@ async fn a_successor_knows_what_is_plugged_in_and_unplugs_what_nobody_has() {
     let service = node.serve(FakeDriver::default().with_disks(vec![known("disk3", 3), known("disk8", 8)]));
     assert_eq!(service.report.adopted, [sandbox("p")]);
     let begin = Instant::now();
-    while plugged(&service) != ["disk3"] || node.record("p").unwrap().disks.count() != 1 {
+    while plugged(&service) != ["disk3"] || node.record("p").unwrap().containers.disks.count() != 1 {
         assert!(begin.elapsed() < PATIENCE, "{:?}", plugged(&service));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -253,7 +256,7 @@ async fn a_stopped_pod_has_no_disks() {
     service.stop("p").await;
     service.release("c1").await.unwrap();
     let begin = Instant::now();
-    while node.record("p").unwrap().disks.count() != 0 {
+    while node.record("p").unwrap().containers.disks.count() != 0 {
         assert!(begin.elapsed() < PATIENCE, "a stopped pod has disks");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

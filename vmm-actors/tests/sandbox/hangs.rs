@@ -207,7 +207,7 @@ async fn mounts_that_hang_are_named_and_everything_else_released() {
     let preparing = service.sandboxes.clone();
     let preparing =
         tokio::spawn(async move { preparing.prepare_container(&sandbox("p"), request).await.map(drop) });
-    let prepared = || node.record("p").is_some_and(|record| !record.containers.is_empty());
+    let prepared = || node.record("p").is_some_and(|record| !record.containers.by_id.is_empty());
     wait_for("the container's record", prepared).await;
 
     let stopping = stop(&service);

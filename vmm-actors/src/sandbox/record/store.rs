@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Nanos, Record};
 use crate::id::SandboxId;
+use crate::record_part::RecordError;
 
 /// StartMode word of the header line.
 const MAGIC: &str = "bulkhead-sandbox";
@@ -26,43 +27,6 @@ struct Header {
     version: u32,
     length: u64,
     crc32: u32,
-}
-
-/// What went wrong with a record's file.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// The directory could not be made or listed.
-    #[error("cannot use the state directory {path}; it must be a writable directory on a local disk")]
-    OpenDirectory {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The record could not be made durable.
-    #[error("cannot write the sandbox's record {path}; is the disk full or read-only?")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The record could not be turned into JSON.
-    #[error("cannot encode the record of sandbox {id}")]
-    Encode {
-        /// The sandbox.
-        id: SandboxId,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// The record could not be deleted.
-    #[error("cannot delete the sandbox's record {path}")]
-    Delete {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
 }
 
 /// Why a record's file is no record.

@@ -71,7 +71,7 @@ fn slot(number: u32) -> u8 {
 /// Every target of the controller is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a pod can have {SLOTS} block devices at a time, and has them")]
-pub(super) struct TooMany;
+pub struct TooMany;
 
 impl Disks {
     /// The container wants these devices and no others: answers the disk for each, in order. One that a container has

@@ -2,20 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use futures::future::{LocalBoxFuture, Shared};
 
-use super::error::Blame;
+use crate::ask::AskError;
+use crate::vm::VmError;
 
 /// What became, or will become, of attaching a disk. Whoever wants the disk waits for the same outcome.
-pub(super) type Attachment = Shared<LocalBoxFuture<'static, Result<(), NotAttached>>>;
-
-/// Why a disk is not attached. Can be told to more than one.
-#[derive(Debug, Clone)]
-pub(super) struct NotAttached {
-    pub(super) blame: Blame,
-    pub(super) reason: String,
-}
+pub(super) type Attachment = Shared<LocalBoxFuture<'static, Result<(), Arc<AskError<VmError>>>>>;
 
 /// The attachments of this process, by the disk's number. A disk that a previous process recorded has none: attaching what
 /// is there already is harmless.
