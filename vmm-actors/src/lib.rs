@@ -29,6 +29,7 @@ pub mod orphan;
 mod pod_spec;
 pub mod record_part;
 pub mod registry;
+pub mod resize;
 pub mod runtime_dir;
 pub mod sandbox;
 mod sandboxes;

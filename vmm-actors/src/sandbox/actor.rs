@@ -16,13 +16,13 @@ use super::origin::{Left, Origin, Place, StartMode};
 use super::record::{Nanos, Phase, Record, RecordError};
 use super::recorder::Recorder;
 use super::release::{Release, Scope};
-use super::sizing::beyond_the_pod;
 use super::state::{Cause, Class, Effect, Event, State};
 use super::timeline::Timeline;
 use crate::ask::{Request, tell};
 use crate::containers::DetachUnused;
 use crate::id::SandboxId;
 use crate::record_part::RecordHandle;
+use crate::resize::beyond_the_pod;
 use crate::waiters::Waiters;
 
 /// Requests of one pod that may wait: kubelet asks for Status often, and every container adds a few calls.

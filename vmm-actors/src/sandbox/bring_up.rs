@@ -160,8 +160,8 @@ impl BringUp {
     }
 
     async fn cgroup(&self) -> Result<CgroupProcs, BringUpError> {
-        let limits = self.record.host_limits(&self.node.settings);
-        let needed_bytes = self.record.needed_bytes(&self.node.settings);
+        let allotment = self.record.allotment(&self.node.settings);
+        let (limits, needed_bytes) = (allotment.host_limits(), allotment.needed_bytes());
         let created = ask(&self.children.cgroup, cgroup::Create { limits, needed_bytes });
         let procs = self.timeline.step("cgroup", created).await.map_err(BringUpError::Cgroup)?;
         self.children.watch_memory();

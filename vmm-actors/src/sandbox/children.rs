@@ -17,6 +17,7 @@ use crate::monitor::{self, Monitor};
 use crate::mounts::Mounts;
 use crate::network::Network;
 use crate::record_part::RecordHandle;
+use crate::resize;
 use crate::shim::{self, Shim, ShimSpec};
 use crate::telemetry::Telemetry;
 use crate::virtiofsd::{self, Virtiofsd};
@@ -90,6 +91,12 @@ impl Children {
             shim: start_shim(node, record, parent, &mut gone),
         };
         (children, gone)
+    }
+
+    /// Those that are asked when the pod's limits change.
+    pub(super) fn of_resize(&self) -> resize::Actors {
+        let (vm, agent, cgroup) = (self.vm.clone(), self.agent.clone(), self.cgroup.clone());
+        resize::Actors { vm, agent, cgroup }
     }
 
     /// Has the host's memory watched for the pod, whose cgroup is there.

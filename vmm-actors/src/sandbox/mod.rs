@@ -25,8 +25,6 @@ pub mod record;
 mod recorder;
 mod release;
 mod request;
-mod resize;
-mod sizing;
 pub mod state;
 mod timeline;
 mod update;
@@ -42,6 +40,5 @@ pub use messages::{
 pub use origin::Origin;
 
 pub use request::CreateSandbox;
-pub use sizing::Basis;
 
 pub(crate) use origin::{Left, Place};

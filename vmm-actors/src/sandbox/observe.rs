@@ -8,8 +8,8 @@ use actix::{Context, Handler};
 use super::actor::Sandbox;
 use super::messages::{Observe, Snapshot};
 use super::record::{Nanos, Record};
-use super::sizing::beyond_the_pod;
 use super::state::State;
+use crate::resize::beyond_the_pod;
 
 impl Sandbox {
     pub(super) fn end_time(&self) -> Nanos {

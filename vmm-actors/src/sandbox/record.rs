@@ -13,7 +13,6 @@ pub use store::{Broken, Found, Store};
 pub use crate::record_part::RecordError;
 
 use super::request::CreateSandbox;
-use super::sizing::{Basis, size_of};
 use super::state::{Cause, Class};
 use crate::cgroup::{self, CgroupError, CgroupRecord, Limits};
 use crate::containers::ContainersRecord;
@@ -21,6 +20,7 @@ use crate::host::process::boot_id;
 use crate::id::{ContainerdNamespace, SandboxId, VmId};
 use crate::network::{self, NetworkRecord};
 use crate::pod_spec::PodSpec;
+use crate::resize::{Allotment, Basis, size_of};
 use crate::runtime_dir::{PodDir, VmDir};
 use crate::shim::ShimRecord;
 use crate::virtiofsd::VirtiofsdRecord;
@@ -123,27 +123,25 @@ impl Record {
         self.basis.unwrap_or_else(guess)
     }
 
-    /// What the host must give the pod's VM, in bytes.
-    pub(super) fn needed_bytes(&self, settings: &Settings) -> u64 {
-        Limits::needed_bytes(self.size(settings).memory_bytes())
+    /// What the pod is given of its host.
+    pub(super) fn allotment(&self, settings: &Settings) -> Allotment {
+        Allotment {
+            resources: self.pod.resources.clone(),
+            overhead: self.pod.overhead.clone(),
+            basis: self.basis(settings),
+            size: self.size(settings),
+            outside: self.cgroup.outside,
+            has_parent: !self.pod.cgroup_parent.is_empty(),
+        }
     }
 
-    /// What kubelet makes, or is about to make, of the memory limit of the cgroup right above, in bytes. None where that
-    /// is not the pod's own, or nobody has named the limit.
-    pub(super) fn planned_bytes(&self) -> Option<u64> {
-        let PodSpec { resources, overhead, cgroup_parent, .. } = &self.pod;
-        let limit = u64::try_from(resources.memory_limit_bytes).ok().filter(|limit| *limit > 0)?;
-        let overhead = u64::try_from(overhead.memory_limit_bytes).unwrap_or(0);
-        let below_the_pods = !cgroup_parent.is_empty() && !self.cgroup.outside;
-        below_the_pods.then_some(limit.saturating_add(overhead))
-    }
-
-    /// What the pod may use of the host.
-    pub(super) fn host_limits(&self, settings: &Settings) -> Limits {
-        let guest = self.size(settings).memory_bytes();
-        let limits = Limits::for_pod(&self.pod.resources, &self.pod.overhead, guest);
-        // Beside the pod's cgroup, nothing that was made for the pod bounds it.
-        if self.cgroup.outside { limits.bounded_for(guest) } else { limits }
+    /// The pod is given something else of the host.
+    pub(super) fn allot(&mut self, allotment: Allotment) {
+        let Allotment { resources, overhead, basis, size, outside: _, has_parent: _ } = allotment;
+        self.pod.resources = resources;
+        self.pod.overhead = overhead;
+        self.basis = Some(basis);
+        self.size = Some(size);
     }
 }
 

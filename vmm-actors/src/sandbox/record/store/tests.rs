@@ -117,3 +117,27 @@ fn a_record_from_before_namespaces_were_kept_is_cris() {
     let old: Record = serde_json::from_value(json).unwrap();
     assert_eq!(old.containerd_namespace.as_str(), "k8s.io");
 }
+
+#[test]
+fn what_is_said_of_containers_lies_flat_in_the_record_as_it_always_did() {
+    let with_container = serde_json::json!({
+        "c1": { "bundle": "/bundles/c1", "stdio": ["", "/out", ""], "guest_pid": 7 },
+    });
+    let disks = serde_json::json!({
+        "next": 4,
+        "disks": [{ "number": 3, "major": 7, "minor": 0, "access": "read-write", "users": ["c1"] }],
+    });
+    let mut json = serde_json::to_value(record("pod")).unwrap();
+    let body = json.as_object_mut().unwrap();
+    assert_eq!(body["containers"], serde_json::json!({}));
+    body.insert("containers".to_owned(), with_container.clone());
+    body.insert("disks".to_owned(), disks.clone());
+    let read: Record = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(read.containers.by_id.len(), 1);
+    assert_eq!(read.containers.disks.count(), 1);
+    assert_eq!(serde_json::to_value(&read).unwrap(), json);
+    // Of a release without block volumes.
+    json.as_object_mut().unwrap().remove("disks").unwrap();
+    let old: Record = serde_json::from_value(json).unwrap();
+    assert_eq!((old.containers.by_id, old.containers.disks.count()), (read.containers.by_id, 0));
+}

@@ -35,7 +35,7 @@ impl From<&Vm> for Basis {
 
 impl Basis {
     /// The most of this that a pod with these limits and a VM of this size can have been made by.
-    pub(super) fn within(self, size: Size, pod: &Resources) -> Self {
+    pub(crate) fn within(self, size: Size, pod: &Resources) -> Self {
         let memory_mib = NonZeroU32::new(size.memory_mib.get().saturating_sub(self.limit_mib(pod)));
         Self {
             vcpus: self.vcpus.min(size.vcpus),
@@ -52,7 +52,7 @@ impl Basis {
 }
 
 /// The size of the VM of a pod with these limits.
-pub(super) fn size_of(pod: &Resources, basis: Basis) -> Size {
+pub(crate) fn size_of(pod: &Resources, basis: Basis) -> Size {
     let cpus = if pod.cpu_quota > 0 && pod.cpu_period > 0 { whole(pod.cpu_quota, pod.cpu_period) } else { 0 };
     Size {
         vcpus: NonZeroU32::new(cpus).map_or(basis.vcpus, |cpus| cpus.max(basis.vcpus)),
@@ -61,7 +61,7 @@ pub(super) fn size_of(pod: &Resources, basis: Basis) -> Size {
 }
 
 /// What an operator should know of a pod whose VM may use more of the host than the pod's limit and overhead say.
-pub(super) fn beyond_the_pod(cgroup: &CgroupRecord, pod: &PodSpec, size: Size) -> Option<String> {
+pub(crate) fn beyond_the_pod(cgroup: &CgroupRecord, pod: &PodSpec, size: Size) -> Option<String> {
     outside(cgroup, size).or_else(|| raised(pod, size))
 }
 

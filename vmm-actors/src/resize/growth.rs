@@ -3,7 +3,6 @@
 use actix::Addr;
 use bulkhead_protocol::error::chain;
 
-use super::children::Children;
 use crate::agent::{self, Agent, Capacity};
 use crate::ask::{AskError, ask};
 use crate::vm::{self, Size, Vm, VmError};
@@ -24,31 +23,35 @@ pub(super) struct Resize {
 
 /// A growth that did not come about.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct ResizeFailed {
+pub(crate) struct ResizeFailed {
     /// Why, for people.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// What the VM has now.
-    pub(super) has: Size,
+    pub(crate) has: Size,
 }
 
 impl Resize {
     /// Asks both. Nothing is changed.
-    pub(super) async fn prepare(children: &Children, from: Size, to: Size) -> Result<Self, String> {
-        let (vm, agent) = (children.vm.clone(), children.agent.clone());
+    pub(super) async fn prepare(
+        vm: &Addr<Vm>,
+        agent: &Addr<Agent>,
+        from: Size,
+        to: Size,
+    ) -> Result<Self, String> {
         let refused = |why: String| {
             let growth = from.growth(to);
             format!(
                 "its VM would have to grow, {growth}: {why}; nothing was changed, a new pod would have it"
             )
         };
-        let sizes = ask(&vm, vm::Measure).await;
+        let sizes = ask(vm, vm::Measure).await;
         let limit = sizes.map_err(|failed| refused(chain(&failed)))?.limit;
         if !limit.holds(to) {
             return Err(refused(chain(&VmError::NoRoom { wanted: to, limit })));
         }
-        let guest = ask(&agent, agent::Grow { to: None }).await;
+        let guest = ask(agent, agent::Grow { to: None }).await;
         let guest = guest.map_err(|failed| refused(chain(&failed)))?;
-        Ok(Self { vm, agent, from, to, guest })
+        Ok(Self { vm: vm.clone(), agent: agent.clone(), from, to, guest })
     }
 
     /// Makes it so, and believes it when the guest says so. On error the VM is what [`ResizeFailed`] says.
