@@ -1,7 +1,7 @@
 //! What can be wrong with a request to a sandbox.
 
+use super::lifecycle::state::{Cause, Refused};
 use super::record::RecordError;
-use super::state::{Cause, Refused};
 use crate::containers::ContainerError;
 use crate::id::SandboxId;
 

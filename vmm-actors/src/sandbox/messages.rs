@@ -7,7 +7,8 @@ use actix::Message;
 use serde::Serialize;
 
 use super::error::SandboxError;
-use super::state::Event;
+use super::lifecycle::state::Event;
+use super::lifecycle::timeline::StepTime;
 use crate::ask::Command;
 use crate::containers::{ContainerError, ContainerRequest, PreparedContainer};
 use crate::pod_spec::Resources;
@@ -117,17 +118,6 @@ pub struct Snapshot {
     pub containers: Vec<String>,
     /// How long each step of coming up took, in the order of their ends.
     pub steps: Vec<StepTime>,
-}
-
-/// One step of coming up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct StepTime {
-    /// Name of the step.
-    pub step: &'static str,
-    /// From Create to the step's begin, in microseconds.
-    pub begin_micros: u64,
-    /// How long it took, in microseconds.
-    pub micros: u64,
 }
 
 /// Make what a container needs; answered with what the guest must know. A repeat joins the first or gets its answer.

@@ -9,36 +9,28 @@
 //! - **Ends when**: everything is released and the record is deleted.
 //! - **Queue**: 256. No handler waits: long work is a future whose result comes back as a message.
 //!
-//! The life cycle is the table in [`state`]; what a successor does with a record is decided in [`verdict`].
+//! | folder | what is in it |
+//! |---|---|
+//! | `lifecycle/` | the table of [`state`]s, the [`verdict`] on what a predecessor left, the way up, the way down |
+//! | `record/` | the durable [`record`], its file, and the order in which its versions are saved |
+//! | `actor/` | the actor: what it does about each request, each event, each word of a child |
 
 mod actor;
-mod bring_up;
-mod child_events;
 mod children;
-mod containers;
 mod error;
+pub mod lifecycle;
 mod messages;
-mod metrics;
-mod observe;
-mod origin;
 pub mod record;
-mod recorder;
-mod release;
-mod request;
-pub mod state;
-mod timeline;
-mod update;
-pub mod verdict;
 
-pub use actor::Sandbox;
+pub use actor::{Origin, Sandbox};
 pub use children::NodeContext;
 pub use error::SandboxError;
+pub use lifecycle::timeline::StepTime;
+pub use lifecycle::{state, verdict};
 pub use messages::{
     Abandon, Exited, Metrics, Observe, Orphan, PodMetrics, PrepareContainer, Shutdown, Snapshot, Start,
-    Started, StepTime, Stop, Update, Wait,
+    Started, Stop, Update, Wait,
 };
-pub use origin::Origin;
+pub use record::CreateSandbox;
 
-pub use request::CreateSandbox;
-
-pub(crate) use origin::{Left, Place};
+pub(crate) use actor::{Left, Place};

@@ -14,7 +14,7 @@ use super::{Nanos, Record};
 use crate::id::SandboxId;
 use crate::record_part::RecordError;
 
-/// StartMode word of the header line.
+/// First word of the header line.
 const MAGIC: &str = "bulkhead-sandbox";
 /// Newest version of the body that this build reads and the one it writes.
 const VERSION: u32 = 1;

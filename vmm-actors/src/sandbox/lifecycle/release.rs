@@ -15,12 +15,12 @@ use bulkhead_protocol::error::chain;
 use tokio::time::timeout;
 use tracing::{Span, debug, warn};
 
-use super::children::Children;
-use super::record::{Nanos, Record};
 use super::state::Cause;
 use crate::ask::ask;
 use crate::containers::Containers;
 use crate::host::dir::{self, DirError};
+use crate::sandbox::children::Children;
+use crate::sandbox::record::{Nanos, Record};
 use crate::trace::{self, Step};
 use crate::{agent, cgroup, containers, mounts, network, shim, virtiofsd, vm};
 
@@ -35,7 +35,7 @@ const STEP: Duration = Duration::from_secs(15);
 
 /// How much is released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scope {
+pub(in crate::sandbox) enum Scope {
     /// The VM and all it used. A shim proxy that still answers for containers stays, with cgroup and directory:
     /// containerd fetches their exit from it.
     Stop,
@@ -44,19 +44,19 @@ pub(super) enum Scope {
 }
 
 /// All the way down needs, so that the future borrows nothing of the actor.
-pub(super) struct Release {
-    pub(super) children: Children,
-    pub(super) record: Record,
-    pub(super) scope: Scope,
-    pub(super) cause: Option<Cause>,
-    pub(super) ended_at: Nanos,
+pub(in crate::sandbox) struct Release {
+    pub(in crate::sandbox) children: Children,
+    pub(in crate::sandbox) record: Record,
+    pub(in crate::sandbox) scope: Scope,
+    pub(in crate::sandbox) cause: Option<Cause>,
+    pub(in crate::sandbox) ended_at: Nanos,
     /// The span of the call that it is for.
-    pub(super) call: Span,
+    pub(in crate::sandbox) call: Span,
 }
 
 impl Release {
     /// Goes all the way; answers with what could not be released, a line each.
-    pub(super) async fn run(mut self) -> Vec<String> {
+    pub(in crate::sandbox) async fn run(mut self) -> Vec<String> {
         let step = Step::begin(&self.call, "release the sandbox");
         step.span().record("sandbox.id", self.record.id.as_str());
         self.call = step.span().clone();

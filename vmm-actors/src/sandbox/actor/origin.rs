@@ -5,12 +5,12 @@ use std::fmt;
 use actix::{Message, Recipient};
 use tokio::sync::oneshot;
 
-use super::error::SandboxError;
-use super::record::{Nanos, Phase, Record};
-use super::state::{Cause, State};
-use super::verdict::Verdict;
 use crate::ask::Reply;
 use crate::id::SandboxId;
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::lifecycle::state::{Cause, State};
+use crate::sandbox::lifecycle::verdict::Verdict;
+use crate::sandbox::record::{Nanos, Phase, Record};
 
 /// Where a sandbox actor comes from.
 #[derive(Debug)]

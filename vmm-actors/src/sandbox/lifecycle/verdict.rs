@@ -1,7 +1,7 @@
 //! What a recorded sandbox is to a service that has just started: a pure decision.
 
-use super::record::{Phase, Record};
 use super::state::Cause;
+use crate::sandbox::record::{Phase, Record};
 
 /// What is true now of what a record speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

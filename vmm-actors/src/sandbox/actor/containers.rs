@@ -1,16 +1,16 @@
 //! What is asked about containers, passed on to the actor that owns them; and its part of the record.
 
-use actix::dev::{SendError, ToEnvelope};
+use actix::dev::SendError;
 use actix::{AsyncContext, Context, Handler, WrapFuture};
 use tracing::warn;
 
-use super::actor::Sandbox;
-use super::messages::PrepareContainer;
-use super::state::State;
+use super::Sandbox;
 use crate::ask::{Command, Request, answer, tell};
 use crate::containers::{self, ContainerError, Containers, ContainersRecord, Release, RunningPod, Started};
 use crate::mounts::FileServer;
 use crate::record_part::SavePart;
+use crate::sandbox::lifecycle::state::State;
+use crate::sandbox::messages::PrepareContainer;
 
 impl Sandbox {
     /// Passes a request on as it is: its caller is answered by the other actor.
@@ -18,7 +18,6 @@ impl Sandbox {
     where
         C: Command<Error = ContainerError>,
         Containers: Handler<Request<C>>,
-        Context<Containers>: ToEnvelope<Containers, Request<C>>,
     {
         let Some(children) = &self.children else { return };
         match children.containers.try_send(request) {

@@ -13,15 +13,15 @@ use bulkhead_protocol::FEATURE_MEMORY_VOLUMES;
 use bulkhead_protocol::agent::SetupRequest;
 use bulkhead_protocol::error::chain;
 
-use super::children::{Children, NodeContext};
-use super::record::{Nanos, Record, RecordError};
-use super::recorder::Recorder;
 use super::state::{Cause, Class};
 use super::timeline::Timeline;
 use crate::ask::{AskError, ask};
 use crate::host::dir::DirError;
 use crate::host::process::CgroupProcs;
 use crate::network::Prepared;
+use crate::sandbox::children::{Children, NodeContext};
+use crate::sandbox::record::recorder::Recorder;
+use crate::sandbox::record::{Nanos, Record, RecordError};
 use crate::shim::ShimRecord;
 use crate::virtiofsd::VirtiofsdRecord;
 use crate::vm::VmRecord;
@@ -29,18 +29,18 @@ use crate::{agent, cgroup, mounts, network, shim, virtiofsd, vm};
 
 /// What came up, for the record.
 #[derive(Debug, Clone)]
-pub(super) struct BroughtUp {
-    pub(super) vm: VmRecord,
-    pub(super) virtiofsd: VirtiofsdRecord,
-    pub(super) shim: ShimRecord,
-    pub(super) network: network::NetworkRecord,
+pub(in crate::sandbox) struct BroughtUp {
+    pub(in crate::sandbox) vm: VmRecord,
+    pub(in crate::sandbox) virtiofsd: VirtiofsdRecord,
+    pub(in crate::sandbox) shim: ShimRecord,
+    pub(in crate::sandbox) network: network::NetworkRecord,
     /// [`Record::guest_memory_volumes`].
-    pub(super) guest_memory_volumes: bool,
+    pub(in crate::sandbox) guest_memory_volumes: bool,
 }
 
 /// Which step failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BringUpError {
+pub(in crate::sandbox) enum BringUpError {
     #[error("cannot record the sandbox")]
     Record(#[source] RecordError),
     #[error("cannot make the pod's directory")]
@@ -69,7 +69,7 @@ pub(super) enum BringUpError {
 
 impl BringUpError {
     /// As the state machine takes it.
-    pub(super) fn cause(&self) -> Cause {
+    pub(in crate::sandbox) fn cause(&self) -> Cause {
         Cause { class: self.class(), reason: chain(self) }
     }
 
@@ -99,12 +99,12 @@ impl BringUpError {
 }
 
 /// Everything bringing up needs, so that the future borrows nothing of the actor.
-pub(super) struct BringUp {
-    pub(super) node: NodeContext,
-    pub(super) record: Record,
-    pub(super) recorder: Recorder,
-    pub(super) children: Children,
-    pub(super) timeline: Timeline,
+pub(in crate::sandbox) struct BringUp {
+    pub(in crate::sandbox) node: NodeContext,
+    pub(in crate::sandbox) record: Record,
+    pub(in crate::sandbox) recorder: Recorder,
+    pub(in crate::sandbox) children: Children,
+    pub(in crate::sandbox) timeline: Timeline,
 }
 
 /// The host's side of a pod, ready for a VMM.
@@ -117,7 +117,7 @@ struct HostSide {
 
 impl BringUp {
     /// Brings it up; `host_ready` is called when only VMM and guest are left to wait for.
-    pub(super) async fn run(self, host_ready: impl FnOnce()) -> Result<BroughtUp, BringUpError> {
+    pub(in crate::sandbox) async fn run(self, host_ready: impl FnOnce()) -> Result<BroughtUp, BringUpError> {
         self.record_intent().await?;
         let HostSide { procs, network, virtiofsd, shim } = self.host_side().await?;
         host_ready();

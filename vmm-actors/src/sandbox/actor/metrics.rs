@@ -3,10 +3,10 @@
 use actix::{AsyncContext, Context, Handler, WrapFuture};
 use bulkhead_protocol::error::chain;
 
-use super::actor::Sandbox;
-use super::error::SandboxError;
-use super::messages::{Metrics, PodMetrics};
+use super::Sandbox;
 use crate::ask::{Request, answer, ask};
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::messages::{Metrics, PodMetrics};
 use crate::{agent, cgroup, network};
 
 impl Handler<Request<Metrics>> for Sandbox {

@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinError;
 
-use super::record::{Record, RecordError, Store};
+use super::{Record, RecordError, Store};
 
 /// Number of the version after which nothing is saved: the record is deleted.
 const DELETED: u64 = u64::MAX;
 
 /// Saves and deletes the record of one sandbox.
 #[derive(Debug, Clone)]
-pub(super) struct Recorder {
+pub(crate) struct Recorder {
     store: Store,
     /// Number of the last version that was asked to be saved.
     asked: Arc<AtomicU64>,
@@ -24,12 +24,12 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(store: Store) -> Self {
+    pub(crate) fn new(store: Store) -> Self {
         Self { store, asked: Arc::default(), written: Arc::default() }
     }
 
     /// Makes the record as it is at this call durable, or finds that a later version is.
-    pub(super) fn save(&self, record: &Record) -> impl Future<Output = Result<(), RecordError>> + use<> {
+    pub(crate) fn save(&self, record: &Record) -> impl Future<Output = Result<(), RecordError>> + use<> {
         let version = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let (record, path) = (record.clone(), self.store.path(&record.id));
         let save = self.turn(move |store, written| {
@@ -48,7 +48,7 @@ impl Recorder {
     }
 
     /// Deletes the record; saves that are still under way come to nothing.
-    pub(super) fn delete(&self, record: &Record) -> impl Future<Output = Result<(), RecordError>> + use<> {
+    pub(crate) fn delete(&self, record: &Record) -> impl Future<Output = Result<(), RecordError>> + use<> {
         let (id, path) = (record.id.clone(), self.store.path(&record.id));
         let delete = self.turn(move |store, written| {
             *written = DELETED;

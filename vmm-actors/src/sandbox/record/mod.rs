@@ -1,5 +1,7 @@
 //! The durable form of a sandbox.
 
+pub(super) mod recorder;
+mod request;
 mod store;
 
 use std::path::PathBuf;
@@ -8,12 +10,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bulkhead_config::{Settings, WithoutOverhead};
 use serde::{Deserialize, Serialize};
 
+pub use request::CreateSandbox;
 pub use store::{Broken, Found, Store};
 
 pub use crate::record_part::RecordError;
 
-use super::request::CreateSandbox;
-use super::state::{Cause, Class};
+use crate::cause::{Cause, Class};
 use crate::cgroup::{self, CgroupError, CgroupRecord, Limits};
 use crate::containers::ContainersRecord;
 use crate::host::process::boot_id;
@@ -112,19 +114,19 @@ impl Record {
     }
 
     /// The size of the pod's VM.
-    pub(super) fn size(&self, settings: &Settings) -> Size {
+    pub(crate) fn size(&self, settings: &Settings) -> Size {
         self.size.unwrap_or_else(|| size_of(&self.pod.resources, self.basis(settings)))
     }
 
     /// What the sizes of its VM are reckoned from, now and after any update.
-    pub(super) fn basis(&self, settings: &Settings) -> Basis {
+    pub(crate) fn basis(&self, settings: &Settings) -> Basis {
         let now = Basis::from(&settings.vm);
         let guess = || self.size.map_or(now, |size| now.within(size, &self.pod.resources));
         self.basis.unwrap_or_else(guess)
     }
 
     /// What the pod is given of its host.
-    pub(super) fn allotment(&self, settings: &Settings) -> Allotment {
+    pub(crate) fn allotment(&self, settings: &Settings) -> Allotment {
         Allotment {
             resources: self.pod.resources.clone(),
             overhead: self.pod.overhead.clone(),
@@ -136,7 +138,7 @@ impl Record {
     }
 
     /// The pod is given something else of the host.
-    pub(super) fn allot(&mut self, allotment: Allotment) {
+    pub(crate) fn allot(&mut self, allotment: Allotment) {
         let Allotment { resources, overhead, basis, size, outside: _, has_parent: _ } = allotment;
         self.pod.resources = resources;
         self.pod.overhead = overhead;

@@ -5,11 +5,11 @@ use std::fmt;
 
 use actix::{Context, Handler};
 
-use super::actor::Sandbox;
-use super::messages::{Observe, Snapshot};
-use super::record::{Nanos, Record};
-use super::state::State;
+use super::Sandbox;
 use crate::resize::beyond_the_pod;
+use crate::sandbox::lifecycle::state::State;
+use crate::sandbox::messages::{Observe, Snapshot};
+use crate::sandbox::record::{Nanos, Record};
 
 impl Sandbox {
     pub(super) fn end_time(&self) -> Nanos {

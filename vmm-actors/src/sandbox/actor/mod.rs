@@ -1,4 +1,14 @@
-//! The sandbox actor: decides by [`state`](super::state), then acts.
+//! The sandbox actor: decides by [`state`](super::lifecycle::state), then acts.
+
+mod child_events;
+mod containers;
+mod metrics;
+mod observe;
+mod origin;
+mod update;
+
+pub use origin::Origin;
+pub(crate) use origin::{Left, Place};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, SpawnHandle, WrapFuture,
@@ -6,41 +16,41 @@ use actix::{
 use bulkhead_protocol::error::chain;
 use tracing::{Instrument, Span, error, info, info_span, warn};
 
-use super::bring_up::{BringUp, BroughtUp};
-use super::children::{Children, NodeContext, Parent};
-use super::error::SandboxError;
-use super::messages::{
-    Abandon, Exited, Happened, Orphan, START_OVERDUE, Shutdown, Start, Started, Stop, Wait,
-};
-use super::origin::{Left, Origin, Place, StartMode};
-use super::record::{Nanos, Phase, Record, RecordError};
-use super::recorder::Recorder;
-use super::release::{Release, Scope};
-use super::state::{Cause, Class, Effect, Event, State};
-use super::timeline::Timeline;
 use crate::ask::{Request, tell};
 use crate::containers::DetachUnused;
 use crate::id::SandboxId;
 use crate::record_part::RecordHandle;
 use crate::resize::beyond_the_pod;
+use crate::sandbox::children::{Children, NodeContext, Parent};
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::lifecycle::bring_up::{BringUp, BroughtUp};
+use crate::sandbox::lifecycle::release::{Release, Scope};
+use crate::sandbox::lifecycle::state::{Cause, Class, Effect, Event, State};
+use crate::sandbox::lifecycle::timeline::Timeline;
+use crate::sandbox::messages::{
+    Abandon, Exited, Happened, Orphan, START_OVERDUE, Shutdown, Start, Started, Stop, Wait,
+};
+use crate::sandbox::record::recorder::Recorder;
+use crate::sandbox::record::{Nanos, Phase, Record, RecordError};
 use crate::waiters::Waiters;
+use origin::StartMode;
 
 /// Requests of one pod that may wait: kubelet asks for Status often, and every container adds a few calls.
 const MAILBOX: usize = 256;
 
 /// One pod's sandbox; see the [module](super).
 pub struct Sandbox {
-    pub(super) node: NodeContext,
-    pub(super) record: Record,
-    pub(super) state: State,
-    pub(super) children: Option<Children>,
-    pub(super) span: Span,
-    pub(super) timeline: Timeline,
-    pub(super) warnings: Vec<String>,
+    node: NodeContext,
+    record: Record,
+    state: State,
+    children: Option<Children>,
+    span: Span,
+    timeline: Timeline,
+    warnings: Vec<String>,
     /// New limits are being set.
-    pub(super) updating: bool,
-    pub(super) ended_at: Option<Nanos>,
-    pub(super) left: Vec<String>,
+    updating: bool,
+    ended_at: Option<Nanos>,
+    left: Vec<String>,
     bringing_up: Option<SpawnHandle>,
     releasing: bool,
     create: Waiters<(), SandboxError>,
@@ -89,12 +99,12 @@ impl Sandbox {
         }
     }
 
-    pub(super) fn id(&self) -> SandboxId {
+    fn id(&self) -> SandboxId {
         self.record.id.clone()
     }
 
     /// Decide, then act.
-    pub(super) fn happen(&mut self, event: Event, ctx: &mut Context<Self>) -> Result<(), SandboxError> {
+    fn happen(&mut self, event: Event, ctx: &mut Context<Self>) -> Result<(), SandboxError> {
         let step = self.state.clone().on(event);
         let (state, effects) = step.map_err(|source| SandboxError::Refused { id: self.id(), source })?;
         let before = std::mem::replace(&mut self.state, state);
@@ -121,7 +131,7 @@ impl Sandbox {
     }
 
     /// For events that no state refuses.
-    pub(super) fn note(&mut self, event: Event, ctx: &mut Context<Self>) {
+    fn note(&mut self, event: Event, ctx: &mut Context<Self>) {
         if let Err(refusal) = self.happen(event, ctx) {
             warn!(parent: &self.span, %refusal, "an event came at the wrong time");
         }
@@ -213,7 +223,7 @@ impl Sandbox {
     }
 
     /// Makes the record as it is now durable.
-    pub(super) fn save(&self) -> impl Future<Output = Result<(), RecordError>> + use<> {
+    fn save(&self) -> impl Future<Output = Result<(), RecordError>> + use<> {
         self.recorder.save(&self.record)
     }
 

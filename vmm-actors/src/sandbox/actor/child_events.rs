@@ -3,10 +3,10 @@
 use actix::{Context, Handler};
 use tracing::{error, warn};
 
-use super::actor::Sandbox;
-use super::state::{Cause, Class, Event};
+use super::Sandbox;
 use crate::agent::AgentSilent;
 use crate::monitor::{Oom, Pressure, oom_kills};
+use crate::sandbox::lifecycle::state::{Cause, Class, Event};
 use crate::shim::ShimExited;
 use crate::virtiofsd::VirtiofsdExited;
 use crate::vm::VmmExited;

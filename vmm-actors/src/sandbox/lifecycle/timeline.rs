@@ -3,15 +3,26 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use serde::Serialize;
 use tracing::{Instrument, Span};
 
-use super::messages::StepTime;
 use crate::telemetry::Telemetry;
 use crate::trace;
 
+/// One step of coming up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepTime {
+    /// Name of the step.
+    pub step: &'static str,
+    /// From Create to the step's begin, in microseconds.
+    pub begin_micros: u64,
+    /// How long it took, in microseconds.
+    pub micros: u64,
+}
+
 /// Steps of one sandbox, shared by the futures that take them.
 #[derive(Debug, Clone)]
-pub(super) struct Timeline {
+pub(in crate::sandbox) struct Timeline {
     began: Instant,
     steps: Arc<Mutex<Vec<StepTime>>>,
     telemetry: Telemetry,
@@ -19,22 +30,22 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
-    pub(super) fn begin(telemetry: Telemetry) -> Self {
+    pub(in crate::sandbox) fn begin(telemetry: Telemetry) -> Self {
         Self { began: Instant::now(), steps: Arc::default(), telemetry, call: Span::none() }
     }
 
     /// The same for the steps of a call, which hold its span.
-    pub(super) fn of_call(&self, call: Option<Span>) -> Self {
+    pub(in crate::sandbox) fn of_call(&self, call: Option<Span>) -> Self {
         Self { call: call.unwrap_or_else(Span::none), ..self.clone() }
     }
 
     /// The sandbox runs.
-    pub(super) fn started(&self) {
+    pub(in crate::sandbox) fn started(&self) {
         self.telemetry.started(self.began.elapsed());
     }
 
     /// Runs a step and notes its times, whether it succeeds or not.
-    pub(super) async fn step<T, E>(
+    pub(in crate::sandbox) async fn step<T, E>(
         &self,
         step: &'static str,
         work: impl Future<Output = Result<T, E>>,
@@ -53,7 +64,7 @@ impl Timeline {
         output
     }
 
-    pub(super) fn steps(&self) -> Vec<StepTime> {
+    pub(in crate::sandbox) fn steps(&self) -> Vec<StepTime> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

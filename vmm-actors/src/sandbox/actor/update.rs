@@ -4,13 +4,13 @@ use actix::{ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use bulkhead_protocol::error::chain;
 use tracing::{info, warn};
 
-use super::actor::Sandbox;
-use super::error::SandboxError;
-use super::messages::Update;
-use super::record::Phase;
-use super::state::State;
+use super::Sandbox;
 use crate::ask::{ReplyTo, Request, answer};
 use crate::resize::{Allotment, Change, ResizeFailed, measured};
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::lifecycle::state::State;
+use crate::sandbox::messages::Update;
+use crate::sandbox::record::Phase;
 use crate::vm::Size;
 
 /// How the warning of a VM that is larger than its pod begins.
