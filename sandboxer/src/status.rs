@@ -117,17 +117,20 @@ fn log(call: &'static str, failure: &Failure) {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::num::NonZeroU32;
 
     use super::*;
     use vmm_actors::ask::AskError;
+    use vmm_actors::cgroup::CgroupError;
     use vmm_actors::containers::AttachError;
     use vmm_actors::guest_spec::SpecError;
     use vmm_actors::host::block::{BlockError, Number};
     use vmm_actors::id::{ContainerId, SandboxId};
     use vmm_actors::mounts::MountsError;
+    use vmm_actors::resize::{GrowthError, ResizeError};
     use vmm_actors::sandbox::record::RecordError;
     use vmm_actors::sandbox::state::Refused;
-    use vmm_actors::vm::VmError;
+    use vmm_actors::vm::{Size, VmError};
 
     fn id() -> SandboxId {
         SandboxId::new("p").unwrap()
@@ -151,7 +154,9 @@ mod tests {
 
     /// Every error about a sandbox, and what its caller hears.
     fn table() -> Vec<(SandboxError, Code)> {
-        let reason = String::new;
+        let unchangeable = |source| SandboxError::Unchangeable { id: id(), source: Box::new(source) };
+        let gone = || GrowthError::Vm(AskError::Gone("Vm"));
+        let size = Size { vcpus: NonZeroU32::MIN, memory_mib: NonZeroU32::MIN };
         vec![
             (SandboxError::AlreadyExists(id()), Code::AlreadyExists),
             (SandboxError::NotFound(id()), Code::NotFound),
@@ -165,8 +170,23 @@ mod tests {
             (SandboxError::Record { id: id(), source: unwritten() }, Code::Internal),
             (SandboxError::Busy(id()), Code::ResourceExhausted),
             (SandboxError::Gone(id()), Code::Unavailable),
-            (SandboxError::Unchangeable { id: id(), reason: reason() }, Code::FailedPrecondition),
-            (SandboxError::Resources { id: id(), reason: reason() }, Code::Unavailable),
+            (unchangeable(ResizeError::NotRunning { state: "x" }), Code::FailedPrecondition),
+            (unchangeable(ResizeError::Limits(AskError::Gone("Cgroup"))), Code::FailedPrecondition),
+            (
+                unchangeable(ResizeError::CannotGrow { from: size, to: size, source: gone() }),
+                Code::FailedPrecondition,
+            ),
+            (
+                unchangeable(ResizeError::NotGrown { from: size, to: size, has: size, source: gone() }),
+                Code::FailedPrecondition,
+            ),
+            (
+                SandboxError::Resources {
+                    id: id(),
+                    source: Box::new(AskError::Failed(CgroupError::NotMounted)),
+                },
+                Code::Unavailable,
+            ),
             (SandboxError::NoMetrics { id: id(), state: "x" }, Code::Unavailable),
             (SandboxError::Container(ContainerError::Ended(id())), Code::Unavailable),
         ]

@@ -5,7 +5,8 @@ use bulkhead_protocol::error::chain;
 use tracing::warn;
 
 use super::allotment::Allotment;
-use super::growth::{Resize, ResizeFailed};
+use super::error::ResizeError;
+use super::growth::Resize;
 use crate::agent::Agent;
 use crate::ask::{AskError, ask};
 use crate::cgroup::{self, Cgroup, CgroupError};
@@ -32,15 +33,16 @@ pub(crate) struct Change {
 
 impl Change {
     /// Makes it so. On error everything is as it was, but for a VM that does not give back what it was given.
-    pub(crate) async fn make(self, actors: &Actors) -> Result<Allotment, ResizeFailed> {
+    pub(crate) async fn make(self, actors: &Actors) -> Result<Allotment, ResizeError> {
         let (from, to) = (self.has, self.after.size);
-        let unchanged = |reason| ResizeFailed { reason, has: from };
-        let growth = match from == to {
-            true => None,
-            false => Some(Resize::prepare(&actors.vm, &actors.agent, from, to).await.map_err(unchanged)?),
+        let growth = if from == to {
+            None
+        } else {
+            let growth = Resize::prepare(&actors.vm, &actors.agent, from, to).await;
+            Some(growth.map_err(|source| ResizeError::CannotGrow { from, to, source })?)
         };
         // Before the guest can use it, the host has to allow it.
-        self.limit(&actors.cgroup).await.map_err(unchanged)?;
+        self.limit(&actors.cgroup).await.map_err(ResizeError::Limits)?;
         if let Some(growth) = growth
             && let Err(failed) = growth.grow().await
         {
@@ -51,7 +53,7 @@ impl Change {
     }
 
     /// The new limits on the host, or none of them.
-    async fn limit(&self, cgroup: &Addr<Cgroup>) -> Result<(), String> {
+    async fn limit(&self, cgroup: &Addr<Cgroup>) -> Result<(), AskError<CgroupError>> {
         let update = cgroup::Update {
             limits: self.after.host_limits(),
             needed_bytes: self.after.needed_bytes(),
@@ -62,7 +64,7 @@ impl Change {
         if !matches!(failed, AskError::Failed(CgroupError::TooSmall { .. })) {
             self.unlimit(cgroup).await;
         }
-        Err(chain(&failed))
+        Err(failed)
     }
 
     async fn unlimit(&self, cgroup: &Addr<Cgroup>) {

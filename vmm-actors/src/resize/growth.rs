@@ -3,6 +3,7 @@
 use actix::Addr;
 use bulkhead_protocol::error::chain;
 
+use super::error::{GrowthError, ResizeError};
 use crate::agent::{self, Agent, Capacity};
 use crate::ask::{AskError, ask};
 use crate::vm::{self, Size, Vm, VmError};
@@ -21,15 +22,6 @@ pub(super) struct Resize {
     guest: Capacity,
 }
 
-/// A growth that did not come about.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct ResizeFailed {
-    /// Why, for people.
-    pub(crate) reason: String,
-    /// What the VM has now.
-    pub(crate) has: Size,
-}
-
 impl Resize {
     /// Asks both. Nothing is changed.
     pub(super) async fn prepare(
@@ -37,43 +29,27 @@ impl Resize {
         agent: &Addr<Agent>,
         from: Size,
         to: Size,
-    ) -> Result<Self, String> {
-        let refused = |why: String| {
-            let growth = from.growth(to);
-            format!(
-                "its VM would have to grow, {growth}: {why}; nothing was changed, a new pod would have it"
-            )
-        };
-        let sizes = ask(vm, vm::Measure).await;
-        let limit = sizes.map_err(|failed| refused(chain(&failed)))?.limit;
+    ) -> Result<Self, GrowthError> {
+        let limit = ask(vm, vm::Measure).await.map_err(GrowthError::Vm)?.limit;
         if !limit.holds(to) {
-            return Err(refused(chain(&VmError::NoRoom { wanted: to, limit })));
+            return Err(GrowthError::Vm(AskError::Failed(VmError::NoRoom { wanted: to, limit })));
         }
-        let guest = ask(agent, agent::Grow { to: None }).await;
-        let guest = guest.map_err(|failed| refused(chain(&failed)))?;
+        let guest = ask(agent, agent::Grow { to: None }).await.map_err(GrowthError::Guest)?;
         Ok(Self { vm: vm.clone(), agent: agent.clone(), from, to, guest })
     }
 
-    /// Makes it so, and believes it when the guest says so. On error the VM is what [`ResizeFailed`] says.
-    pub(super) async fn grow(&self) -> Result<(), ResizeFailed> {
-        let why = match ask(&self.vm, vm::Resize { to: self.to }).await {
-            Ok(_reached) => {
-                let to = Some(wanted(self.guest, self.from, self.to));
-                match ask(&self.agent, agent::Grow { to }).await {
-                    Ok(_used) => return Ok(()),
-                    Err(failed) => chain(&failed),
-                }
-            }
-            Err(failed) => chain(&failed),
-        };
+    /// Makes it so, and believes it when the guest says so. On error the VM is what [`ResizeError::NotGrown`] says.
+    pub(super) async fn grow(&self) -> Result<(), ResizeError> {
+        let Err(source) = self.forth().await else { return Ok(()) };
         let has = self.back().await;
-        let growth = self.from.growth(self.to);
-        let left = if has == self.from {
-            "it has what it had".to_owned()
-        } else {
-            format!("not all of it could be taken back, it has {has}")
-        };
-        Err(ResizeFailed { reason: format!("its VM was to grow, {growth}: {why}; {left}"), has })
+        Err(ResizeError::NotGrown { from: self.from, to: self.to, has, source })
+    }
+
+    async fn forth(&self) -> Result<(), GrowthError> {
+        ask(&self.vm, vm::Resize { to: self.to }).await.map_err(GrowthError::Vm)?;
+        let to = Some(wanted(self.guest, self.from, self.to));
+        ask(&self.agent, agent::Grow { to }).await.map_err(GrowthError::Guest)?;
+        Ok(())
     }
 
     /// What the VM has afterwards.

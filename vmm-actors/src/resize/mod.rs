@@ -5,12 +5,13 @@
 
 mod allotment;
 mod change;
+mod error;
 mod growth;
 mod sizing;
 
 pub use allotment::Allotment;
+pub use error::{GrowthError, ResizeError};
 pub use sizing::Basis;
 
 pub(crate) use change::{Actors, Change, measured};
-pub(crate) use growth::ResizeFailed;
 pub(crate) use sizing::{beyond_the_pod, size_of};

@@ -2,8 +2,11 @@
 
 use super::lifecycle::state::{Cause, Refused};
 use super::record::RecordError;
+use crate::ask::AskError;
+use crate::cgroup::CgroupError;
 use crate::containers::ContainerError;
 use crate::id::SandboxId;
+use crate::resize::ResizeError;
 
 /// Why a request to a sandbox has no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -56,12 +59,12 @@ pub enum SandboxError {
     #[error(transparent)]
     Container(ContainerError),
     /// The pod's resources cannot be changed that way; they are what they were.
-    #[error("sandbox {id} keeps its resources: {reason}")]
+    #[error("sandbox {id} keeps its resources")]
     Unchangeable {
         /// The sandbox.
         id: SandboxId,
         /// What cannot be changed, and why.
-        reason: String,
+        source: Box<ResizeError>,
     },
     /// A sandbox that is not up, or no longer, has no metrics. Whoever polls meets it every day.
     #[error("sandbox {id} is {state} and has no metrics")]
@@ -72,12 +75,12 @@ pub enum SandboxError {
         state: &'static str,
     },
     /// A figure of the pod could not be read.
-    #[error("sandbox {id}: {reason}")]
+    #[error("sandbox {id}")]
     Resources {
         /// The sandbox.
         id: SandboxId,
-        /// What failed, causes included.
-        reason: String,
+        /// What failed.
+        source: Box<AskError<CgroupError>>,
     },
 }
 

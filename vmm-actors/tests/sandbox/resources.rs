@@ -4,6 +4,7 @@ use std::fs;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use bulkhead_protocol::error::chain;
 use vmm_actors::Resources;
 use vmm_actors::sandbox::SandboxError;
 use vmm_actors::sandbox::state::{Cause, Class};
@@ -60,8 +61,8 @@ fn memory_limit_mib(files: &[(String, String)]) -> Option<i64> {
 async fn update(service: &Service, resources: Resources, overhead: Resources) -> Result<(), String> {
     let updated = service.sandboxes.update(&sandbox("p"), resources, overhead).await;
     updated.map_err(|error| {
-        let SandboxError::Unchangeable { reason, .. } = error else { panic!("{error}") };
-        reason
+        let SandboxError::Unchangeable { source, .. } = error else { panic!("{error}") };
+        chain(&source)
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bulkhead_protocol::error::chain;
 use vmm_actors::Resources;
 use vmm_actors::host::process::ProcessIdentity;
 use vmm_actors::sandbox::record::{Phase, Record};
@@ -99,7 +100,7 @@ async fn a_running_pod_is_what_its_record_says_whatever_the_settings_say_by_now(
         // The guest's agent is dialled meanwhile.
         let begin = std::time::Instant::now();
         while let Err(refused) = update(limit(64)).await {
-            assert!(refused.to_string().contains("session is lost"), "{refused}");
+            assert!(chain(&refused).contains("session is lost"), "{refused}");
             assert!(begin.elapsed() < PATIENCE, "{refused}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -1,7 +1,6 @@
 //! The pod's figures on the host.
 
 use actix::{AsyncContext, Context, Handler, WrapFuture};
-use bulkhead_protocol::error::chain;
 
 use super::Sandbox;
 use crate::ask::{Request, answer, ask};
@@ -28,7 +27,7 @@ impl Handler<Request<Metrics>> for Sandbox {
             let network = network.unwrap_or_default();
             let guest_heard = guest.ok().and_then(|view| view.heard);
             let metrics = cgroup.map(|cgroup| PodMetrics { cgroup, network, guest_heard });
-            answer(reply, metrics.map_err(|failed| SandboxError::Resources { id, reason: chain(&failed) }));
+            answer(reply, metrics.map_err(|source| SandboxError::Resources { id, source: Box::new(source) }));
         };
         ctx.spawn(work.into_actor(self));
     }

@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::Sandbox;
 use crate::ask::{ReplyTo, Request, answer};
-use crate::resize::{Allotment, Change, ResizeFailed, measured};
+use crate::resize::{Allotment, Change, ResizeError, measured};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::lifecycle::state::State;
 use crate::sandbox::messages::Update;
@@ -21,9 +21,9 @@ impl Handler<Request<Update>> for Sandbox {
 
     fn handle(&mut self, Request { command: update, reply }: Request<Update>, ctx: &mut Context<Self>) {
         let id = self.id();
-        let refuse = |reason: String| Err(SandboxError::Unchangeable { id: self.id(), reason });
         let (Some(children), State::Running) = (&self.children, &self.state) else {
-            return answer(reply, refuse(format!("it is {}", self.state.name())));
+            let source = Box::new(ResizeError::NotRunning { state: self.state.name() });
+            return answer(reply, Err(SandboxError::Unchangeable { id, source }));
         };
         let (actors, before) = (children.of_resize(), self.record.allotment(&self.node.settings));
         if std::mem::replace(&mut self.updating, true) {
@@ -32,15 +32,15 @@ impl Handler<Request<Update>> for Sandbox {
         let made = async move {
             let has = measured(&actors.vm).await.unwrap_or(before.size);
             let after = before.updated(&update.resources, &update.overhead, has);
-            Change { before, has, after }.make(&actors).await
+            (Change { before, has, after }.make(&actors).await, has)
         };
-        ctx.spawn(made.into_actor(self).map(move |made, sandbox, ctx| {
+        ctx.spawn(made.into_actor(self).map(move |(made, has), sandbox, ctx| {
             sandbox.updating = false;
             match made {
                 Ok(after) => sandbox.changed(after, reply, ctx),
-                Err(ResizeFailed { reason, has }) => {
-                    sandbox.sized(has, ctx);
-                    answer(reply, Err(SandboxError::Unchangeable { id, reason }));
+                Err(source) => {
+                    sandbox.sized(source.has().unwrap_or(has), ctx);
+                    answer(reply, Err(SandboxError::Unchangeable { id, source: Box::new(source) }));
                 }
             }
         }));
