@@ -1,10 +1,12 @@
 //! The settings as types: one struct for each table of the file.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::profile_name::ProfileName;
 use crate::vmm::{Hypervisor, Qemu, Vmms};
 
 /// Everything that can be set, as `bulkhead.toml` spells it.
@@ -29,9 +31,26 @@ pub struct Settings {
     pub metrics: Metrics,
     /// Traces of calls, for an OpenTelemetry collector.
     pub traces: Traces,
+    /// The profiles beside the default one, which is everything above. Each has all that is in force for it: the keys of its
+    /// `[profile.NAME]` tables, and the values above for the others. `sandboxer.listen` is its own socket. It has no
+    /// profiles of its own.
+    #[serde(rename = "profile", skip_serializing_if = "BTreeMap::is_empty")]
+    pub profiles: BTreeMap<ProfileName, Settings>,
 }
 
 impl Settings {
+    /// Every profile with what is in force for it, the default one first.
+    pub fn all_profiles(&self) -> impl Iterator<Item = (ProfileName, &Self)> {
+        let others = self.profiles.iter().map(|(name, profile)| (name.clone(), profile));
+        std::iter::once((ProfileName::default(), self)).chain(others)
+    }
+
+    /// What is in force for this profile. None if there is none of this name (any more).
+    #[must_use]
+    pub fn profile(&self, name: &ProfileName) -> Option<&Self> {
+        if *name == ProfileName::default() { Some(self) } else { self.profiles.get(name) }
+    }
+
     /// What concerns VMMs.
     pub(crate) fn vmms(&self) -> Vmms<'_> {
         Vmms { chosen: self.vm.hypervisor, qemu: &self.qemu }

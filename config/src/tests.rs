@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::*;
 
+mod profiles;
+
 fn faults(text: &str) -> Vec<Fault> {
     Settings::parse(text, Scope::Values).expect_err("the text was taken")
 }
