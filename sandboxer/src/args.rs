@@ -21,9 +21,12 @@ pub(crate) struct Args {
     /// Print the settings in effect as TOML, defaults included; then end.
     #[arg(long, conflicts_with = "check_config")]
     pub print_config: bool,
-    /// Print the Kubernetes RuntimeClass that fits the settings, its overhead above all; then end.
+    /// Print the Kubernetes RuntimeClasses that fit the settings, one for each profile, their overhead above all; then end.
     #[arg(long, conflicts_with_all = ["check_config", "print_config"])]
     pub print_runtimeclass: bool,
+    /// Print the drop-in for containerd that fits the settings, with a runtime for each profile; then end.
+    #[arg(long, conflicts_with_all = ["check_config", "print_config", "print_runtimeclass"])]
+    pub print_containerd: bool,
 }
 
 impl Args {
@@ -32,7 +35,8 @@ impl Args {
     /// # Errors
     /// Every [`Fault`](bulkhead_config::Fault) at once.
     pub(crate) fn settings(&self) -> Result<Settings, Faults> {
-        let scope = if self.print_config || self.print_runtimeclass { Scope::Values } else { Scope::Host };
+        let prints = self.print_config || self.print_runtimeclass || self.print_containerd;
+        let scope = if prints { Scope::Values } else { Scope::Host };
         match &self.config {
             Some(file) => Settings::load(file, scope),
             None if Path::new(DEFAULT_CONFIG).exists() => Settings::load(Path::new(DEFAULT_CONFIG), scope),

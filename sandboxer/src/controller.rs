@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use bulkhead_config::ProfileName;
 use containerd_sandbox::{
     Create, Exit, Failure, Metric, Platform, Sandboxer, Started, State, Status, Step, Update,
 };
@@ -44,18 +45,25 @@ struct Created {
     call: SpanContext,
 }
 
-/// Answers containerd.
+/// Answers containerd on one socket. Those of all sockets serve all sandboxes; each makes new ones by its own profile.
 #[derive(Debug)]
 pub(crate) struct Controller {
     sandboxes: Sandboxes,
-    /// Sandboxes between Create and Start. Their labels: containerd 2.3 replaces its own by what Start answers.
-    created: Mutex<HashMap<SandboxId, Created>>,
+    profile: ProfileName,
+    /// Sandboxes between Create and Start. Their labels: containerd 2.3 replaces its own by what Start answers. Shared by
+    /// all sockets.
+    created: Arc<Mutex<HashMap<SandboxId, Created>>>,
 }
 
 impl Controller {
-    /// A controller of these sandboxes.
+    /// A controller of these sandboxes that makes new ones by the default profile.
     pub(crate) fn new(sandboxes: Sandboxes) -> Self {
-        Self { sandboxes, created: Mutex::default() }
+        Self { sandboxes, profile: ProfileName::default(), created: Arc::default() }
+    }
+
+    /// The same controller with another profile.
+    pub(crate) fn of_profile(&self, profile: ProfileName) -> Self {
+        Self { sandboxes: self.sandboxes.clone(), profile, created: Arc::clone(&self.created) }
     }
 
     fn created(&self) -> MutexGuard<'_, HashMap<SandboxId, Created>> {
@@ -75,7 +83,7 @@ impl Sandboxer for Controller {
     async fn create(&self, request: Create) -> Result<(), Failure> {
         let id = sandbox_id("create", &request.id)?;
         let labels = request.labels.clone();
-        let create = create_sandbox(id.clone(), request)?;
+        let create = create_sandbox(id.clone(), self.profile.clone(), request)?;
         self.sandboxes.create(create).await.map_err(|error| failure("create", &error))?;
         self.keep(id, labels);
         Ok(())
@@ -153,7 +161,7 @@ fn sandbox_id(call: &'static str, id: &str) -> Result<SandboxId, Failure> {
     SandboxId::new(id).map_err(|error| invalid(call, error.to_string()))
 }
 
-fn create_sandbox(id: SandboxId, request: Create) -> Result<CreateSandbox, Failure> {
+fn create_sandbox(id: SandboxId, profile: ProfileName, request: Create) -> Result<CreateSandbox, Failure> {
     let bad = |error: PodConfigError| bad_pod(id.as_str(), &error);
     // Without the file a pod that wants the host's DNS has none, as everything else on this host.
     let host_resolv_conf = fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default();
@@ -163,7 +171,7 @@ fn create_sandbox(id: SandboxId, request: Create) -> Result<CreateSandbox, Failu
     let netns = request.netns_path.ok_or(PodConfigError::HostNetwork).map_err(bad)?;
     check_netns(&id, &netns)?;
     let containerd_namespace = containerd_namespace(request.namespace)?;
-    Ok(CreateSandbox { id, containerd_namespace, netns, pod })
+    Ok(CreateSandbox { id, containerd_namespace, profile, netns, pod })
 }
 
 /// containerd always names it; for who does not it is CRI's.

@@ -4,6 +4,7 @@
 
 mod args;
 mod caller_limits;
+mod containerd_config;
 mod controller;
 mod exporter;
 mod logging;
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
         print(&settings)
     } else if args.print_runtimeclass {
         say(&runtime_class::manifest(&settings))
+    } else if args.print_containerd {
+        say(&containerd_config::drop_in(&settings))
     } else {
         run(settings)
     }

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_config::Settings;
+use bulkhead_config::{ProfileName, Settings};
 use bulkhead_protocol::CONTROL_SOCKET;
 use bulkhead_protocol::error::chain;
 use containerd_sandbox::ServeError;
+use futures::FutureExt;
+use futures::future::{join_all, try_join_all};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -78,7 +80,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     let _lock = lock(&sandboxer.state_dir)?;
 
     let drivers = Drivers::new(&settings);
-    tokio::spawn(try_virtualisation(drivers.get(settings.vm.hypervisor)));
+    tokio::spawn(try_virtualisation(drivers.launching(&settings)));
     let telemetry = Telemetry::new().map_err(|source| ServiceError::Telemetry { source })?;
     let (sandboxes, recovered) = Sandboxes::start_up(Arc::clone(&settings), drivers, telemetry.clone())
         .map_err(|source| ServiceError::Records { source })?;
@@ -87,7 +89,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     // containerd takes the first answer about a sandbox for final: no socket before the records are read.
     let mut controls = vec![listen(&sandboxer.run_dir.join(CONTROL_SOCKET))?];
     controls.extend(old_controls(&recovered, &sandboxer.run_dir));
-    let controller = listen(&sandboxer.listen)?;
+    let controllers = controllers(&settings, &recovered)?;
     let mut shim_proxies = Vec::new();
     for control in controls {
         let server = pods::serve(sandboxes.clone(), control).await;
@@ -97,14 +99,14 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     tell_systemd(NotifyState::Ready);
     tracing::info!(listen = %sandboxer.listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
 
-    let service = Arc::new(Controller::new(sandboxes.clone()));
-    let end = async {
+    let controller = Controller::new(sandboxes.clone());
+    let serving = serve_containerd(&controller, controllers, async move {
         ends.first().await;
         tell_systemd(NotifyState::Stopping);
-    };
+    });
     let grace = Duration::from_secs(sandboxer.orphan_grace_secs.into());
     let served = tokio::select! {
-        served = containerd_sandbox::serve(service, controller, DRAIN, traces::of_controller, end) => served,
+        served = serving => served,
         never = orphans::watch(sandboxes, &sandboxer.containerd_address, grace) => match never {},
     };
     for mut server in shim_proxies {
@@ -114,6 +116,49 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServiceError> {
     }
     tracing::info!("ended; pods go on");
     served.map_err(|source| ServiceError::Serve { source })
+}
+
+/// Answers containerd on every socket until `end` completes, each with its profile for new sandboxes.
+async fn serve_containerd(
+    controller: &Controller,
+    sockets: Vec<(ProfileName, UnixListener)>,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
+    let end = end.boxed().shared();
+    let serving = sockets.into_iter().map(|(profile, socket)| {
+        let service = Arc::new(controller.of_profile(profile));
+        containerd_sandbox::serve(service, socket, DRAIN, traces::of_controller, end.clone())
+    });
+    try_join_all(serving).await.map(drop)
+}
+
+/// The Controller sockets with their profiles: those of the settings, and those where containerd asks for sandboxes that
+/// were made by a profile that the settings do not have any more, or have elsewhere. One of the latter that cannot be had
+/// costs only these pods, which containerd then cannot stop.
+fn controllers(
+    settings: &Settings,
+    recovered: &RecoveryReport,
+) -> Result<Vec<(ProfileName, UnixListener)>, SocketError> {
+    let mut sockets = Vec::new();
+    for (name, profile) in settings.all_profiles() {
+        let path = &profile.sandboxer.listen;
+        sockets.push((name.clone(), listen(path)?));
+        tracing::debug!(profile = %name, listen = %path.display(), "listening");
+    }
+    let is_old = |path: &Path| settings.all_profiles().all(|(_, profile)| profile.sandboxer.listen != path);
+    for (path, profile) in recovered.controllers.iter().filter(|(path, _)| is_old(path)) {
+        let (socket, path) = (listen(path), path.display());
+        match socket {
+            Ok(listener) => {
+                tracing::warn!(%profile, listen = %path, "pods of a profile that is gone or has moved; serving them here");
+                sockets.push((profile.clone(), listener));
+            }
+            Err(error) => {
+                tracing::error!(%profile, listen = %path, error = chain(&error), "containerd cannot reach its pods here");
+            }
+        }
+    }
+    Ok(sockets)
 }
 
 /// Sockets for the shim proxies of pods that were made with another `run_dir`: they know no other place. One that cannot
@@ -133,13 +178,19 @@ fn old_controls(recovered: &RecoveryReport, run_dir: &Path) -> Vec<UnixListener>
     old.filter_map(listen).collect()
 }
 
-/// Finds out early how guests will run, so that the first pod need not wait for it.
-async fn try_virtualisation(driver: Arc<dyn Driver>) {
-    match driver.probe().await {
-        Ok(Acceleration::Hardware) => tracing::info!("guests run on KVM"),
-        Ok(Acceleration::Emulation) => tracing::warn!("guests are emulated: expect everything to be slow"),
-        Err(error) => tracing::error!(error = chain(&error), "no pod can start"),
-    }
+/// Finds out early how guests of each profile will run, so that the first pod need not wait for it.
+async fn try_virtualisation(drivers: Vec<(Vec<ProfileName>, Arc<dyn Driver>)>) {
+    join_all(drivers.into_iter().map(|(profiles, driver)| async move {
+        let profiles = profiles.iter().map(ProfileName::as_str).collect::<Vec<_>>().join(", ");
+        match driver.probe().await {
+            Ok(Acceleration::Hardware) => tracing::info!(profiles, "guests run on KVM"),
+            Ok(Acceleration::Emulation) => {
+                tracing::warn!(profiles, "guests are emulated: expect everything to be slow");
+            }
+            Err(error) => tracing::error!(profiles, error = chain(&error), "no pod can start"),
+        }
+    }))
+    .await;
 }
 
 /// SIGTERM and SIGINT.
@@ -164,7 +215,8 @@ impl EndSignals {
 }
 
 fn report(recovered: &RecoveryReport) {
-    let RecoveryReport { adopted, undone, lost, stopped, quarantined, run_dirs: _ } = recovered;
+    let RecoveryReport { adopted, undone, lost, stopped, quarantined, run_dirs: _, controllers: _ } =
+        recovered;
     tracing::info!(
         adopted = adopted.len(),
         undone = undone.len(),

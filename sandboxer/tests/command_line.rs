@@ -73,6 +73,28 @@ fn the_runtime_class_that_is_printed_fits_the_settings() {
 }
 
 #[test]
+fn everything_that_is_printed_has_every_profile() {
+    let dir = tempfile::tempdir().unwrap();
+    let profile = "[profile.big]\nlisten = \"/run/big.sock\"\n[profile.big.vm]\nmemory_mib = 1000\n";
+    let file = write(dir.path(), "mine.toml", profile);
+    for (option, lines) in [
+        ("--print-config", ["[profile.big.vm]", "memory_mib = 1000", "memory_mib = 256"]),
+        ("--print-runtimeclass", ["handler: bulkhead", "handler: bulkhead-big", "    memory: 1192Mi"]),
+        (
+            "--print-containerd",
+            ["[proxy_plugins.bulkhead]", "[proxy_plugins.bulkhead-big]", "  address = \"/run/big.sock\""],
+        ),
+    ] {
+        let output = sandboxer(&["--config", file.to_str().unwrap(), option]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let printed = text(&output.stdout);
+        for line in lines {
+            assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
+        }
+    }
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let output = sandboxer(&["--config", "/nowhere/bulkhead.toml", "--check-config"]);
     assert_eq!(output.status.code(), Some(2));

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so by panicking")]
 
+#[path = "controller_socket/profiles.rs"]
+mod profiles;
 mod support;
 #[path = "controller_socket/traces.rs"]
 mod traces;
@@ -36,9 +38,14 @@ impl Service {
         Self::start_with("")
     }
 
-    /// With more settings.
+    /// With more settings; $DIR stands for the service's directory.
     fn start_with(more: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("bh").tempdir_in("/tmp").unwrap();
+        Self::start_in(dir, more)
+    }
+
+    /// In a directory that may have something in it.
+    fn start_in(dir: tempfile::TempDir, more: &str) -> Self {
         support::write(dir.path(), "more.toml", more);
         let process = spawn(&dir);
         let service = Self { process, dir };
@@ -77,6 +84,7 @@ impl Drop for Service {
 
 fn spawn(dir: &tempfile::TempDir) -> Child {
     let more = std::fs::read_to_string(dir.path().join("more.toml")).unwrap();
+    let more = more.replace("$DIR", &dir.path().display().to_string());
     let settings = support::fulfilled(dir.path()) + &more;
     let file = support::write(dir.path(), "bulkhead.toml", &settings);
     let log = std::fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();

@@ -19,6 +19,7 @@ use vmm_actors::{Sandboxes, Telemetry};
 const PATIENCE: Duration = Duration::from_secs(3);
 
 const POD: [&str; 3] = ["namespace", "pod", "sandbox"];
+const INFO: [&str; 4] = ["namespace", "pod", "sandbox", "profile"];
 const PART: [&str; 4] = ["namespace", "pod", "sandbox", "part"];
 const LINK: [&str; 4] = ["namespace", "pod", "sandbox", "interface"];
 
@@ -36,6 +37,7 @@ pub(super) async fn all(
     }
     for (snapshot, figures) in snapshots.iter().zip(&figures) {
         now.sandboxes.with_label_values(&[&label(snapshot.state)]).inc();
+        now.name(snapshot);
         if let Some((figures, parts)) = figures {
             now.take(snapshot, figures, parts);
         }
@@ -60,6 +62,7 @@ async fn figures(sandboxes: &Sandboxes, snapshot: &Snapshot) -> Option<(PodMetri
 struct Now {
     build: IntGaugeVec,
     sandboxes: IntGaugeVec,
+    info: IntGaugeVec,
     memory: IntGaugeVec,
     working_set: IntGaugeVec,
     limit: IntGaugeVec,
@@ -73,7 +76,6 @@ struct Now {
 
 impl Now {
     fn new() -> prometheus::Result<Self> {
-        let gauge = |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
         let counter =
             |name: &str, help: &str, labels: &[&str]| CounterVec::new(Opts::new(name, help), labels);
         let bytes = |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &LINK);
@@ -88,6 +90,7 @@ impl Now {
                 "Sandboxes that the service knows, by state.",
                 &["state"],
             )?,
+            info: info()?,
             memory: gauge(
                 "bulkhead_pod_memory_usage_bytes",
                 "Memory of the pod's host cgroup, page cache included.",
@@ -132,10 +135,15 @@ impl Now {
         })
     }
 
+    fn name(&self, snapshot: &Snapshot) {
+        let [namespace, pod, sandbox] = pod_labels(snapshot);
+        self.info.with_label_values(&[namespace, pod, sandbox, &snapshot.profile]).set(1);
+    }
+
     fn take(&self, snapshot: &Snapshot, figures: &PodMetrics, parts: &Parts) {
-        let (namespace, pod) = snapshot.pod.split_once('/').unwrap_or(("", &snapshot.pod));
-        let labels = [namespace, pod, snapshot.id.as_str()];
-        let more = |label| [namespace, pod, snapshot.id.as_str(), label];
+        let labels = pod_labels(snapshot);
+        let [namespace, pod, sandbox] = labels;
+        let more = |label| [namespace, pod, sandbox, label];
         let PodStats { memory_usage, memory_working_set, memory_limit, cpu_usage_nanos, .. } = figures.cgroup;
         self.memory.with_label_values(&labels).set(integer(memory_usage));
         self.working_set.with_label_values(&labels).set(integer(memory_working_set));
@@ -160,6 +168,7 @@ impl Now {
         vec![
             Box::new(self.build),
             Box::new(self.sandboxes),
+            Box::new(self.info),
             Box::new(self.memory),
             Box::new(self.working_set),
             Box::new(self.limit),
@@ -171,6 +180,23 @@ impl Now {
             Box::new(self.sent),
         ]
     }
+}
+
+fn gauge(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    IntGaugeVec::new(Opts::new(name, help), labels)
+}
+
+/// By which profile each sandbox was made.
+fn info() -> prometheus::Result<IntGaugeVec> {
+    let help =
+        "Always 1, for each sandbox that the service knows; the label profile says by which it was made.";
+    gauge("bulkhead_pod_info", help, &INFO)
+}
+
+/// The values of [`POD`].
+fn pod_labels(snapshot: &Snapshot) -> [&str; 3] {
+    let (namespace, pod) = snapshot.pod.split_once('/').unwrap_or(("", &snapshot.pod));
+    [namespace, pod, &snapshot.id]
 }
 
 /// What each process of a pod uses, by what it is.

@@ -1,8 +1,9 @@
 //! What a service that has just started finds of its predecessor: read before any socket is bound, local and fast.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use bulkhead_config::ProfileName;
 use bulkhead_protocol::error::chain;
 use tracing::{info, warn};
 
@@ -32,6 +33,9 @@ pub struct RecoveryReport {
     pub quarantined: Vec<PathBuf>,
     /// The runtime directories in which adopted sandboxes lie: their shim proxies dial us there.
     pub run_dirs: BTreeSet<PathBuf>,
+    /// The Controller sockets on which containerd asks for sandboxes that it has not forgotten, and the profiles that they
+    /// were of.
+    pub controllers: BTreeMap<PathBuf, ProfileName>,
 }
 
 /// Reads every record and decides what becomes of its sandbox. Must be called on an actix system.
@@ -76,7 +80,7 @@ pub(crate) fn origin_of(record: Box<Record>) -> (SandboxId, Origin) {
 impl RecoveryReport {
     /// Counts what became of the recorded sandboxes.
     pub(crate) fn count_in(&self, telemetry: &Telemetry) {
-        let Self { adopted, undone, lost, stopped, quarantined, run_dirs: _ } = self;
+        let Self { adopted, undone, lost, stopped, quarantined, run_dirs: _, controllers: _ } = self;
         for (outcome, count) in [
             ("adopted", adopted.len()),
             ("undone", undone.len()),
@@ -91,6 +95,10 @@ impl RecoveryReport {
     fn note(&mut self, record: &Record, verdict: &Verdict) {
         if *verdict == Verdict::Adopt {
             self.run_dirs.extend(record.dir.run_dir().map(Path::to_owned));
+        }
+        if !matches!(verdict, Verdict::Undo(_)) {
+            let controller = record.controller.clone();
+            self.controllers.extend(controller.map(|socket| (socket, record.profile.clone())));
         }
         let list = match verdict {
             Verdict::Adopt => &mut self.adopted,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Addr, Recipient};
-use bulkhead_config::Settings;
+use bulkhead_config::{ProfileName, Settings};
 use bulkhead_protocol::error::chain;
 use tracing::{Span, warn};
 
@@ -26,7 +26,7 @@ use crate::vm::{self, Drivers, Vm};
 /// What every sandbox of the process shares.
 #[derive(Debug, Clone)]
 pub struct NodeContext {
-    /// The settings of the node.
+    /// The settings of the node, with all profiles.
     pub settings: Arc<Settings>,
     /// The VMM drivers.
     pub drivers: Drivers,
@@ -34,6 +34,15 @@ pub struct NodeContext {
     pub store: Store,
     /// Counters and histograms.
     pub telemetry: Telemetry,
+}
+
+impl NodeContext {
+    /// The settings for VMs of this profile that are launched; those of the default profile if there is none of this name
+    /// any more, for which nothing is launched.
+    #[must_use]
+    pub fn settings_of(&self, profile: &ProfileName) -> &Settings {
+        self.settings.profile(profile).unwrap_or(&self.settings)
+    }
 }
 
 /// Where the children tell what happens to them.
@@ -119,8 +128,9 @@ impl Children {
 fn start_vm(node: &NodeContext, record: &Record, parent: &Parent, gone: &mut Vec<&'static str>) -> Addr<Vm> {
     let parent = || parent.vm.clone();
     let adopted = record.vm.as_ref().map(|vm| Vm::adopt(vm, node.drivers.of(vm), parent()));
-    adopted_or(("the VM", gone), adopted, || Vm::new(node.drivers.get(node.settings.vm.hypervisor), parent()))
-        .start()
+    let hypervisor = node.settings_of(&record.profile).vm.hypervisor;
+    let new = || Vm::new(node.drivers.of_profile(&record.profile, hypervisor), parent());
+    adopted_or(("the VM", gone), adopted, new).start()
 }
 
 fn start_agent(node: &NodeContext, record: &Record, parent: &Parent) -> Addr<Agent> {
@@ -128,8 +138,8 @@ fn start_agent(node: &NodeContext, record: &Record, parent: &Parent) -> Addr<Age
     let agent = match record.phase {
         Phase::Running => Agent::adopt(dir, parent),
         Phase::Starting | Phase::Stopped { .. } => {
-            let timeout = Duration::from_secs(node.settings.guest.boot_timeout_secs.get().into());
-            Agent::new(dir, timeout, parent)
+            let guest = &node.settings_of(&record.profile).guest;
+            Agent::new(dir, Duration::from_secs(guest.boot_timeout_secs.get().into()), parent)
         }
     };
     agent.start()
@@ -143,7 +153,7 @@ fn start_virtiofsd(
 ) -> Addr<Virtiofsd> {
     let parent = || parent.virtiofsd.clone();
     let adopted = record.virtiofsd.as_ref().map(|virtiofsd| Virtiofsd::adopt(virtiofsd, parent()));
-    let settings = node.settings.virtiofsd.clone();
+    let settings = node.settings_of(&record.profile).virtiofsd.clone();
     adopted_or(("virtiofsd", gone), adopted, || Virtiofsd::new(record.vm_dir(), settings, parent())).start()
 }
 

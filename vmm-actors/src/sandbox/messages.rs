@@ -110,6 +110,8 @@ pub struct Snapshot {
     pub warnings: Vec<String>,
     /// Kubernetes name and namespace of the pod.
     pub pod: String,
+    /// The profile that it was made by.
+    pub profile: String,
     /// The VMM driver and how guest instructions run.
     pub vmm: Option<String>,
     /// Processors and memory of the VM.

@@ -21,6 +21,7 @@ mod life;
 mod memory;
 mod node;
 mod predecessor;
+mod profiles;
 mod resources;
 mod restarts;
 

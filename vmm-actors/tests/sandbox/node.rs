@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use bulkhead_config::Settings;
+use bulkhead_config::{ProfileName, Settings};
 use serde::{Deserialize, Serialize};
 use vmm_actors::id::{ContainerdNamespace, SandboxId};
 use vmm_actors::registry::RecoveryReport;
@@ -26,6 +26,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Place {
     pub(crate) settings: Settings,
     pub(crate) netns: PathBuf,
+    /// Of the requests.
+    pub(crate) profile: ProfileName,
 }
 
 impl Place {
@@ -59,6 +61,7 @@ impl Place {
         CreateSandbox {
             id: sandbox(id),
             containerd_namespace: ContainerdNamespace::new("other").unwrap(),
+            profile: self.profile.clone(),
             netns: self.netns.clone(),
             pod,
         }
@@ -119,7 +122,11 @@ impl Node {
             std::fs::create_dir_all(settings.sandboxer.run_dir.join(directory)).unwrap();
         }
         let netns = OwnNetns::with_links();
-        Some(Self { place: Place { settings, netns: netns.path() }, root, netns })
+        Some(Self {
+            place: Place { settings, netns: netns.path(), profile: ProfileName::default() },
+            root,
+            netns,
+        })
     }
 
     /// Takes a program or file of the node away.

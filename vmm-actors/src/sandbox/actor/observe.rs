@@ -57,6 +57,7 @@ impl Sandbox {
             address: self.address(),
             warnings: beyond.iter().chain(&self.warnings).chain(&self.left).cloned().collect(),
             pod: format!("{}/{}", self.record.pod.namespace, self.record.pod.name),
+            profile: self.record.profile.to_string(),
             vmm,
             size,
             containers: self.record.containers.by_id.keys().map(ToString::to_string).collect(),

@@ -194,7 +194,8 @@ impl BringUp {
         procs: CgroupProcs,
         links: Vec<network::PreparedLink>,
     ) -> Result<VmRecord, BringUpError> {
-        let mut spec = vm::LaunchSpec::new(self.record.vm_dir(), &self.node.settings);
+        let settings = self.node.settings_of(&self.record.profile);
+        let mut spec = vm::LaunchSpec::new(self.record.vm_dir(), settings);
         spec.size = self.record.size(&self.node.settings);
         spec.cgroup = Some(procs);
         spec.nics = links.into_iter().map(nic).collect();

@@ -7,7 +7,7 @@ mod store;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bulkhead_config::{Settings, WithoutOverhead};
+use bulkhead_config::{ProfileName, Settings, WithoutOverhead};
 use serde::{Deserialize, Serialize};
 
 pub use request::CreateSandbox;
@@ -36,6 +36,14 @@ pub struct Record {
     /// containerd's namespace that it belongs to; CRI's in records of releases that knew no other.
     #[serde(default)]
     pub containerd_namespace: ContainerdNamespace,
+    /// The profile that it was made by; the default one in records of releases that had no other. What a running sandbox
+    /// needs of the profile's settings is in this record.
+    #[serde(default)]
+    pub profile: ProfileName,
+    /// The Controller socket of that profile, where containerd asks for the sandbox; none in records of releases that did
+    /// not write it.
+    #[serde(default)]
+    pub controller: Option<PathBuf>,
     /// How far it got.
     pub phase: Phase,
     /// `/proc/sys/kernel/random/boot_id` of the boot it was made in.
@@ -80,9 +88,12 @@ impl Record {
     /// The intent: written before the first effect.
     ///
     /// # Errors
-    /// [`IntendError`] when the pod's cgroup parent cannot be one, or no id can be made.
+    /// [`IntendError`] when there is no such profile, the pod's cgroup parent cannot be one, or no id can be made.
     pub fn intend(request: CreateSandbox, settings: &Settings) -> Result<Self, IntendError> {
-        let CreateSandbox { id, containerd_namespace, netns, pod } = request;
+        let CreateSandbox { id, containerd_namespace, profile, netns, pod } = request;
+        let Some(settings) = settings.profile(&profile) else {
+            return Err(IntendError::UnknownProfile(profile));
+        };
         let size = size_of(&pod.resources, Basis::from(&settings.vm));
         Ok(Self {
             phase: Phase::Starting,
@@ -102,6 +113,8 @@ impl Record {
             shim: None,
             guest_memory_volumes: false,
             containers: ContainersRecord::default(),
+            controller: Some(settings.sandboxer.listen.clone()),
+            profile,
             containerd_namespace,
             id,
         })
@@ -150,6 +163,12 @@ impl Record {
 /// Why not even the intent of a sandbox can be written.
 #[derive(Debug, thiserror::Error)]
 pub enum IntendError {
+    /// The settings have changed since the profile's socket was made.
+    #[error(
+        "there is no profile {0} in the settings any more; add [profile.{0}] and restart bulkhead-sandboxer, or give the \
+         pod another RuntimeClass"
+    )]
+    UnknownProfile(ProfileName),
     /// The pod's cgroup parent cannot be one.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -163,7 +182,7 @@ impl IntendError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Cgroup(_) => Class::Invalid,
+            Self::UnknownProfile(_) | Self::Cgroup(_) => Class::Invalid,
             Self::VmId(_) => Class::Lost,
         }
     }

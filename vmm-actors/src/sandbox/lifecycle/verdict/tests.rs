@@ -11,6 +11,7 @@ fn record(phase: Phase) -> Record {
     let id = SandboxId::new("pod").unwrap();
     let request = CreateSandbox {
         id,
+        profile: bulkhead_config::ProfileName::default(),
         containerd_namespace: ContainerdNamespace::default(),
         netns: "/run/netns/none".into(),
         pod: PodSpec::default(),

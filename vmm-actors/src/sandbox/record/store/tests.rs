@@ -1,4 +1,4 @@
-use bulkhead_config::Settings;
+use bulkhead_config::{ProfileName, Settings};
 
 use super::*;
 use crate::id::ContainerdNamespace;
@@ -13,6 +13,7 @@ pub(crate) fn record(name: &str) -> Record {
     let request = CreateSandbox {
         id: id(name),
         containerd_namespace: ContainerdNamespace::default(),
+        profile: ProfileName::default(),
         netns: "/run/netns/none".into(),
         pod: PodSpec::default(),
     };
@@ -140,4 +141,43 @@ fn what_is_said_of_containers_lies_flat_in_the_record_as_it_always_did() {
     json.as_object_mut().unwrap().remove("disks").unwrap();
     let old: Record = serde_json::from_value(json).unwrap();
     assert_eq!((old.containers.by_id, old.containers.disks.count()), (read.containers.by_id, 0));
+}
+
+#[test]
+fn a_record_from_before_profiles_is_of_the_default_one() {
+    let mut json = serde_json::to_value(record("pod")).unwrap();
+    assert_eq!(json["controller"], "/run/bulkhead/sandboxer.sock");
+    for key in ["profile", "controller"] {
+        json.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    let old: Record = serde_json::from_value(json).unwrap();
+    assert_eq!((old.profile, old.controller), (ProfileName::default(), None));
+}
+
+#[test]
+fn a_record_keeps_its_profiles_name_socket_and_sizes() {
+    let text = "[profile.big]\nlisten = \"/run/big.sock\"\n[profile.big.vm]\nvcpus = 3\nmemory_mib = 1024\n";
+    let settings = Settings::parse(text, bulkhead_config::Scope::Values).unwrap();
+    let request = |profile: &str| CreateSandbox {
+        id: id("pod"),
+        containerd_namespace: ContainerdNamespace::default(),
+        profile: ProfileName::new(profile).unwrap(),
+        netns: "/run/netns/none".into(),
+        pod: PodSpec::default(),
+    };
+    let made = Record::intend(request("big"), &settings).unwrap();
+    assert_eq!(
+        (made.profile.as_str(), made.controller.as_deref()),
+        ("big", Some(Path::new("/run/big.sock")))
+    );
+    // What the settings say by now means nothing to it.
+    let size = made.size(&Settings::default());
+    assert_eq!((size.vcpus.get(), size.memory_mib.get()), (3, 1024));
+    assert_eq!(made.basis(&Settings::default()).memory_mib.get(), 1024);
+    let read: Record = serde_json::from_value(serde_json::to_value(&made).unwrap()).unwrap();
+    assert_eq!(read, made);
+
+    let refused = Record::intend(request("small"), &settings).unwrap_err();
+    assert_eq!(refused.class(), crate::cause::Class::Invalid);
+    assert!(refused.to_string().contains("add [profile.small]"), "{refused}");
 }
