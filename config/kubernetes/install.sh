@@ -9,6 +9,7 @@
 #   --payload DIR     what `make install DESTDIR=DIR PREFIX=/usr/local` has made (default: "payload" beside this script)
 #   --prefix DIR      the PREFIX of that command (default: /usr/local)
 #   --settings FILE   settings that differ from the shipped ones, in lines like: vm.memory_mib = 512
+#                     and profiles, in lines like: profile.big.vm.memory_mib = 1024
 #   --unit NAME       the systemd unit of the node's containerd (default: containerd.service)
 #   --drop-in PATH    the file that containerd imports (default: /etc/containerd/conf.d/bulkhead.toml)
 #   --host DIR        below which directory the node's files are written (default: none, this is the node)
@@ -66,7 +67,7 @@ digest() { { cat -- "$@" 2>/dev/null || true; } | sha256sum | cut -d ' ' -f 1; }
 # ---- the settings
 
 # wanted_config: the shipped settings with those of --settings. The shipped file has every key, so an override that
-# replaces no line is a mistake.
+# replaces no line is a mistake. Profiles, of which it has none, come behind it, a table for each group of keys.
 wanted_config() {
     awk -v overrides="${settings:-/dev/null}" '
         BEGIN {
@@ -77,12 +78,20 @@ wanted_config() {
                 gsub(/[ \t]/, "", name)
                 value[name] = substr(line, at + 1)
                 sub(/^[ \t]+/, "", value[name])
+                if (name !~ /^profile\./) continue
+                table = key = name
+                sub(/\.[^.]*$/, "", table)
+                sub(/^.*\./, "", key)
+                if (!(table in profiles)) order[++tables] = table
+                profiles[table] = profiles[table] key " = " value[name] "\n"
+                delete value[name]
             }
         }
         /^\[/ { table = $0; gsub(/[][ \t]/, "", table) }
         /^[a-z_]+ = / && (table "." $1) in value { print $1 " = " value[table "." $1]; used[table "." $1]; next }
         { print }
         END {
+            for (at = 1; at <= tables; at++) printf "\n[%s]\n%s", order[at], profiles[order[at]]
             for (name in value) if (!(name in used)) {
                 print "there is no setting " name > "/dev/stderr"
                 unknown = 1
@@ -347,11 +356,23 @@ put_back() {
     if [ -e "$work/drop-in.old" ]; then cp "$work/drop-in.old" "$host$drop_in"; else rm -f "$host$drop_in"; fi
 }
 
+# wanted_drop_in: the shipped one, or where the settings have profiles the one that has a runtime for each of them.
+wanted_drop_in() {
+    if grep -q '^[[:space:]]*\[profile\.' "$host$config"; then
+        on_node "$prefix/bin/bulkhead-sandboxer" --print-containerd --config "$config" >"$work/drop-in" ||
+            die "bulkhead-sandboxer does not say what containerd needs for the profiles in $config"
+        printf '%s\n' "$work/drop-in"
+    else
+        printf '%s\n' "$payload$prefix/share/doc/bulkhead/examples/containerd/bulkhead.toml"
+    fi
+}
+
 # tell_containerd comes last: containerd takes a sandboxer that is not there for the end of its pods.
 tell_containerd() {
-    local now
+    local now wanted
     [ ! -e "$host$drop_in" ] || cp "$host$drop_in" "$work/drop-in.old"
-    stage_kept "$payload$prefix/share/doc/bulkhead/examples/containerd/bulkhead.toml" "$drop_in" drop-in
+    wanted=$(wanted_drop_in)
+    stage_kept "$wanted" "$drop_in" drop-in
     rename_staged
     if ! containerd_has "$runtime_table"; then
         put_back

@@ -34,6 +34,11 @@ case $1 in
             [ ! -e "$NODE/imports" ] || cat "$NODE/root$config" 2>/dev/null || true
         fi ;;
     */bulkhead-sandboxer)
+        if [ "$2 $3 $4" = '--print-containerd --config /etc/bulkhead/bulkhead.toml' ]; then
+            grep '^\[profile\.\|^\[plugins' "$NODE/root$4" | sed 's/^/# /'
+            echo "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.bulkhead]"
+            exit
+        fi
         [ ! -e "$NODE/bad-settings" ] || { echo 'bulkhead.toml:3: vm.vcpus = 0: wrong' >&2; exit 2; } ;;
     systemctl)
         case "$2 $3" in
@@ -360,6 +365,41 @@ fn settings_of_the_chart_replace_the_shipped_ones_and_unknown_ones_are_refused()
     assert_eq!(settings["vm"]["vcpus"].as_integer(), Some(1));
     assert_eq!(settings["qemu"]["accelerator"].as_str(), Some("tcg"));
     assert_eq!(settings["qemu"]["extra_args"].as_array().unwrap()[1].as_str(), Some("a = b"));
+}
+
+#[test]
+fn profiles_of_the_chart_come_into_the_settings_and_their_runtimes_into_the_drop_in() {
+    let node = Node::new();
+    let overrides = node.dir.path().join("overrides");
+    let install = |text: &str| {
+        fs::write(&overrides, text).unwrap();
+        let run = node.run(&["install", "--settings", overrides.to_str().unwrap()]);
+        assert!(run.succeeded, "{}", run.text);
+        run
+    };
+    install("vm.memory_mib = 512\n");
+    let shipped = node.read(DROP_IN);
+
+    let big = "profile.big.listen = \"/run/bulkhead/big.sock\"\nprofile.big.vm.memory_mib = 1024\n\
+               profile.big.qemu.extra_args = [\"-d\", \"a.b = c\"]\nprofile.big.vm.vcpus = 2\n";
+    let run = install(&format!("vm.memory_mib = 512\n{big}"));
+    assert_eq!(run.restarts, [SERVICE, CONTAINERD], "{}", run.text);
+    let settings: toml::Table = node.read(SETTINGS).parse().unwrap();
+    assert_eq!(settings["vm"]["memory_mib"].as_integer(), Some(512));
+    let profile = &settings["profile"]["big"];
+    assert_eq!(profile["listen"].as_str(), Some("/run/bulkhead/big.sock"));
+    assert_eq!(
+        (profile["vm"]["memory_mib"].as_integer(), profile["vm"]["vcpus"].as_integer()),
+        (Some(1024), Some(2))
+    );
+    assert_eq!(profile["qemu"]["extra_args"].as_array().unwrap()[1].as_str(), Some("a.b = c"));
+    assert!(node.read(DROP_IN).contains("[profile.big]"), "{}", node.read(DROP_IN));
+    assert_eq!(install(&format!("vm.memory_mib = 512\n{big}")).restarts, [""; 0]);
+
+    // Without them it is as shipped again.
+    assert_eq!(install("vm.memory_mib = 512\n").restarts, [SERVICE, CONTAINERD]);
+    assert_eq!(node.read(DROP_IN), shipped);
+    assert!(node.run(&["uninstall"]).succeeded);
 }
 
 #[test]

@@ -34,4 +34,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ $table }}.{{ $key }} = {{ toJson $value }}
 {{- end }}
 {{- end }}
+{{- range $name, $tables := .Values.profiles }}
+profile.{{ $name }}.listen = {{ toJson (printf "/run/bulkhead/%s.sock" $name) }}
+{{- range $table, $keys := $tables }}
+{{- range $key, $value := $keys }}
+profile.{{ $name }}.{{ $table }}.{{ $key }} = {{ toJson $value }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where the pods of every RuntimeClass go. */}}
+{{- define "bulkhead.runtimeClassScheduling" -}}
+scheduling:
+  nodeSelector:
+    {{- toYaml .Values.runtimeClass.nodeSelector | nindent 4 }}
+  {{- with .Values.runtimeClass.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end }}
