@@ -4,6 +4,7 @@ use super::*;
 use crate::id::ContainerdNamespace;
 use crate::pod_spec::PodSpec;
 use crate::sandbox::CreateSandbox;
+use crate::sandbox::record::Phase;
 
 fn id(text: &str) -> SandboxId {
     SandboxId::new(text).unwrap()
@@ -180,4 +181,30 @@ fn a_record_keeps_its_profiles_name_socket_and_sizes() {
     let refused = Record::intend(request("small"), &settings).unwrap_err();
     assert_eq!(refused.class(), crate::cause::Class::Invalid);
     assert!(refused.to_string().contains("add [profile.small]"), "{refused}");
+}
+
+/// What the version that had one directory for a pod and its VM (commit 43944f3) wrote of a running pod with a container.
+const BEFORE_VM_IDS: &[u8] = include_bytes!("fixtures/before-vm-ids.json");
+
+#[test]
+fn a_record_of_the_version_before_vm_ids_is_read_and_loses_nothing() {
+    let (_dir, store) = store();
+    let id = id("03cd5b126d82657bdbb6f7be5cc5f5bcb622409d6dee717731ddf70b7e5364d5");
+    fs::write(store.path(&id), BEFORE_VM_IDS).unwrap();
+    let found = store.load_all().unwrap();
+    let [Found::Record(record)] = found.as_slice() else { panic!("not read: {found:?}") };
+
+    assert_eq!((&record.id, &record.phase), (&id, &Phase::Running));
+    assert_eq!(record.vm_dir().path(), record.dir.path(), "the VM's files lie in its pod's directory");
+    let vm = record.vm.as_ref().unwrap();
+    assert_eq!((vm.vmm.pid, vm.vsock_helper.as_ref().map(|helper| helper.pid)), (74, Some(69)));
+    assert_eq!(record.containers.by_id.len(), 1);
+
+    // All that it said is there when it is written again: what only a driver reads, too.
+    let (_header, body) = std::str::from_utf8(BEFORE_VM_IDS).unwrap().split_once('\n').unwrap();
+    let before: serde_json::Map<String, serde_json::Value> = serde_json::from_str(body).unwrap();
+    let now = serde_json::to_value(record).unwrap();
+    for (key, value) in before {
+        assert_eq!(now[&key], value, "{key}");
+    }
 }
