@@ -66,6 +66,7 @@ mod oom;
 mod orphans;
 mod pods;
 mod port_forward;
+mod profiles;
 mod recovery;
 mod resizing;
 mod resources;

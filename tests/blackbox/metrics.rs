@@ -41,6 +41,20 @@ async fn lint(text: &str) {
     assert!(said.status.success() && said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
 }
 
+/// The docs have every family of a scrape, and the dashboard asks for no other.
+fn expect_documented(text: &str) {
+    let docs = std::fs::read_to_string(peers::root().join("docs/observability.md")).unwrap();
+    let dashboard = std::fs::read_to_string(peers::root().join("config/grafana/bulkhead.json")).unwrap();
+    let families: Vec<&str> = families(text).into_iter().collect();
+    for name in &families {
+        assert!(docs.contains(&format!("`{name}`")), "docs/observability.md does not have {name}");
+    }
+    for word in dashboard.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+        let is_known = || families.iter().any(|name| word.strip_prefix(name).is_some_and(is_suffix));
+        assert!(!word.starts_with("bulkhead_") || is_known(), "the dashboard asks for {word}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scrape_tells_of_starts_failures_ends_and_of_what_pods_use() {
     let mut stage = stage!(Stage::vm(Options::default().with("metrics", "listen", format!("{LISTEN:?}"))));
@@ -71,19 +85,12 @@ async fn a_scrape_tells_of_starts_failures_ends_and_of_what_pods_use() {
         let resident = value(&text, &format!("bulkhead_process_resident_memory_bytes{{{labels}}}"));
         assert!(resident > Some(100_000.0), "{part}: {resident:?}");
     }
+    let info = format!(r#"namespace="default",pod="measured",profile="default",sandbox="{}""#, pod.id);
+    assert_eq!(value(&text, &format!("bulkhead_pod_info{{{info}}}")), Some(1.0), "{text}");
     let link = format!(r#"interface="eth0",{labels}"#);
     let received = value(&text, &format!("bulkhead_pod_network_receive_bytes_total{{{link}}}"));
     assert!(received > Some(0.0), "{text}");
-    let docs = std::fs::read_to_string(peers::root().join("docs/observability.md")).unwrap();
-    let dashboard = std::fs::read_to_string(peers::root().join("config/grafana/bulkhead.json")).unwrap();
-    let families: Vec<&str> = families(&text).into_iter().collect();
-    for name in &families {
-        assert!(docs.contains(&format!("`{name}`")), "docs/observability.md does not have {name}");
-    }
-    for word in dashboard.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
-        let is_known = || families.iter().any(|name| word.strip_prefix(name).is_some_and(is_suffix));
-        assert!(!word.starts_with("bulkhead_") || is_known(), "the dashboard asks for {word}");
-    }
+    expect_documented(&text);
 
     // A pod that cannot start, a VM that dies, a service that is killed.
     let mut config = stage.cri().pod_config("nowhere");

@@ -1,7 +1,6 @@
 //! Unmodified containerd on a node: its configuration, start, restart.
 
-use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -61,28 +60,34 @@ state = "{dir}/state"
             bin_value = self.cni_bin_value(),
         );
         if self.options.bulkhead {
-            write!(
-                text,
-                r#"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.bulkhead]
-  runtime_type = "io.containerd.bulkhead.v2"
-  sandboxer = "bulkhead"
-  privileged_without_host_devices = true
-  io_type = "{io}"
-  privileged_without_host_devices_all_devices_allowed = true
-
-[proxy_plugins.bulkhead]
-  type = "sandbox"
-  address = "{address}"
-"#,
-                io = if self.options.streaming { "streaming" } else { "fifo" },
-                address = self.controller_socket().display()
-            )
-            .expect("write to a string");
+            text.push_str(&self.runtime(super::BULKHEAD, &self.controller_socket()));
+            for profile in &self.options.profiles {
+                text.push_str(&self.runtime(&format!("bulkhead-{profile}"), &self.profile_socket(profile)));
+            }
         }
         std::fs::write(self.dir.join("containerd.toml"), text).expect("write containerd's configuration");
         std::fs::write(self.dir.join("cni/10-bridge.conflist"), self.cni_config()).expect("write CNI's");
         self.write_cni_commands();
+    }
+
+    /// A runtime under test, and the proxy plugin of the same name.
+    fn runtime(&self, name: &str, socket: &Path) -> String {
+        format!(
+            r#"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{name}]
+  runtime_type = "io.containerd.bulkhead.v2"
+  sandboxer = "{name}"
+  privileged_without_host_devices = true
+  io_type = "{io}"
+  privileged_without_host_devices_all_devices_allowed = true
+
+[proxy_plugins.{name}]
+  type = "sandbox"
+  address = "{address}"
+"#,
+            io = if self.options.streaming { "streaming" } else { "fifo" },
+            address = socket.display()
+        )
     }
 
     /// Where containerd looks who serves a registry, one folder for each with a `hosts.toml`. A node knows of none.

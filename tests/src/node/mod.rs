@@ -44,6 +44,8 @@ pub struct Options {
     pub default_runtime: &'static str,
     /// Changes to the sandboxer's settings.
     pub settings: Settings,
+    /// Profiles beside the default one, each with a socket and a runtime of its own.
+    pub profiles: Vec<&'static str>,
     /// Do not start the sandboxer: the test does.
     pub sandboxer_later: bool,
     /// Whether CNI maps host ports (plugin `portmap`, which needs iptables).
@@ -65,6 +67,7 @@ impl Default for Options {
             streaming: false,
             default_runtime: RUNC,
             settings: Settings::default(),
+            profiles: Vec::new(),
             sandboxer_later: false,
             host_ports: false,
             cni_commands: String::new(),
@@ -91,6 +94,13 @@ impl Options {
     #[must_use]
     pub fn streaming() -> Self {
         Self { streaming: true, ..Self::default() }
+    }
+
+    /// With a profile beside the default one, whose runtime is `bulkhead-NAME`.
+    #[must_use]
+    pub fn with_profile(mut self, name: &'static str) -> Self {
+        self.profiles.push(name);
+        self
     }
 
     /// With one setting changed; `value` as TOML spells it.
@@ -236,6 +246,12 @@ impl Node {
     #[must_use]
     pub fn controller_socket(&self) -> PathBuf {
         self.run_dir().join("sandboxer.sock")
+    }
+
+    /// The Controller socket of a profile beside the default one.
+    #[must_use]
+    pub fn profile_socket(&self, name: &str) -> PathBuf {
+        self.run_dir().join(format!("{name}.sock"))
     }
 
     /// Init process of the node's pid namespace, as pid on this machine.

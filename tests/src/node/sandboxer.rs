@@ -21,6 +21,12 @@ impl Settings {
         self.0.entry(table.to_owned()).or_default().insert(key.to_owned(), value.into());
     }
 
+    /// Forgets a table and those below it.
+    fn remove(&mut self, table: &str) {
+        let below = format!("{table}.");
+        self.0.retain(|name, _| name != table && !name.starts_with(&below));
+    }
+
     /// As a file.
     #[must_use]
     pub fn to_toml(&self) -> String {
@@ -67,6 +73,10 @@ impl Node {
         all.set("qemu", "vsock_path", quoted(product.vsock.display()));
         all.set("virtiofsd", "path", quoted(product.virtiofsd.display()));
         all.set("cgroup", "default_parent", quoted(format!("{}/default", self.cgroup_parent())));
+        for profile in &self.options.profiles {
+            let socket = self.profile_socket(profile);
+            all.set(&format!("profile.{profile}"), "listen", quoted(socket.display()));
+        }
         for (table, keys) in &self.options.settings.0 {
             for (key, value) in keys {
                 all.set(table, key, value.clone());
@@ -85,6 +95,12 @@ impl Node {
         if let Some(keys) = self.options.settings.0.get_mut(table) {
             keys.remove(key);
         }
+    }
+
+    /// Takes a profile out of the settings for the next start of the sandboxer. containerd goes on to know its runtime.
+    pub fn remove_profile(&mut self, name: &str) {
+        self.options.profiles.retain(|profile| *profile != name);
+        self.options.settings.remove(&format!("profile.{name}"));
     }
 
     /// Path of the settings file, written anew.
