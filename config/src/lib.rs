@@ -25,4 +25,4 @@ pub use settings::{
     CacheMode, Cgroup, Guest, LogFormat, Metrics, Sandboxer, Settings, Shim, Traces, Virtiofsd, Vm,
     WithoutOverhead,
 };
-pub use vmm::{Accelerator, Hypervisor, Machine, Qemu};
+pub use vmm::{Accelerator, CloudHypervisor, Hypervisor, Machine, Qemu};

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::profile_name::ProfileName;
-use crate::vmm::{Hypervisor, Qemu, Vmms};
+use crate::vmm::{CloudHypervisor, Hypervisor, Qemu, Vmms};
 
 /// Everything that can be set, as `bulkhead.toml` spells it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub struct Settings {
     pub vm: Vm,
     /// The QEMU driver. The tables of VMMs are in `vmm`.
     pub qemu: Qemu,
+    /// The Cloud Hypervisor driver.
+    pub cloud_hypervisor: CloudHypervisor,
     /// The file server of the pod's share.
     pub virtiofsd: Virtiofsd,
     /// Host cgroups of the pods.
@@ -53,7 +55,7 @@ impl Settings {
 
     /// What concerns VMMs.
     pub(crate) fn vmms(&self) -> Vmms<'_> {
-        Vmms { chosen: self.vm.hypervisor, qemu: &self.qemu }
+        Vmms { chosen: self.vm.hypervisor, qemu: &self.qemu, cloud_hypervisor: &self.cloud_hypervisor }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a VM's processes leave in files: the guest's console, and the last words of one that ended.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt;
 
 use super::{EndCause, VmmExited};
 use crate::host::process::last_lines;
@@ -30,10 +31,12 @@ pub(super) fn exited(ended: Ended, dir: &VmDir) -> VmmExited {
     }
 }
 
-/// Empties a console file that has grown too large. The VMM appends, so that it goes on at the beginning.
+/// Empties a console file that has grown too large. A VMM that appends goes on at the beginning; another leaves a hole
+/// there, which takes no room.
 pub(super) fn bound_console(dir: &VmDir) {
     let path = dir.console();
-    let too_large = std::fs::metadata(&path).is_ok_and(|file| file.len() > CONSOLE_LIMIT);
+    let too_large =
+        std::fs::metadata(&path).is_ok_and(|file| file.blocks().saturating_mul(512) > CONSOLE_LIMIT);
     if !too_large {
         return;
     }

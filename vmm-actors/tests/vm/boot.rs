@@ -323,11 +323,17 @@ async fn kvm_is_believed_only_where_a_guest_runs() {
 }
 
 impl Rig {
-    async fn set_up(&self) {
+    pub(crate) async fn set_up(&self) {
+        self.set_up_with(Vec::new()).await;
+    }
+
+    /// With these network devices.
+    pub(crate) async fn set_up_with(&self, interfaces: Vec<Interface>) {
         let request = Box::new(SetupRequest {
             sandbox_id: "rig".to_owned(),
             hostname: "rig".to_owned(),
             share_tag: bulkhead_protocol::SHARE_TAG.to_owned(),
+            interfaces,
             ..SetupRequest::default()
         });
         ask(&self.agent, agent::Setup { request }).await.unwrap();

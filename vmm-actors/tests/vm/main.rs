@@ -1,4 +1,4 @@
-//! Real VMs through the actors and the product's own QEMU driver, and the agent in them as it is spoken to over vsock.
+//! Real VMs through the actors and the product's own drivers, and the agent in them as it is spoken to over vsock.
 //!
 //! Needs QEMU, the peers (`BULKHEAD_PEERS`, else `.peers` of the workspace) and the guest (`BULKHEAD_GUEST_DIR`, else
 //! `out` of the workspace); says aloud what it skips for the want of one.
@@ -13,5 +13,6 @@
 
 mod agent;
 mod boot;
+mod cloud_hypervisor;
 mod guest;
 mod rig;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bulkhead_config::{Hypervisor, ProfileName, Settings};
 
 use super::api::Driver;
+use super::cloud_hypervisor::CloudHypervisorDriver;
 use super::qemu::QemuDriver;
 use crate::vm::record::VmRecord;
 
@@ -13,16 +14,21 @@ use crate::vm::record::VmRecord;
 #[derive(Debug, Clone)]
 struct Vmms {
     qemu: Arc<dyn Driver>,
+    cloud_hypervisor: Arc<dyn Driver>,
 }
 
 impl Vmms {
     fn new(settings: &Settings) -> Self {
-        Self { qemu: Arc::new(QemuDriver::new(settings)) }
+        Self {
+            qemu: Arc::new(QemuDriver::new(settings)),
+            cloud_hypervisor: Arc::new(CloudHypervisorDriver::new(settings)),
+        }
     }
 
     fn get(&self, hypervisor: Hypervisor) -> Arc<dyn Driver> {
         Arc::clone(match hypervisor {
             Hypervisor::Qemu => &self.qemu,
+            Hypervisor::CloudHypervisor => &self.cloud_hypervisor,
         })
     }
 }
@@ -54,7 +60,8 @@ impl Drivers {
     /// This driver for every VM, whatever its record says: for tests.
     #[must_use]
     pub fn only(driver: &Arc<dyn Driver>) -> Self {
-        Self { default: Vmms { qemu: Arc::clone(driver) }, others: BTreeMap::new() }
+        let vmms = Vmms { qemu: Arc::clone(driver), cloud_hypervisor: Arc::clone(driver) };
+        Self { default: vmms, others: BTreeMap::new() }
     }
 
     /// The driver of this VMM with the settings of the default profile.

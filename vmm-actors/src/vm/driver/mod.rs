@@ -2,6 +2,7 @@
 
 mod api;
 mod capabilities;
+mod cloud_hypervisor;
 mod device;
 mod drivers;
 mod qemu;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Addr, Context, Handler};
-use bulkhead_config::{Accelerator, Machine, Settings};
+use bulkhead_config::{Accelerator, Hypervisor, Machine, Settings};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use vmm_actors::agent::{Agent, AgentSilent, Listen};
 use vmm_actors::ask::{AskError, ask};
@@ -25,6 +25,21 @@ pub(crate) fn say_skipped(why: &str) {
     writeln!(std::io::stderr().lock(), "skipped: {name}: {why}").unwrap();
     let required = std::env::var_os("BULKHEAD_REQUIRE_PEERS").is_some_and(|value| value == "1");
     assert!(!required, "{name} cannot run here: {why}");
+}
+
+/// The same for what nobody has to have: Cloud Hypervisor, and KVM that runs guests.
+fn say_absent(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    writeln!(std::io::stderr().lock(), "skipped: {name}: {why}").unwrap();
+}
+
+/// `CLOUD_HYPERVISOR`, else the one in `PATH`.
+fn cloud_hypervisor() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("CLOUD_HYPERVISOR").filter(|named| !named.is_empty()) {
+        return Some(named.into());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join("cloud-hypervisor")).find(|file| file.is_file())
 }
 
 /// A network namespace of the test's own, gone with this value.
@@ -211,6 +226,25 @@ impl Rig {
             virtiofsd_exited,
             _root: root,
         })
+    }
+
+    /// A rig with Cloud Hypervisor; none where it or KVM is missing, which is said.
+    pub(crate) async fn on_cloud_hypervisor(change: impl FnOnce(&mut Settings)) -> Option<Self> {
+        let Some(program) = cloud_hypervisor() else {
+            say_absent("no cloud-hypervisor binary");
+            return None;
+        };
+        let rig = Self::with(Machine::default(), |settings| {
+            settings.vm.hypervisor = Hypervisor::CloudHypervisor;
+            settings.cloud_hypervisor.path = program;
+            settings.sandboxer.run_dir = std::env::temp_dir();
+            change(settings);
+        })?;
+        if let Err(error) = rig.driver.probe().await {
+            say_absent(&format!("no usable KVM: {error}"));
+            return None;
+        }
+        Some(rig)
     }
 
     /// Starts everything, as a sandbox does.

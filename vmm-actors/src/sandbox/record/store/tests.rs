@@ -184,7 +184,7 @@ fn a_record_keeps_its_profiles_name_socket_and_sizes() {
 }
 
 /// What the version that had one directory for a pod and its VM (commit 43944f3) wrote of a running pod with a container.
-const BEFORE_VM_IDS: &[u8] = include_bytes!("fixtures/before-vm-ids.json");
+const BEFORE_VM_IDS: &[u8] = include_bytes!("../../../../tests/fixtures/record-before-vm-ids.json");
 
 #[test]
 fn a_record_of_the_version_before_vm_ids_is_read_and_loses_nothing() {
