@@ -50,6 +50,13 @@ async fn field_24_broken_sandboxes_hold_up_neither_the_service_nor_a_sound_one()
     );
     let main = stage.cri().start(&sound, Cri::shell("main", "sleep 1000")).await;
     let before = restarted(&mut stage, |_| {}).await;
+    // vhost-device-vsock 0.3.0 panics when the process that dials the guest is killed before the guest has answered, and the
+    // service dials when it takes over (docs/compatibility.md, "Known faults of helpers").
+    wait::expect("the service has reached the three guests again", SOON, async || {
+        let log = stage.node.sandboxer_log();
+        (log.matches("connected to the guest again").count() >= 3).then_some(())
+    })
+    .await;
     let unowned = stage.vmm_of(&torn).pid;
     let after = restarted(&mut stage, |stage| {
         processes::signal(stage.vmm_of(&dead).pid, Signal::SIGKILL);

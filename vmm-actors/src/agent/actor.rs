@@ -205,6 +205,7 @@ impl Agent {
                 self.missed = 0;
                 self.heard = Some(Instant::now());
                 if let Some((session, guest)) = opened {
+                    tracing::debug!(dir = %self.dir.path().display(), "connected to the guest again");
                     let booted_in = self.guest.as_ref().and_then(|guest| guest.booted_in);
                     self.up(session, Guest { booted_in, ..guest }, ctx);
                 }
