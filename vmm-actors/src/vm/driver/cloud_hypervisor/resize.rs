@@ -35,8 +35,11 @@ pub(super) async fn resize(api: &Api, to: Size) -> Result<Size, VmError> {
     if to.memory_mib < info.first_memory_mib() {
         return Err(VmError::NotResized { wanted: to, has: now });
     }
-    if to.vcpus != now.vcpus && !reach_processors(api, now.vcpus, to.vcpus).await? {
-        return Err(VmError::NotResized { wanted: to, has: now });
+    match reach_processors(api, now.vcpus, to.vcpus).await {
+        Err(error) if error.is(StatusCode::TOO_MANY_REQUESTS) && to.vcpus < now.vcpus => {
+            return Err(VmError::NotResized { wanted: to, has: now });
+        }
+        reached => reached?,
     }
     if to.memory_mib != now.memory_mib {
         reach_memory(api, to).await?;
@@ -44,26 +47,22 @@ pub(super) async fn resize(api: &Api, to: Size) -> Result<Size, VmError> {
     Ok(to)
 }
 
-/// Whether the guest has as many now. While it has not ejected what it was told to, the VMM answers every other number, and
-/// the same one again, that there are too many requests; so a repeat that is taken says that it has.
-async fn reach_processors(api: &Api, from: NonZeroU32, to: NonZeroU32) -> Result<bool, VmError> {
+/// Answers when the guest has as many. While it has not ejected what it was told to, the VMM answers every other number, and
+/// the same one again, that there are too many requests; so a repeat that is taken says that it has. Asked even for as many
+/// as it has by the VMM's account, which counts one as gone that is on its way out.
+async fn reach_processors(api: &Api, from: NonZeroU32, to: NonZeroU32) -> Result<(), CloudHypervisorError> {
     let ask = json!({ "desired_vcpus": to });
-    if !taken_in_time(api, &ask).await? {
-        return Ok(false);
-    }
-    Ok(to > from || taken_in_time(api, &ask).await?)
+    taken_in_time(api, &ask).await?;
+    if to < from { taken_in_time(api, &ask).await } else { Ok(()) }
 }
 
 /// Repeats a request for as long as processors are on their way out.
-async fn taken_in_time(api: &Api, ask: &Value) -> Result<bool, CloudHypervisorError> {
+async fn taken_in_time(api: &Api, ask: &Value) -> Result<(), CloudHypervisorError> {
     let since = Instant::now();
     loop {
         match api.put(RESIZE, Some(ask)).await {
-            Err(error) if error.is(StatusCode::TOO_MANY_REQUESTS) => {}
-            taken => return taken.map(|()| true),
-        }
-        if since.elapsed() > STALLED {
-            return Ok(false);
+            Err(error) if error.is(StatusCode::TOO_MANY_REQUESTS) && since.elapsed() < STALLED => {}
+            taken => return taken,
         }
         sleep(ASK_EVERY).await;
     }
