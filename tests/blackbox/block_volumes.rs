@@ -98,32 +98,6 @@ async fn a_block_volume_works_on_a_machine_with_pci() {
     writes_reach_the_device_and_it_goes_with_its_container(options).await;
 }
 
-/// An init container that formats or fills a volume need not call fsync: its end is enough.
-#[tokio::test(flavor = "multi_thread")]
-async fn field_19_an_app_container_finds_what_its_init_container_wrote() {
-    let stage = stage!(Stage::shared());
-    let disk = disk!(stage, "disk", "--sector-size", "4096");
-    let cri = stage.cri();
-    let pod = cri.run_pod("init").await;
-    let script = "yes from-init | dd of=/dev/xvda bs=4096 count=256 iflag=fullblock 2>/dev/null";
-    let devices = || vec![device(&disk, "/dev/xvda", WRITABLE)];
-    let init = cri.start(&pod, config("init", script, devices())).await;
-    assert_eq!(cri.wait_exit(&init.id).await.exit_code, 0);
-    // Stopped, as kubelet leaves it, and not removed.
-    expect_in_vm(&stage, &disk, false);
-    assert!(disk.settled()[..1 << 20].chunks(10).all(|line| b"from-init\n".starts_with(line)));
-    let app = cri.start(&pod, idle("app", devices())).await;
-    let sum = "dd if=/dev/xvda bs=4096 count=256 2>/dev/null | uniq -c | sed 's/^ *//'";
-    assert_eq!(cri.exec(&app.id, sum).await, "104857 from-init\n1 from-i\n");
-    if !control_run() {
-        let size = cri.exec(&app.id, "cat /sys/block/sd*/queue/logical_block_size").await;
-        assert_eq!(size, "4096\n", "as on the node");
-    }
-    gone(cri, &app).await;
-    expect_in_vm(&stage, &disk, false);
-    stage.end(&pod).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_block_volume_cannot_be_written() {
     let stage = stage!(Stage::shared());
@@ -231,37 +205,6 @@ async fn what_fails_with_a_block_volume_leaves_none() {
     stage.end(&pod).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn field_24_a_restarted_service_unplugs_what_its_predecessor_plugged_in() {
-    let mut stage = stage!(Stage::vm(Options::default()));
-    let disk = disk!(stage, "disk",);
-    let pod = stage.cri().run_pod("restart").await;
-    let devices = || vec![device(&disk, "/dev/xvda", WRITABLE)];
-    let one = stage.cri().start(&pod, idle("one", devices())).await;
-    stage.node.stop_sandboxer(Signal::SIGKILL).await;
-    stage.cri().exec(&one.id, "echo alone | dd of=/dev/xvda conv=fsync 2>/dev/null").await;
-    assert!(disk.content().starts_with(b"alone\n"));
-    stage.node.start_sandboxer().await;
-    let cri = stage.cri();
-    // containerd dials a sandboxer that was away again after up to 3 s.
-    let reached = wait::expect("containerd reaches the sandboxer", Duration::from_secs(10), async || {
-        cri.pod_status(&pod.id).await.ok()
-    });
-    reached.await;
-    let two = cri.start(&pod, idle("two", devices())).await;
-    assert_eq!(
-        guest_disks(cri, &two).await.lines().count(),
-        1,
-        "the disk is known, and not plugged in again"
-    );
-    gone(cri, &one).await;
-    assert_eq!(cri.exec(&two.id, "head -n 1 /dev/xvda").await, "alone\n");
-    expect_in_vm(&stage, &disk, true);
-    gone(cri, &two).await;
-    expect_in_vm(&stage, &disk, false);
-    stage.end(&pod).await;
-}
-
 /// The node's own disks are none of a privileged container's, the one that it asks for is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_privileged_container_has_the_block_volume_that_it_asks_for_and_no_other() {
@@ -290,4 +233,66 @@ async fn a_privileged_container_has_the_block_volume_that_it_asks_for_and_no_oth
         cri.start(&pod, privileged(idle("reader", vec![device(&disk, "/dev/xvda", WRITABLE)]))).await;
     assert_eq!(cri.exec(&reader.id, "mkdir /m && mount -t ext4 /dev/xvda /m && cat /m/file").await, "x\n");
     stage.end(&pod).await;
+}
+
+/// Failures that users of other sandboxed runtimes have reported (the table in `main.rs`).
+mod reported {
+    use super::*;
+
+    /// An init container that formats or fills a volume need not call fsync: its end is enough.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_12689_an_app_container_finds_what_its_init_container_wrote() {
+        let stage = stage!(Stage::shared());
+        let disk = disk!(stage, "disk", "--sector-size", "4096");
+        let cri = stage.cri();
+        let pod = cri.run_pod("init").await;
+        let script = "yes from-init | dd of=/dev/xvda bs=4096 count=256 iflag=fullblock 2>/dev/null";
+        let devices = || vec![device(&disk, "/dev/xvda", WRITABLE)];
+        let init = cri.start(&pod, config("init", script, devices())).await;
+        assert_eq!(cri.wait_exit(&init.id).await.exit_code, 0);
+        // Stopped, as kubelet leaves it, and not removed.
+        expect_in_vm(&stage, &disk, false);
+        assert!(disk.settled()[..1 << 20].chunks(10).all(|line| b"from-init\n".starts_with(line)));
+        let app = cri.start(&pod, idle("app", devices())).await;
+        let sum = "dd if=/dev/xvda bs=4096 count=256 2>/dev/null | uniq -c | sed 's/^ *//'";
+        assert_eq!(cri.exec(&app.id, sum).await, "104857 from-init\n1 from-i\n");
+        if !control_run() {
+            let size = cri.exec(&app.id, "cat /sys/block/sd*/queue/logical_block_size").await;
+            assert_eq!(size, "4096\n", "as on the node");
+        }
+        gone(cri, &app).await;
+        expect_in_vm(&stage, &disk, false);
+        stage.end(&pod).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kuasar_49_a_restarted_service_unplugs_what_its_predecessor_plugged_in() {
+        let mut stage = stage!(Stage::vm(Options::default()));
+        let disk = disk!(stage, "disk",);
+        let pod = stage.cri().run_pod("restart").await;
+        let devices = || vec![device(&disk, "/dev/xvda", WRITABLE)];
+        let one = stage.cri().start(&pod, idle("one", devices())).await;
+        stage.node.stop_sandboxer(Signal::SIGKILL).await;
+        stage.cri().exec(&one.id, "echo alone | dd of=/dev/xvda conv=fsync 2>/dev/null").await;
+        assert!(disk.content().starts_with(b"alone\n"));
+        stage.node.start_sandboxer().await;
+        let cri = stage.cri();
+        // containerd dials a sandboxer that was away again after up to 3 s.
+        let reached = wait::expect("containerd reaches the sandboxer", Duration::from_secs(10), async || {
+            cri.pod_status(&pod.id).await.ok()
+        });
+        reached.await;
+        let two = cri.start(&pod, idle("two", devices())).await;
+        assert_eq!(
+            guest_disks(cri, &two).await.lines().count(),
+            1,
+            "the disk is known, and not plugged in again"
+        );
+        gone(cri, &one).await;
+        assert_eq!(cri.exec(&two.id, "head -n 1 /dev/xvda").await, "alone\n");
+        expect_in_vm(&stage, &disk, true);
+        gone(cri, &two).await;
+        expect_in_vm(&stage, &disk, false);
+        stage.end(&pod).await;
+    }
 }

@@ -71,22 +71,6 @@ async fn exec_gives_output_and_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn field_25_ten_execs_at_once() {
-    let stage = stage!(Stage::shared());
-    let cri = stage.cri();
-    let pod = cri.run_pod("busy").await;
-    let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
-    let execs = (0..10).map(|number| {
-        let id = container.id.clone();
-        async move { (number, cri.exec(&id, &format!("seq {number} 2000 | tail -1; echo {number}")).await) }
-    });
-    for (number, output) in futures::future::join_all(execs).await {
-        assert_eq!(output, format!("2000\n{number}\n"));
-    }
-    stage.end(&pod).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_exec_ends_with_its_process_though_a_child_keeps_the_pipe() {
     let stage = stage!(Stage::shared_vm());
     let cri = stage.cri();
@@ -99,37 +83,6 @@ async fn an_exec_ends_with_its_process_though_a_child_keeps_the_pipe() {
         "the exec waited for the child: {:?}",
         start.elapsed()
     );
-    stage.end(&pod).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn field_13_exec_timeout_kills_the_exec_and_what_it_started() {
-    let stage = stage!(Stage::shared());
-    let cri = stage.cri();
-    let pod = cri.run_pod("slow").await;
-    let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
-    let request = api::ExecSyncRequest {
-        container_id: container.id.clone(),
-        cmd: vec!["/bin/sleep".into(), "777".into()],
-        timeout: 2,
-    };
-    let status = cri.runtime().exec_sync(request).await.expect_err("a timeout is an error");
-    assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
-    let expect_none = async |mark: &str| {
-        let left = cri.exec(&container.id, &format!("ps -o args | grep -c '{mark}' || true")).await;
-        assert_eq!(left.trim(), "0", "the exec's process lives on");
-    };
-    expect_none("[s]leep 777").await;
-    // Nor does what it has started; with runc it does.
-    if !control_run() {
-        let command = ["/bin/sh", "-c", "sleep 778 & (sleep 778 & sleep 778) & sleep 778; echo never"];
-        let cmd = command.map(Into::into).to_vec();
-        let request = api::ExecSyncRequest { container_id: container.id.clone(), cmd, timeout: 2 };
-        let status = cri.runtime().exec_sync(request).await.expect_err("a timeout is an error");
-        assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
-        expect_none("[s]leep 778").await;
-    }
-    assert_eq!(cri.container_status(&container.id).await.state(), api::ContainerState::ContainerRunning);
     stage.end(&pod).await;
 }
 
@@ -303,20 +256,81 @@ async fn stats_have_cpu_and_memory() {
     stage.end(&pod).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn field_25_containers_of_one_image_share_nothing_of_it() {
-    let stage = stage!(Stage::shared());
-    let cri = stage.cri();
-    let pod = cri.run_pod("alike").await;
-    let one = cri.start(&pod, Cri::shell("one", "sleep 1000")).await;
-    let two = cri.start(&pod, Cri::shell("two", "sleep 1000")).await;
-    cri.exec(&one.id, "echo mine > /mine; rm /www/index.html").await;
-    assert_eq!(cri.exec(&two.id, "ls /mine 2> /dev/null; cat /www/index.html").await, "hello from the pod\n");
-    cri.stop(&one.id, 0).await;
-    cri.remove(&one.id).await;
-    let three = cri.start(&pod, Cri::shell("three", "sleep 1000")).await;
-    for id in [&two.id, &three.id] {
-        assert_eq!(cri.exec(id, "ls /mine 2> /dev/null; cat /www/index.html").await, "hello from the pod\n");
+/// Failures that users of other sandboxed runtimes have reported (the table in `main.rs`).
+mod reported {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kuasar_85_ten_execs_at_once() {
+        let stage = stage!(Stage::shared());
+        let cri = stage.cri();
+        let pod = cri.run_pod("busy").await;
+        let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
+        let execs =
+            (0..10).map(|number| {
+                let id = container.id.clone();
+                async move {
+                    (number, cri.exec(&id, &format!("seq {number} 2000 | tail -1; echo {number}")).await)
+                }
+            });
+        for (number, output) in futures::future::join_all(execs).await {
+            assert_eq!(output, format!("2000\n{number}\n"));
+        }
+        stage.end(&pod).await;
     }
-    stage.end(&pod).await;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_2464_exec_timeout_kills_the_exec_and_what_it_started() {
+        let stage = stage!(Stage::shared());
+        let cri = stage.cri();
+        let pod = cri.run_pod("slow").await;
+        let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
+        let request = api::ExecSyncRequest {
+            container_id: container.id.clone(),
+            cmd: vec!["/bin/sleep".into(), "777".into()],
+            timeout: 2,
+        };
+        let status = cri.runtime().exec_sync(request).await.expect_err("a timeout is an error");
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
+        let expect_none = async |mark: &str| {
+            let left = cri.exec(&container.id, &format!("ps -o args | grep -c '{mark}' || true")).await;
+            assert_eq!(left.trim(), "0", "the exec's process lives on");
+        };
+        expect_none("[s]leep 777").await;
+        // Nor does what it has started; with runc it does.
+        if !control_run() {
+            let command = ["/bin/sh", "-c", "sleep 778 & (sleep 778 & sleep 778) & sleep 778; echo never"];
+            let cmd = command.map(Into::into).to_vec();
+            let request = api::ExecSyncRequest { container_id: container.id.clone(), cmd, timeout: 2 };
+            let status = cri.runtime().exec_sync(request).await.expect_err("a timeout is an error");
+            assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
+            expect_none("[s]leep 778").await;
+        }
+        assert_eq!(cri.container_status(&container.id).await.state(), api::ContainerState::ContainerRunning);
+        stage.end(&pod).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kuasar_85_containers_of_one_image_share_nothing_of_it() {
+        let stage = stage!(Stage::shared());
+        let cri = stage.cri();
+        let pod = cri.run_pod("alike").await;
+        let one = cri.start(&pod, Cri::shell("one", "sleep 1000")).await;
+        let two = cri.start(&pod, Cri::shell("two", "sleep 1000")).await;
+        cri.exec(&one.id, "echo mine > /mine; rm /www/index.html").await;
+        assert_eq!(
+            cri.exec(&two.id, "ls /mine 2> /dev/null; cat /www/index.html").await,
+            "hello from the pod\n"
+        );
+        cri.stop(&one.id, 0).await;
+        cri.remove(&one.id).await;
+        let three = cri.start(&pod, Cri::shell("three", "sleep 1000")).await;
+        for id in [&two.id, &three.id] {
+            assert_eq!(
+                cri.exec(id, "ls /mine 2> /dev/null; cat /www/index.html").await,
+                "hello from the pod\n"
+            );
+        }
+        stage.end(&pod).await;
+    }
 }

@@ -59,83 +59,91 @@ async fn reason(stage: &Stage, id: &str) -> String {
     info["bulkhead"]["reason"].as_str().unwrap_or_default().to_owned()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn field_1_a_vm_that_the_host_kills_says_so_and_leaves_nothing() {
-    let stage = stage!(Stage::shared_vm());
-    let cri = stage.cri();
-    let pod = cri.run_pod("hungry").await;
-    let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
-    let group = pod.cgroup.clone().unwrap();
-    let Some(limited) = Limited::of(&group) else {
-        report::skipped("a_vm_that_the_host_kills", "the host has no memory controller");
-        return stage.end(&pod).await;
-    };
-    // kubelet or an operator tightens the pod's limit, and then the guest wants more of the memory it was promised.
-    limited.set(limited.usage() + 8 * MIB);
-    let eaten =
-        cri.try_exec(&container.id, &["dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"]).await;
-    assert!(!matches!(eaten, Ok((0, _, _))), "the guest had room left: {eaten:?}");
+/// Failures that users of other sandboxed runtimes have reported (the table in `main.rs`).
+mod reported {
+    use super::*;
 
-    cri.expect_not_ready(&pod.id).await;
-    let reason = reason(&stage, &pod.id).await;
-    let killed = "killed by the host's OOM killer: the memory limit of ";
-    assert!(reason.contains(killed) && reason.contains(&group) && reason.contains("overhead"), "{reason}");
-    assert!(stage.node.sandboxer_log().contains(killed), "the log does not say it");
-    assert_eq!(cri.wait_exit(&container.id).await.exit_code, 137);
-    for helper in [VMM, "virtiofsd", "vhost-device-vsock"] {
-        let left = stage.running(helper);
-        assert!(left.is_empty(), "{left:?} outlives the pod");
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_10969_a_vm_that_the_host_kills_says_so_and_leaves_nothing() {
+        let stage = stage!(Stage::shared_vm());
+        let cri = stage.cri();
+        let pod = cri.run_pod("hungry").await;
+        let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
+        let group = pod.cgroup.clone().unwrap();
+        let Some(limited) = Limited::of(&group) else {
+            report::skipped("a_vm_that_the_host_kills", "the host has no memory controller");
+            return stage.end(&pod).await;
+        };
+        // kubelet or an operator tightens the pod's limit, and then the guest wants more of the memory it was promised.
+        limited.set(limited.usage() + 8 * MIB);
+        let eaten =
+            cri.try_exec(&container.id, &["dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"]).await;
+        assert!(!matches!(eaten, Ok((0, _, _))), "the guest had room left: {eaten:?}");
+
+        cri.expect_not_ready(&pod.id).await;
+        let reason = reason(&stage, &pod.id).await;
+        let killed = "killed by the host's OOM killer: the memory limit of ";
+        assert!(
+            reason.contains(killed) && reason.contains(&group) && reason.contains("overhead"),
+            "{reason}"
+        );
+        assert!(stage.node.sandboxer_log().contains(killed), "the log does not say it");
+        assert_eq!(cri.wait_exit(&container.id).await.exit_code, 137);
+        for helper in [VMM, "virtiofsd", "vhost-device-vsock"] {
+            let left = stage.running(helper);
+            assert!(left.is_empty(), "{left:?} outlives the pod");
+        }
+        stage.end(&pod).await;
     }
-    stage.end(&pod).await;
-}
 
-/// A pod whose own cgroup, as kubelet makes it from the pod's limit, is too small for a VM.
-#[tokio::test(flavor = "multi_thread")]
-async fn field_8_a_pod_without_overhead_runs_beside_its_cgroup() {
-    let stage = stage!(Stage::shared_vm());
-    let cri = stage.cri();
-    let mut config = cri.pod_config("plain");
-    let linux = config.linux.as_mut().unwrap();
-    linux.resources =
-        Some(api::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() });
-    let group = linux.cgroup_parent.clone();
-    node::make_cgroup(&group);
-    let Some(limited) = Limited::of(&group) else {
-        return report::skipped("a_pod_without_overhead", "the host has no memory controller");
-    };
-    limited.set(64 * MIB);
-    let pod = cri.try_run_pod(config).await.unwrap();
-    let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
-    assert_eq!(cri.exec(&container.id, "echo alive").await, "alive\n");
-    let status = Controller::new(&stage.node.controller_socket()).status(&pod.id).await.unwrap();
-    let beside = format!("{}/bulkhead-{}", Path::new(&group).parent().unwrap().display(), pod.id);
-    let told = format!("{beside}, limited to 512 MiB, which the scheduler does not know of");
-    assert!(status.info["info"].contains(&told), "{:?} without {told:?}", status.info["info"]);
-    assert!(stage.node.sandboxer_log().contains(&told), "the log does not warn");
-    let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", stage.the_one(VMM).pid)).unwrap();
-    assert!(cgroup.contains(&beside) && !cgroup.contains(&group), "{cgroup}");
-    assert!(limited.usage() < MIB, "what is not in the pod's cgroup does not count there");
-    stage.end(&pod).await;
-}
+    /// A pod whose own cgroup, as kubelet makes it from the pod's limit, is too small for a VM.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_6129_a_pod_without_overhead_runs_beside_its_cgroup() {
+        let stage = stage!(Stage::shared_vm());
+        let cri = stage.cri();
+        let mut config = cri.pod_config("plain");
+        let linux = config.linux.as_mut().unwrap();
+        linux.resources =
+            Some(api::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() });
+        let group = linux.cgroup_parent.clone();
+        node::make_cgroup(&group);
+        let Some(limited) = Limited::of(&group) else {
+            return report::skipped("a_pod_without_overhead", "the host has no memory controller");
+        };
+        limited.set(64 * MIB);
+        let pod = cri.try_run_pod(config).await.unwrap();
+        let container = cri.start(&pod, Cri::shell("main", "sleep 1000")).await;
+        assert_eq!(cri.exec(&container.id, "echo alive").await, "alive\n");
+        let status = Controller::new(&stage.node.controller_socket()).status(&pod.id).await.unwrap();
+        let beside = format!("{}/bulkhead-{}", Path::new(&group).parent().unwrap().display(), pod.id);
+        let told = format!("{beside}, limited to 512 MiB, which the scheduler does not know of");
+        assert!(status.info["info"].contains(&told), "{:?} without {told:?}", status.info["info"]);
+        assert!(stage.node.sandboxer_log().contains(&told), "the log does not warn");
+        let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", stage.the_one(VMM).pid)).unwrap();
+        assert!(cgroup.contains(&beside) && !cgroup.contains(&group), "{cgroup}");
+        assert!(limited.usage() < MIB, "what is not in the pod's cgroup does not count there");
+        stage.end(&pod).await;
+    }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn field_8_a_pod_that_cannot_fit_below_a_limit_is_refused() {
-    let stage = stage!(Stage::shared_vm());
-    let cri = stage.cri();
-    let mut config = cri.pod_config("tight");
-    let linux = config.linux.as_mut().unwrap();
-    // What all pods may use together, and what nothing beside the pod's own cgroup avoids.
-    let all = linux.cgroup_parent.replace("/pod", "/tight/pod");
-    let group = Path::new(&std::mem::replace(&mut linux.cgroup_parent, all)).with_file_name("tight");
-    let group = group.display().to_string();
-    node::make_cgroup(&group);
-    let Some(limited) = Limited::of(&group) else {
-        return report::skipped("a_pod_that_cannot_fit", "the host has no memory controller");
-    };
-    limited.set(128 * MIB);
-    let refused = cri.try_run_pod(config).await.unwrap_err();
-    let says = refused.message();
-    assert!(says.contains("128 MiB") && says.contains(&group) && says.contains("overhead"), "{says}");
-    node::remove_cgroup(&group);
-    stage.expect_clean().await;
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_6129_a_pod_that_cannot_fit_below_a_limit_is_refused() {
+        let stage = stage!(Stage::shared_vm());
+        let cri = stage.cri();
+        let mut config = cri.pod_config("tight");
+        let linux = config.linux.as_mut().unwrap();
+        // What all pods may use together, and what nothing beside the pod's own cgroup avoids.
+        let all = linux.cgroup_parent.replace("/pod", "/tight/pod");
+        let group = Path::new(&std::mem::replace(&mut linux.cgroup_parent, all)).with_file_name("tight");
+        let group = group.display().to_string();
+        node::make_cgroup(&group);
+        let Some(limited) = Limited::of(&group) else {
+            return report::skipped("a_pod_that_cannot_fit", "the host has no memory controller");
+        };
+        limited.set(128 * MIB);
+        let refused = cri.try_run_pod(config).await.unwrap_err();
+        let says = refused.message();
+        assert!(says.contains("128 MiB") && says.contains(&group) && says.contains("overhead"), "{says}");
+        node::remove_cgroup(&group);
+        stage.expect_clean().await;
+    }
 }

@@ -76,33 +76,6 @@ async fn removing_a_pod_while_it_stops() {
     end(&stage, &pod).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn field_25_every_call_may_be_repeated_and_doubled() {
-    let stage = stage!(Stage::shared());
-    let cri = stage.cri();
-    let pod = cri.run_pod("again").await;
-    let deaf = "trap '' TERM; echo ready; while :; do usleep 50000; done";
-    let container = cri.create(&pod, Cri::shell("main", deaf)).await;
-    let starts = join_all((0..3).map(|_| cri.try_start(&container.id))).await;
-    assert_eq!(starts.iter().filter(|start| start.is_ok()).count(), 1, "{starts:?}");
-    assert!(cri.try_start(&container.id).await.is_err(), "a running container cannot be started");
-    wait::expect("it runs", SOON, async || container.log().stdout.contains("ready").then_some(())).await;
-    for stop in join_all((0..3).map(|_| stop_container(cri, &container.id))).await {
-        stop.unwrap();
-    }
-    stop_container(cri, &container.id).await.unwrap();
-    assert_eq!(cri.wait_exit(&container.id).await.exit_code, 137);
-    assert!(cri.try_start(&container.id).await.is_err(), "an ended container cannot be started");
-    drop(join_all((0..3).map(|_| remove_container(cri, &container.id))).await);
-    insist("RemoveContainer works", async || remove_container(cri, &container.id).await).await;
-    remove_container(cri, &container.id).await.unwrap();
-    drop(join_all((0..3).map(|_| cri.try_stop_pod(&pod.id))).await);
-    cri.stop_pod(&pod).await;
-    cri.stop_pod(&pod).await;
-    drop(join_all((0..3).map(|_| cri.try_remove_pod(&pod.id))).await);
-    end(&stage, &pod).await;
-}
-
 /// A client that does not wait for the answer.
 const SOON_GONE: Duration = Duration::from_millis(30);
 
@@ -167,61 +140,6 @@ async fn calls_taken_back_half_way() {
     end(&stage, &pod).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn field_2_containerd_killed_while_a_pod_starts_leaves_nothing() {
-    let mut stage = stage!(Stage::vm(Options::default()));
-    stage.warm_up().await;
-    for pause in [150, 900] {
-        let config = stage.cri().pod_config_without_cgroup("cut");
-        let kill = async {
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-            processes::signal(stage.node.containerd_pid().unwrap(), Signal::SIGKILL);
-        };
-        let (started, ()) = tokio::join!(stage.cri().try_run_pod(config), kill);
-        eprintln!("{pause} ms into the start: {started:?}");
-        stage.node.stop_containerd(Signal::SIGKILL).await;
-        stage.node.start_containerd().await;
-        for pod in stage.cri().list_pods().await {
-            let cri = stage.cri();
-            insist("StopPodSandbox works", async || cri.try_stop_pod(&pod.id).await).await;
-            insist("RemovePodSandbox works", async || cri.try_remove_pod(&pod.id).await).await;
-        }
-        stage.expect_clean().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn field_4_a_crash_loop_makes_nothing_grow() {
-    let stage = stage!(Stage::shared());
-    let cri = stage.cri();
-    let pod = cri.run_pod("crashing").await;
-    let main = cri.start(&pod, Cri::shell("main", "sleep 100000")).await;
-    let crash = async |number: u32| {
-        let mut config = Cri::shell("crash", "exit 3");
-        config.metadata.as_mut().unwrap().attempt = number;
-        let missing = number.is_multiple_of(2);
-        if missing {
-            config.command = vec!["/bin/not-there".into()];
-        }
-        let container = cri.create(&pod, config).await;
-        let started = cri.try_start(&container.id).await;
-        assert_eq!(started.is_err(), missing, "{started:?}");
-        if !missing {
-            assert_eq!(cri.wait_exit(&container.id).await.exit_code, 3);
-        }
-        cri.remove(&container.id).await;
-    };
-    for number in 0..4 {
-        crash(number).await;
-    }
-    let before = footprint(&stage, &main).await;
-    for number in 4..if full() { 504 } else { 34 } {
-        crash(number).await;
-    }
-    expect_flat(&stage, &main, &before).await;
-    stage.end(&pod).await;
-}
-
 /// kubelet's evented PLEG lives by it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_is_told_in_containerds_events() {
@@ -263,4 +181,91 @@ async fn what_happens_is_told_in_containerds_events() {
     .await;
     listening.abort();
     stage.expect_clean().await;
+}
+
+/// Failures that users of other sandboxed runtimes have reported (the table in `main.rs`).
+mod reported {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kuasar_85_every_call_may_be_repeated_and_doubled() {
+        let stage = stage!(Stage::shared());
+        let cri = stage.cri();
+        let pod = cri.run_pod("again").await;
+        let deaf = "trap '' TERM; echo ready; while :; do usleep 50000; done";
+        let container = cri.create(&pod, Cri::shell("main", deaf)).await;
+        let starts = join_all((0..3).map(|_| cri.try_start(&container.id))).await;
+        assert_eq!(starts.iter().filter(|start| start.is_ok()).count(), 1, "{starts:?}");
+        assert!(cri.try_start(&container.id).await.is_err(), "a running container cannot be started");
+        wait::expect("it runs", SOON, async || container.log().stdout.contains("ready").then_some(())).await;
+        for stop in join_all((0..3).map(|_| stop_container(cri, &container.id))).await {
+            stop.unwrap();
+        }
+        stop_container(cri, &container.id).await.unwrap();
+        assert_eq!(cri.wait_exit(&container.id).await.exit_code, 137);
+        assert!(cri.try_start(&container.id).await.is_err(), "an ended container cannot be started");
+        drop(join_all((0..3).map(|_| remove_container(cri, &container.id))).await);
+        insist("RemoveContainer works", async || remove_container(cri, &container.id).await).await;
+        remove_container(cri, &container.id).await.unwrap();
+        drop(join_all((0..3).map(|_| cri.try_stop_pod(&pod.id))).await);
+        cri.stop_pod(&pod).await;
+        cri.stop_pod(&pod).await;
+        drop(join_all((0..3).map(|_| cri.try_remove_pod(&pod.id))).await);
+        end(&stage, &pod).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_5246_containerd_killed_while_a_pod_starts_leaves_nothing() {
+        let mut stage = stage!(Stage::vm(Options::default()));
+        stage.warm_up().await;
+        for pause in [150, 900] {
+            let config = stage.cri().pod_config_without_cgroup("cut");
+            let kill = async {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                processes::signal(stage.node.containerd_pid().unwrap(), Signal::SIGKILL);
+            };
+            let (started, ()) = tokio::join!(stage.cri().try_run_pod(config), kill);
+            eprintln!("{pause} ms into the start: {started:?}");
+            stage.node.stop_containerd(Signal::SIGKILL).await;
+            stage.node.start_containerd().await;
+            for pod in stage.cri().list_pods().await {
+                let cri = stage.cri();
+                insist("StopPodSandbox works", async || cri.try_stop_pod(&pod.id).await).await;
+                insist("RemovePodSandbox works", async || cri.try_remove_pod(&pod.id).await).await;
+            }
+            stage.expect_clean().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_12748_a_crash_loop_makes_nothing_grow() {
+        let stage = stage!(Stage::shared());
+        let cri = stage.cri();
+        let pod = cri.run_pod("crashing").await;
+        let main = cri.start(&pod, Cri::shell("main", "sleep 100000")).await;
+        let crash = async |number: u32| {
+            let mut config = Cri::shell("crash", "exit 3");
+            config.metadata.as_mut().unwrap().attempt = number;
+            let missing = number.is_multiple_of(2);
+            if missing {
+                config.command = vec!["/bin/not-there".into()];
+            }
+            let container = cri.create(&pod, config).await;
+            let started = cri.try_start(&container.id).await;
+            assert_eq!(started.is_err(), missing, "{started:?}");
+            if !missing {
+                assert_eq!(cri.wait_exit(&container.id).await.exit_code, 3);
+            }
+            cri.remove(&container.id).await;
+        };
+        for number in 0..4 {
+            crash(number).await;
+        }
+        let before = footprint(&stage, &main).await;
+        for number in 4..if full() { 504 } else { 34 } {
+            crash(number).await;
+        }
+        expect_flat(&stage, &main, &before).await;
+        stage.end(&pod).await;
+    }
 }

@@ -3,7 +3,8 @@
 //! `BULKHEAD_TEST_CONTROL=1` runs what does not depend on a VM against containerd's own runc instead: a test that
 //! fails there is wrong itself.
 //!
-//! A test called `field_N` is about a failure that users of other sandboxed runtimes have reported:
+//! Tests in a module `reported` are about failures that users of other sandboxed runtimes have reported, and are named after
+//! project and number (`kata_10969_…`). The first column is the number in the list that they were taken from:
 //!
 //! | N | reported as | what failed |
 //! |---|---|---|

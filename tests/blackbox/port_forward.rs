@@ -80,44 +80,6 @@ async fn as_kubectl_does(stage: &Stage, pod: &Pod) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn field_11_port_forward_reaches_what_listens_in_the_pod() {
-    let stage = stage!(Stage::shared());
-    let (pod, container) = servers(&stage).await;
-    let page = Forwarded::http_get(&stage.node, &pod.id, 8080).await.unwrap();
-    assert_eq!(page, "hello from the pod\n");
-
-    // Nothing listens there: told, and soon.
-    let started = Instant::now();
-    let refused = Forwarded::http_get(&stage.node, &pod.id, 9).await.unwrap_err();
-    assert!(refused.contains("refused") || refused.contains("reset"), "{refused}");
-    assert!(started.elapsed() < wait::patiently(AT_ONCE), "{refused} after {:?}", started.elapsed());
-
-    // The end of what one side says reaches the other while the answer is still to come.
-    let netns = netns(&stage).await;
-    let bytes = 3_000_000;
-    let expected =
-        stage.cri().exec(&container.id, &format!("yes 0123456789 | head -c {bytes} | md5sum")).await;
-    assert_eq!(md5_from_netns(&stage, &netns, "127.0.0.1", bytes).await, expected);
-
-    // Sessions side by side, and one under way when the pod ends.
-    let mut open = Vec::new();
-    for _ in 0..20 {
-        open.push(Forwarded::open(&stage.node, &pod.id, 8080).await);
-    }
-    for session in &mut open {
-        session.send(b"GET / HTTP/1.0\r\n\r\n");
-    }
-    for session in open {
-        let (answer, error) = session.finish();
-        assert!(String::from_utf8_lossy(&answer).ends_with("hello from the pod\n"), "{error}");
-    }
-    as_kubectl_does(&stage, &pod).await;
-    let under_way = Forwarded::open(&stage.node, &pod.id, 8080).await;
-    stage.end(&pod).await;
-    drop(under_way);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn port_forward_is_the_pods_own_and_outlives_the_sandboxer() {
     let mut stage = stage!(Stage::vm(Options::default()));
     let (pod, _container) = servers(&stage).await;
@@ -173,4 +135,47 @@ async fn localhost_of_the_namespace_is_closed_when_stop_returns() {
     controller.shutdown(&id).await.unwrap();
     stage.node.remove_pod_netns("closing").await;
     stage.expect_clean().await;
+}
+
+/// Failures that users of other sandboxed runtimes have reported (the table in `main.rs`).
+mod reported {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_10843_port_forward_reaches_what_listens_in_the_pod() {
+        let stage = stage!(Stage::shared());
+        let (pod, container) = servers(&stage).await;
+        let page = Forwarded::http_get(&stage.node, &pod.id, 8080).await.unwrap();
+        assert_eq!(page, "hello from the pod\n");
+
+        // Nothing listens there: told, and soon.
+        let started = Instant::now();
+        let refused = Forwarded::http_get(&stage.node, &pod.id, 9).await.unwrap_err();
+        assert!(refused.contains("refused") || refused.contains("reset"), "{refused}");
+        assert!(started.elapsed() < wait::patiently(AT_ONCE), "{refused} after {:?}", started.elapsed());
+
+        // The end of what one side says reaches the other while the answer is still to come.
+        let netns = netns(&stage).await;
+        let bytes = 3_000_000;
+        let expected =
+            stage.cri().exec(&container.id, &format!("yes 0123456789 | head -c {bytes} | md5sum")).await;
+        assert_eq!(md5_from_netns(&stage, &netns, "127.0.0.1", bytes).await, expected);
+
+        // Sessions side by side, and one under way when the pod ends.
+        let mut open = Vec::new();
+        for _ in 0..20 {
+            open.push(Forwarded::open(&stage.node, &pod.id, 8080).await);
+        }
+        for session in &mut open {
+            session.send(b"GET / HTTP/1.0\r\n\r\n");
+        }
+        for session in open {
+            let (answer, error) = session.finish();
+            assert!(String::from_utf8_lossy(&answer).ends_with("hello from the pod\n"), "{error}");
+        }
+        as_kubectl_does(&stage, &pod).await;
+        let under_way = Forwarded::open(&stage.node, &pod.id, 8080).await;
+        stage.end(&pod).await;
+        drop(under_way);
+    }
 }

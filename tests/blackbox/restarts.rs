@@ -95,11 +95,6 @@ async fn sandboxer_ends_by(signal: Signal) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn field_24_sandboxer_restart_adopts_running_pods() {
-    sandboxer_ends_by(Signal::SIGTERM).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn sandboxer_kill_9_costs_no_container_and_no_log_line() {
     sandboxer_ends_by(Signal::SIGKILL).await;
 }
@@ -206,20 +201,6 @@ async fn a_pod_can_be_stopped_right_after_a_restart_of_both() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn field_24_the_vmm_dies_while_the_sandboxer_is_away() {
-    let mut stage = stage!(Stage::vm(Options::default()));
-    let pod = stage.cri().run_pod("orphan").await;
-    let container = stage.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;
-    let vmm = stage.the_one(VMM);
-    stage.node.stop_sandboxer(Signal::SIGKILL).await;
-    bulkhead_tests::processes::signal(vmm.pid, Signal::SIGKILL);
-    stage.node.start_sandboxer().await;
-    stage.cri().expect_not_ready(&pod.id).await;
-    assert_eq!(stage.cri().wait_exit(&container.id).await.exit_code, 137);
-    stage.end(&pod).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn kill_9_while_a_pod_starts_leaves_nothing() {
     let mut stage = stage!(Stage::vm(Options::default()));
     stage.warm_up().await;
@@ -268,4 +249,28 @@ async fn after_a_reboot_every_old_pod_is_not_ready_and_removable() {
     stage.expect_clean().await;
     let pod = stage.cri().run_pod("fresh").await;
     stage.end(&pod).await;
+}
+
+/// Failures that users of other sandboxed runtimes have reported (the table in `main.rs`).
+mod reported {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kuasar_49_sandboxer_restart_adopts_running_pods() {
+        sandboxer_ends_by(Signal::SIGTERM).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kuasar_49_the_vmm_dies_while_the_sandboxer_is_away() {
+        let mut stage = stage!(Stage::vm(Options::default()));
+        let pod = stage.cri().run_pod("orphan").await;
+        let container = stage.cri().start(&pod, Cri::shell("main", "sleep 1000")).await;
+        let vmm = stage.the_one(VMM);
+        stage.node.stop_sandboxer(Signal::SIGKILL).await;
+        bulkhead_tests::processes::signal(vmm.pid, Signal::SIGKILL);
+        stage.node.start_sandboxer().await;
+        stage.cri().expect_not_ready(&pod.id).await;
+        assert_eq!(stage.cri().wait_exit(&container.id).await.exit_code, 137);
+        stage.end(&pod).await;
+    }
 }

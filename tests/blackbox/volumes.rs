@@ -97,48 +97,6 @@ async fn host_paths_of_every_kind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn field_18_mounts_of_the_node_reach_containers_that_ask_for_them() {
-    let stage = stage!(Stage::shared());
-    let cri = stage.cri();
-    let volume = folder(&stage, "volume");
-    for sub in ["before", "later"] {
-        std::fs::create_dir(volume.join(sub)).unwrap();
-    }
-    let name = volume.display().to_string();
-    // Propagation needs a mount that passes it on.
-    stage.node.run(&["mount", "--bind", &name, &name]).await;
-    stage.node.run(&["mount", "--make-rshared", &name]).await;
-    let tmpfs = async |sub: &str| {
-        let at = volume.join(sub).display().to_string();
-        stage.node.run(&["mount", "-t", "tmpfs", sub, &at]).await;
-        stage.node.run(&["sh", "-c", &format!("echo {sub} > {at}/name")]).await;
-    };
-    tmpfs("before").await;
-    let pod = cri.run_pod("propagation").await;
-    let slave = api::Mount {
-        propagation: api::MountPropagation::PropagationHostToContainer.into(),
-        ..mount(&volume, "/volume")
-    };
-    let slave = cri.start(&pod, sleeper("slave", vec![slave])).await;
-    let private = cri.start(&pod, sleeper("private", vec![mount(&volume, "/volume")])).await;
-    for container in [&slave, &private] {
-        assert_eq!(cri.exec(&container.id, "cat /volume/before/name").await, "before\n");
-        assert_eq!(cri.exec(&container.id, "ls /volume/later").await, "");
-    }
-    tmpfs("later").await;
-    expect_soon(cri, &slave, "cat /volume/later/name", "later\n").await;
-    assert_eq!(cri.exec(&private.id, "ls /volume/later").await, "", "a private volume got a later mount");
-    cri.exec(&slave.id, "echo written > /volume/later/back").await;
-    let back = stage.node.inside(&volume.join("later/back").display().to_string());
-    assert_eq!(std::fs::read_to_string(back).unwrap(), "written\n");
-    cri.end_pod(&pod).await;
-    for at in [volume.join("later"), volume.join("before"), volume.clone()] {
-        stage.node.run(&["umount", &at.display().to_string()]).await;
-    }
-    stage.expect_clean().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn read_only_is_recursive_when_it_says_so_and_only_then() {
     let stage = stage!(Stage::shared());
     let cri = stage.cri();
@@ -276,12 +234,59 @@ async fn a_volume_in_memory_ends_at_its_size(stage: &Stage, pod: &Pod) {
     stage.node.run(&["umount", &name]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn field_17_owners_attributes_and_sizes_are_kept() {
-    let stage = stage!(Stage::shared());
-    let pod = stage.cri().run_pod("owners").await;
-    let volume = folder(&stage, "volume");
-    owners_and_attributes(stage.cri(), &pod, &volume, &stage.node.base().busybox).await;
-    a_volume_in_memory_ends_at_its_size(&stage, &pod).await;
-    stage.end(&pod).await;
+/// Failures that users of other sandboxed runtimes have reported (the table in `main.rs`).
+mod reported {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_10487_mounts_of_the_node_reach_containers_that_ask_for_them() {
+        let stage = stage!(Stage::shared());
+        let cri = stage.cri();
+        let volume = folder(&stage, "volume");
+        for sub in ["before", "later"] {
+            std::fs::create_dir(volume.join(sub)).unwrap();
+        }
+        let name = volume.display().to_string();
+        // Propagation needs a mount that passes it on.
+        stage.node.run(&["mount", "--bind", &name, &name]).await;
+        stage.node.run(&["mount", "--make-rshared", &name]).await;
+        let tmpfs = async |sub: &str| {
+            let at = volume.join(sub).display().to_string();
+            stage.node.run(&["mount", "-t", "tmpfs", sub, &at]).await;
+            stage.node.run(&["sh", "-c", &format!("echo {sub} > {at}/name")]).await;
+        };
+        tmpfs("before").await;
+        let pod = cri.run_pod("propagation").await;
+        let slave = api::Mount {
+            propagation: api::MountPropagation::PropagationHostToContainer.into(),
+            ..mount(&volume, "/volume")
+        };
+        let slave = cri.start(&pod, sleeper("slave", vec![slave])).await;
+        let private = cri.start(&pod, sleeper("private", vec![mount(&volume, "/volume")])).await;
+        for container in [&slave, &private] {
+            assert_eq!(cri.exec(&container.id, "cat /volume/before/name").await, "before\n");
+            assert_eq!(cri.exec(&container.id, "ls /volume/later").await, "");
+        }
+        tmpfs("later").await;
+        expect_soon(cri, &slave, "cat /volume/later/name", "later\n").await;
+        assert_eq!(cri.exec(&private.id, "ls /volume/later").await, "", "a private volume got a later mount");
+        cri.exec(&slave.id, "echo written > /volume/later/back").await;
+        let back = stage.node.inside(&volume.join("later/back").display().to_string());
+        assert_eq!(std::fs::read_to_string(back).unwrap(), "written\n");
+        cri.end_pod(&pod).await;
+        for at in [volume.join("later"), volume.join("before"), volume.clone()] {
+            stage.node.run(&["umount", &at.display().to_string()]).await;
+        }
+        stage.expect_clean().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_2438_owners_attributes_and_sizes_are_kept() {
+        let stage = stage!(Stage::shared());
+        let pod = stage.cri().run_pod("owners").await;
+        let volume = folder(&stage, "volume");
+        owners_and_attributes(stage.cri(), &pod, &volume, &stage.node.base().busybox).await;
+        a_volume_in_memory_ends_at_its_size(&stage, &pod).await;
+        stage.end(&pod).await;
+    }
 }

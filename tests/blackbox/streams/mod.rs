@@ -301,18 +301,6 @@ async fn every_way(streams: &Streams<'_>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn field_6_and_12_streams_by_fifos() {
-    let stage = stage!(Stage::shared());
-    let streams = Streams::start(&stage).await;
-    every_way(&streams).await;
-    let much = Flood { transport: Transport::Spdy, mebibytes: if full() { 100 } else { 25 }, slow: false };
-    let slow = Flood { transport: Transport::WebSocket, mebibytes: if full() { 100 } else { 5 }, slow: true };
-    much_output(&streams, [much, slow]).await;
-    execs_leave_nothing(&streams, if full() { 1_000 } else { 60 }).await;
-    stage.end(&streams.pod).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn execs_given_up_before_their_start() {
     for options in [Options::default(), Options::streaming()] {
         let stage = stage!(Stage::vm(options));
@@ -378,4 +366,23 @@ async fn streaming_on_containerd_2_1_through_its_restart() {
     let status = stage.cri().wait_exit(&ended.id).await;
     assert_eq!((status.exit_code, ended.log().stdout.as_str()), (5, "first\nlast\n"));
     stage.end(&pod).await;
+}
+
+/// Failures that users of other sandboxed runtimes have reported (the table in `main.rs`).
+mod reported {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn kata_6455_and_kata_13640_streams_by_fifos() {
+        let stage = stage!(Stage::shared());
+        let streams = Streams::start(&stage).await;
+        every_way(&streams).await;
+        let much =
+            Flood { transport: Transport::Spdy, mebibytes: if full() { 100 } else { 25 }, slow: false };
+        let slow =
+            Flood { transport: Transport::WebSocket, mebibytes: if full() { 100 } else { 5 }, slow: true };
+        much_output(&streams, [much, slow]).await;
+        execs_leave_nothing(&streams, if full() { 1_000 } else { 60 }).await;
+        stage.end(&streams.pod).await;
+    }
 }
