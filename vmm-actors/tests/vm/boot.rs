@@ -50,20 +50,9 @@ async fn q35_boots_answers_and_powers_off() {
 async fn finds_its_network_device(machine: Machine) {
     let Some(mut rig) = Rig::new(machine) else { return };
     let Some(own) = OwnNetns::make() else { return say_skipped("a network namespace needs root") };
-    let netns = Netns::open(&own.path()).unwrap();
-    let taps = Tap::create(&netns, vec!["rig0".to_owned()]).await.unwrap();
-    let mac = "02:00:5e:10:00:01";
-    let nic = |tap: Tap| vm::Nic { tap: tap.into_fd(), mac: mac.to_owned(), mtu: 1400 };
-    rig.nics.replace(taps.into_iter().map(nic).collect());
+    let interface = rig.add_nic(&own).await;
     rig.boot().await;
     ask(&rig.agent, agent::AwaitGuest).await.unwrap();
-    let interface = Interface {
-        mac: mac.to_owned(),
-        name: "eth0".to_owned(),
-        mtu: 1400,
-        addresses: vec!["10.9.8.7/24".to_owned()],
-        ..Interface::default()
-    };
     let request =
         SetupRequest { sandbox_id: "rig".to_owned(), interfaces: vec![interface], ..SetupRequest::default() };
     ask(&rig.agent, agent::Setup { request: Box::new(request) }).await.unwrap();
@@ -325,6 +314,22 @@ async fn kvm_is_believed_only_where_a_guest_runs() {
 impl Rig {
     pub(crate) async fn set_up(&self) {
         self.set_up_with(Vec::new()).await;
+    }
+
+    /// Gives the VM a network device before it boots, by a tap in this namespace; returns what the guest is told of it.
+    pub(crate) async fn add_nic(&self, own: &OwnNetns) -> Interface {
+        let netns = Netns::open(&own.path()).unwrap();
+        let taps = Tap::create(&netns, vec!["rig0".to_owned()]).await.unwrap();
+        let mac = "02:00:5e:10:00:01";
+        let nic = |tap: Tap| vm::Nic { tap: tap.into_fd(), mac: mac.to_owned(), mtu: 1400 };
+        self.nics.replace(taps.into_iter().map(nic).collect());
+        Interface {
+            mac: mac.to_owned(),
+            name: "eth0".to_owned(),
+            mtu: 1400,
+            addresses: vec!["10.9.8.7/24".to_owned()],
+            ..Interface::default()
+        }
     }
 
     /// With these network devices.

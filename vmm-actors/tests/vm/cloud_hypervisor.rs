@@ -3,11 +3,8 @@
 
 use std::time::Duration;
 
-use bulkhead_protocol::agent::Interface;
 use vmm_actors::ask::{AskError, ask};
-use vmm_actors::host::netns::Netns;
 use vmm_actors::host::process::Exit;
-use vmm_actors::host::tap::Tap;
 use vmm_actors::vm::{Acceleration, Access, Device, Disk, EndCause, GuestState, Size, VmError};
 use vmm_actors::{agent, vm};
 
@@ -114,20 +111,9 @@ async fn shrunk(rig: &Rig, to: Size) -> Size {
 async fn a_guest_finds_its_network_device() {
     let Some(mut rig) = Rig::on_cloud_hypervisor(|_| {}).await else { return };
     let Some(own) = OwnNetns::make() else { return say_skipped("a network namespace needs root") };
-    let netns = Netns::open(&own.path()).unwrap();
-    let taps = Tap::create(&netns, vec!["rig0".to_owned()]).await.unwrap();
-    let mac = "02:00:5e:10:00:01";
-    let nic = |tap: Tap| vm::Nic { tap: tap.into_fd(), mac: mac.to_owned(), mtu: 1400 };
-    rig.nics.replace(taps.into_iter().map(nic).collect());
+    let interface = rig.add_nic(&own).await;
     rig.boot().await;
     ask(&rig.agent, agent::AwaitGuest).await.unwrap();
-    let interface = Interface {
-        mac: mac.to_owned(),
-        name: "eth0".to_owned(),
-        mtu: 1400,
-        addresses: vec!["10.9.8.7/24".to_owned()],
-        ..Interface::default()
-    };
     rig.set_up_with(vec![interface]).await;
     ask(&rig.vm, vm::Shutdown { grace: Duration::ZERO }).await.unwrap();
     rig.virtiofsd_exited.recv().await.unwrap();

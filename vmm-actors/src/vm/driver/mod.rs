@@ -5,6 +5,8 @@ mod capabilities;
 mod cloud_hypervisor;
 mod device;
 mod drivers;
+mod kvm_trial;
+mod payload;
 mod qemu;
 
 pub use api::{Driver, GuestState, Launched, Sizes};

@@ -6,7 +6,6 @@
 //! is such a link, too: the VMM would empty it first.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -21,6 +20,7 @@ use crate::host::process::{Exit, OwnedProcess, ProcessError, Spawn, last_lines};
 use crate::host::socket;
 use crate::runtime_dir::VmDir;
 use crate::vm::LaunchSpec;
+use crate::vm::driver::payload;
 
 /// Number of the API's listening socket in the VMM.
 const API_FD: i32 = 3;
@@ -155,10 +155,10 @@ impl Drop for Links {
     }
 }
 
-/// Says early and by name what the VMM would say late and in its own words.
 fn readable(setting: &'static str, path: &Path) -> Result<(), CloudHypervisorError> {
-    let file = File::open(path).and_then(|file| file.metadata());
-    let usable =
-        file.and_then(|file| if file.is_file() { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) });
-    usable.map_err(|source| CloudHypervisorError::Unusable { setting, path: path.to_owned(), source })
+    payload::readable(path).map_err(|source| CloudHypervisorError::Unusable {
+        setting,
+        path: path.to_owned(),
+        source,
+    })
 }

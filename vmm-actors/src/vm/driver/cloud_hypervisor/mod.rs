@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use bulkhead_config::{CloudHypervisor, Hypervisor, Settings};
 use serde::{Deserialize, Serialize};
 
+use crate::vm::driver::kvm_trial::KvmTrial;
 use crate::vm::{
     Ability, Acceleration, Capabilities, Device, DiskBus, Driver, DriverState, GuestState, Hotplug,
     LaunchSpec, Launched, Size, Sizes, TapHandover, VmError, VmRecord,
@@ -22,7 +23,6 @@ use crate::vm::{
 use api::Api;
 use error::CloudHypervisorError;
 use info::Info;
-use trial::KvmTrial;
 
 /// What this driver has not yet.
 const NOT_BUILT: &str = "which this release cannot";
@@ -50,8 +50,9 @@ impl CloudHypervisorDriver {
     /// A driver with these settings. Nothing is started before [`probe`](Driver::probe) or the first launch.
     pub(super) fn new(settings: &Settings) -> Self {
         let own = settings.cloud_hypervisor.clone();
-        let (kernel, run_dir) = (settings.guest.kernel.clone(), settings.sandboxer.run_dir.clone());
-        Self { kvm: KvmTrial::new(own.path.clone(), kernel, run_dir), settings: own }
+        let vmm = trial::vmm(own.path.clone(), &settings.guest.kernel);
+        let kvm = KvmTrial::new(vmm, settings.sandboxer.run_dir.clone(), trial::BUDGET);
+        Self { kvm, settings: own }
     }
 }
 

@@ -1,7 +1,6 @@
 //! QEMU: `microvm` or `q35`, on KVM where it truly works, by emulation elsewhere. Its API is QMP; the guest's vsock
 //! is served by `vhost-device-vsock`, one for each VM.
 
-mod accelerator;
 mod args;
 mod clock;
 mod disk;
@@ -9,8 +8,8 @@ mod error;
 mod helper;
 mod qmp;
 mod resize;
+mod trial;
 
-use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
@@ -21,11 +20,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::process::{OwnedProcess, ProcessError, Spawn};
 use crate::host::socket;
+use crate::vm::driver::kvm_trial::{CpuBudget, KvmTrial};
+use crate::vm::driver::payload;
 use crate::vm::{
     Ability, Acceleration, Capabilities, Device, DiskBus, Driver, DriverState, GuestState, Hotplug,
     LaunchSpec, Launched, Size, Sizes, TapHandover, VmError, VmRecord,
 };
-use accelerator::{CpuBudget, KvmTrial};
 use args::{CommandLine, Descriptors};
 use error::QemuError;
 
@@ -75,8 +75,8 @@ impl QemuDriver {
             Accelerator::Kvm => CpuBudget::LONG,
             Accelerator::Auto | Accelerator::Tcg => CpuBudget::SHORT,
         };
-        let (qemu, kernel) = (settings.qemu.path.clone(), settings.guest.kernel.clone());
-        let kvm = KvmTrial::new(qemu, kernel, settings.sandboxer.run_dir.clone(), budget);
+        let vmm = trial::vmm(settings.qemu.path.clone(), &settings.guest.kernel);
+        let kvm = KvmTrial::new(vmm, settings.sandboxer.run_dir.clone(), budget);
         Self { settings: settings.qemu.clone(), kvm }
     }
 
@@ -230,11 +230,7 @@ async fn machine_of(vm: &VmRecord) -> Result<Machine, QemuError> {
 
 /// Says early and by name what QEMU would say late and in its own words.
 fn readable(setting: &'static str, path: &Path) -> Result<(), QemuError> {
-    std::fs::File::open(path)
-        .and_then(
-            |file| if file.metadata()?.is_file() { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) },
-        )
-        .map_err(|source| QemuError::Unusable { setting, path: path.to_owned(), source })
+    payload::readable(path).map_err(|source| QemuError::Unusable { setting, path: path.to_owned(), source })
 }
 
 /// Descriptors for a child, numbered from 3 on.
